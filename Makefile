@@ -1,0 +1,29 @@
+# make demo    watch the main job on this machine
+# make test    run every test
+# make lint    ruff, mypy, import contracts
+# make bench   measure, and rewrite docs/performance.md
+# make protos  generate xds/wire from protos/
+
+.PHONY: setup demo test lint bench protos
+bin := .venv/bin
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(bin)/gossamer demo
+
+test: setup
+	@$(bin)/python -m pytest -q
+
+lint: setup
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+
+bench: setup
+	@$(bin)/python -m benchmarks
+
+protos: setup
+	@$(bin)/python scripts/generate_wire.py

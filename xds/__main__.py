@@ -1,0 +1,5 @@
+"""``python -m xds`` is ``gossamer``."""
+
+from xds.cli import main
+
+main()

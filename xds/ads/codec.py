@@ -1,0 +1,102 @@
+"""Discovery messages to and from bytes, for both variants of the protocol.
+
+The node is read apart from the rest: Envoy sends it with the first message only, 60 KB of it, and nothing that
+arrives later needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
+
+from xds.ads.session import Request, Response
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.service import discovery_pb2 as discovery
+
+CONTROL_PLANE = "gossamer"
+
+
+class BadRequestError(Exception):
+    """A message that is no discovery request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Who a proxy says it is."""
+
+    id: str
+    cluster: str
+    node_name: str
+    version: str
+    """Of the Envoy, empty when it didn't say."""
+
+
+def decode(message: bytes, *, delta: bool) -> tuple[Request, Node | None]:
+    """A request, and the node that it carries, if any.
+
+    Raises:
+        BadRequestError: ``message`` can't be decoded.
+    """
+    try:
+        if delta:
+            return _decode_delta(discovery.DeltaDiscoveryRequest.FromString(message))
+        return _decode_sotw(discovery.DiscoveryRequest.FromString(message))
+    except DecodeError as error:
+        raise BadRequestError(f"not a discovery request: {error}") from error
+
+
+def _decode_delta(message: discovery.DeltaDiscoveryRequest) -> tuple[Request, Node | None]:
+    request = Request(
+        type_url=message.type_url,
+        nonce=message.response_nonce,
+        error=message.error_detail.message if message.HasField("error_detail") else None,
+        subscribe=tuple(message.resource_names_subscribe),
+        unsubscribe=tuple(message.resource_names_unsubscribe),
+        initial_versions=dict(message.initial_resource_versions),
+    )
+    return request, _node(message.node) if message.HasField("node") else None
+
+
+def _decode_sotw(message: discovery.DiscoveryRequest) -> tuple[Request, Node | None]:
+    request = Request(
+        type_url=message.type_url,
+        nonce=message.response_nonce,
+        error=message.error_detail.message if message.HasField("error_detail") else None,
+        names=tuple(message.resource_names),
+    )
+    return request, _node(message.node) if message.HasField("node") else None
+
+
+def _node(node: core.Node) -> Node:
+    version = node.user_agent_version
+    if node.HasField("user_agent_build_version"):
+        build = node.user_agent_build_version.version
+        version = f"{build.major_number}.{build.minor_number}.{build.patch}"
+    name = dict(node.metadata).get("node_name", "")
+    return Node(node.id, node.cluster, name if isinstance(name, str) else "", version)
+
+
+def encode_response(response: Response, *, delta: bool) -> bytes:
+    """A response as bytes."""
+    control_plane = core.ControlPlane(identifier=CONTROL_PLANE)
+    if not delta:
+        return discovery.DiscoveryResponse(
+            version_info=response.version,
+            resources=[Any(type_url=r.type_url, value=r.body) for r in response.resources],
+            type_url=response.type_url,
+            nonce=response.nonce,
+            control_plane=control_plane,
+        ).SerializeToString()
+    return discovery.DeltaDiscoveryResponse(
+        system_version_info=response.version,
+        resources=[
+            discovery.Resource(name=r.name, version=r.version, resource=Any(type_url=r.type_url, value=r.body))
+            for r in response.resources
+        ],
+        type_url=response.type_url,
+        nonce=response.nonce,
+        removed_resources=response.removed,
+        control_plane=control_plane,
+    ).SerializeToString()

@@ -1,0 +1,201 @@
+"""The gRPC server for aggregated discovery: both variants on one port, bytes in and bytes out.
+
+Each stream has exactly two tasks, one that reads and one that writes: grpc.aio takes one write at a time, and a write
+that was cancelled makes the stream unusable, so a write that takes too long ends it and Envoy reconnects. A stream
+that ends, for whatever reason, takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from xds.ads import codec
+from xds.ads.session import Received, Response, Session
+
+log = logging.getLogger(__name__)
+
+FIRST_ANSWER_WAIT_S = 5.0
+"""How long a first answer waits for upstreams that have not been read yet."""
+WRITE_TIMEOUT_S = 30.0
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", -1),
+    # A peer that went away without a word is noticed only with all three; the first two alone are not enough.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class ListenError(Exception):
+    """The server can't listen where it was told to."""
+
+
+class Peer(Protocol):
+    """What the server needs to know of a connected proxy."""
+
+    session: Session
+    wake: asyncio.Event
+    ready: bool
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether only upstreams are missing from a whole first answer."""
+
+    def stop_waiting(self) -> None:
+        """Serve what is known."""
+
+
+class Registry(Protocol):
+    """Who knows what is meant for a proxy."""
+
+    def connected(self, node: codec.Node, token: str, address: str, *, delta: bool) -> Peer:
+        """A proxy introduced itself."""
+
+    def disconnected(self, peer: Any) -> None:
+        """Its stream ended."""
+
+    def received(self, peer: Any, received: Received, seconds: float | None) -> None:
+        """It answered; ``seconds`` is how long it took to acknowledge a response."""
+
+    def sent(self, peer: Any, response: Response, size: int) -> None:
+        """A response of ``size`` bytes is on its way to it."""
+
+
+class AdsServer:
+    """Serves aggregated discovery on one address."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, address: str) -> int:
+        """Listen on ``address`` (``host:port``, port 0 for a free one).
+
+        Returns:
+            The port.
+
+        Raises:
+            ListenError: the address can't be listened on.
+        """
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    SERVICE,
+                    {
+                        "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(self._handler(delta=True)),
+                        "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._handler(delta=False)),
+                    },
+                ),
+            )
+        )
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ListenError(f"can't listen on {address}: it is in use, or not an address of this machine") from error
+        await server.start()
+        self._server = server
+        return int(port)
+
+    async def stop(self) -> None:
+        """End every stream and stop listening."""
+        if self._server is not None:
+            await self._server.stop(grace=None)
+
+    def _handler(self, *, delta: bool) -> Callable[[Any, Any], Awaitable[None]]:
+        async def handle(_requests: Any, context: Any) -> None:
+            # Cancelled is what a handler is whose client left; passed on, grpc would print it as an error.
+            try:
+                await _Stream(self._registry, context, delta=delta).run()
+            except asyncio.CancelledError:
+                log.debug("stream from %s ended", context.peer())
+
+        return handle
+
+
+class _Stream:
+    """One stream, from its first message to its end."""
+
+    def __init__(self, registry: Registry, context: Any, *, delta: bool) -> None:
+        self._registry = registry
+        self._context = context
+        self._delta = delta
+        self._sent_at: dict[str, float] = {}
+
+    async def run(self) -> None:
+        first = await self._context.read()
+        if first is grpc.aio.EOF:
+            return
+        try:
+            request, node = codec.decode(first, delta=self._delta)
+        except codec.BadRequestError as error:
+            await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return
+        if node is None or not node.id or not node.cluster:
+            await self._context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the first request must carry node.id, the sidecar's service ID in Consul, and node.cluster, the"
+                " service it is a sidecar of; 'gossamer bootstrap' writes both",
+            )
+            return
+        token = next((v for k, v in self._context.invocation_metadata() or () if k == TOKEN_METADATA), "")
+        peer = self._registry.connected(node, str(token), self._context.peer(), delta=self._delta)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write(peer))
+                self._take(peer, request)
+                await self._read(peer)
+                writer.cancel()
+        except* (TimeoutError, codec.BadRequestError, grpc.RpcError) as errors:
+            reason = "; ".join(str(e) or type(e).__name__ for e in errors.exceptions)
+            log.warning("stream of sidecar %s ended: %s", node.id, reason)
+        finally:
+            self._registry.disconnected(peer)
+
+    async def _read(self, peer: Peer) -> None:
+        while (message := await self._context.read()) is not grpc.aio.EOF:
+            request, _ = codec.decode(message, delta=self._delta)
+            self._take(peer, request)
+
+    def _take(self, peer: Peer, request: Any) -> None:
+        received = peer.session.receive(request)
+        seconds = None
+        if received.acknowledged is not None:
+            sent_at = self._sent_at.pop(request.type_url, None)
+            seconds = asyncio.get_running_loop().time() - sent_at if sent_at is not None else None
+        self._registry.received(peer, received, seconds)
+        peer.wake.set()
+
+    async def _write(self, peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_at: float | None = None
+        while True:
+            peer.wake.clear()
+            if peer.ready:
+                while (response := peer.session.next_response()) is not None:
+                    message = codec.encode_response(response, delta=self._delta)
+                    self._sent_at[response.type_url] = loop.time()
+                    self._registry.sent(peer, response, len(message))
+                    async with asyncio.timeout(WRITE_TIMEOUT_S):
+                        await self._context.write(message)
+            elif peer.incomplete and give_up_at is None:
+                give_up_at = loop.time() + FIRST_ANSWER_WAIT_S
+            try:
+                async with asyncio.timeout_at(give_up_at if not peer.ready else None):
+                    await peer.wake.wait()
+            except TimeoutError:
+                give_up_at = None
+                peer.stop_waiting()

@@ -1,0 +1,396 @@
+"""One proxy's xDS session: what it asked for, what it has, and what to send next. No I/O, no clock, no gRPC.
+
+A `Session` takes the proxy's requests (`receive`) and the names of resources that changed (`changed`), and answers
+`next_response` whenever there is something to send. The resources themselves stay in a `ResourceView` that others
+share; the session only remembers what this proxy has of them. Delta and state-of-the-world differ in two thin
+subclasses of the codec in `xds.ads.codec`; the rules here hold for both:
+
+* At most one unacknowledged response for a type. What changes meanwhile coalesces: acknowledgement is the clock.
+* Make before break: secrets and clusters, then endpoints, then listeners and routes, removals last (xDS, "Eventual
+  consistency considerations"). Envoy acknowledges clusters only once they are warm, so a listener that waits for that
+  never points at a cluster that can't take traffic.
+* A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009).
+* What Envoy rejected is never sent again. Envoy names the culprits of a rejected listener or cluster response and
+  takes the others; where it does not say, the resources of that response are tried once more one by one, and the one
+  that is rejected alone is the culprit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_NAMES, Resource
+
+WILDCARD = "*"
+MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, LISTENER, ROUTE)
+"""The order in which resources are added and changed."""
+BREAK_ORDER = (LISTENER, ROUTE, CLUSTER, ENDPOINT, SECRET)
+"""The order in which they are removed."""
+HOLDS_BACK = {LISTENER: (CLUSTER, ENDPOINT), ROUTE: (CLUSTER, ENDPOINT)}
+"""A type waits until the proxy has acknowledged these."""
+FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER})
+"""The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification)."""
+WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
+"""The types that an empty first subscription means everything for (xDS specification)."""
+UNCERTAIN = "?"
+"""The version of a resource that the proxy has in some version or other; equal to none."""
+
+
+class ResourceView(Protocol):
+    """The resources meant for one proxy, always current."""
+
+    def get(self, type_url: str, name: str) -> Resource | None:
+        """The resource of that name, ``None`` where there is none."""
+
+    def names(self, type_url: str) -> Iterable[str]:
+        """Every name of that type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A discovery request of either variant, decoded."""
+
+    type_url: str
+    nonce: str = ""
+    error: str | None = None
+    """Envoy's words when it rejects the response ``nonce``."""
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    initial_versions: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    """State of the world only: all names that are wanted now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What to send next. ``version`` is the state-of-the-world version of the whole type."""
+
+    type_url: str
+    nonce: str
+    version: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A resource that Envoy refused, with its reason."""
+
+    type_url: str
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a request said about an earlier response."""
+
+    acknowledged: str | None = None
+    """The type whose outstanding response is now acknowledged."""
+    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(slots=True)
+class TypeState:
+    """What a proxy has asked for and what it has, of one type."""
+
+    wildcard: bool = False
+    named: set[str] = field(default_factory=set)
+    has: dict[str, str] = field(default_factory=dict)
+    """Name to version: what the proxy has once it acknowledged ``in_flight``. Empty: it knows there is none."""
+    good: dict[str, Resource] = field(default_factory=dict)
+    """State of the world only: the last resource under each name that was not rejected, to be listed again."""
+    rejected: dict[str, Rejection] = field(default_factory=dict)
+    dirty: set[str] = field(default_factory=set)
+    suspects: list[str] = field(default_factory=list)
+    """Names from a rejected response whose culprit is unknown, to be tried one by one."""
+    in_flight: Response | None = None
+    last_nonce: str = ""
+    asked: bool = False
+    answered: bool = False
+    acknowledged: int = 0
+    sent: int = 0
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.named
+
+
+class Session:
+    """The state machine. ``delta`` says which of the two variants of the protocol the stream speaks."""
+
+    def __init__(self, view: ResourceView, *, delta: bool) -> None:
+        self._view = view
+        self.delta = delta
+        self._types: dict[str, TypeState] = {type_url: TypeState() for type_url in MAKE_ORDER}
+        self._nonce = 0
+
+    def state(self, type_url: str) -> TypeState:
+        """What the proxy asked for and has of one type, for inspection."""
+        return self._types[type_url]
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def receive(self, request: Request) -> Received:
+        """Take a request: a subscription, an acknowledgement, a rejection, or several of these at once.
+
+        Types that Gossamer does not serve are remembered nowhere and never answered.
+        """
+        state = self._types.get(request.type_url)
+        if state is None:
+            return Received()
+        received = self._acknowledge(state, request)
+        if not state.asked:
+            self._first_request(state, request)
+        elif request.names is not None:
+            self._replace_subscription(state, request)
+        self._subscribe(state, request)
+        return received
+
+    def _first_request(self, state: TypeState, request: Request) -> None:
+        state.asked = True
+        # A proxy that kept its resources over a reconnect waits for no first answer; a fresh one does, even if empty.
+        state.answered = bool(request.initial_versions)
+        wanted = request.subscribe if request.names is None else request.names
+        if request.type_url in WILDCARD_TYPES and not wanted:
+            state.wildcard = True
+            state.dirty.update(self._view.names(request.type_url))
+        for name, version in request.initial_versions.items():
+            state.has[name] = version
+            state.dirty.add(name)
+        if request.names is not None:
+            state.named.update(n for n in request.names if n != WILDCARD)
+            state.dirty.update(state.named)
+            if WILDCARD in request.names:
+                self._set_wildcard(state, request.type_url, wildcard=True)
+
+    def _replace_subscription(self, state: TypeState, request: Request) -> None:
+        if request.nonce and request.nonce != state.last_nonce:
+            return  # An answer to a response that a later one has overtaken: its names are overtaken too.
+        names = set(request.names or ())
+        legacy_wildcard = request.type_url in WILDCARD_TYPES and not names and state.wildcard
+        self._set_wildcard(state, request.type_url, WILDCARD in names or legacy_wildcard)
+        wanted = names - {WILDCARD}
+        for name in state.named - wanted:
+            self._forget(state, name)
+        state.dirty.update(wanted - state.named)
+        state.named = wanted
+
+    def _subscribe(self, state: TypeState, request: Request) -> None:
+        for name in request.unsubscribe:
+            if name == WILDCARD:
+                self._set_wildcard(state, request.type_url, wildcard=False)
+            elif name in state.named:
+                state.named.discard(name)
+                self._forget(state, name)
+        for name in request.subscribe:
+            if name == WILDCARD:
+                self._set_wildcard(state, request.type_url, wildcard=True)
+                continue
+            state.named.add(name)
+            # Asking for a name means not having it, whatever was sent before, unless the version comes along.
+            if name not in request.initial_versions:
+                state.has.pop(name, None)
+            state.dirty.add(name)
+
+    def _set_wildcard(self, state: TypeState, type_url: str, wildcard: bool) -> None:
+        was, state.wildcard = state.wildcard, wildcard
+        if wildcard and not was:
+            state.dirty.update(self._view.names(type_url))
+        elif was and not wildcard:
+            for name in [n for n in state.has if n not in state.named]:
+                self._forget(state, name)
+
+    @staticmethod
+    def _forget(state: TypeState, name: str) -> None:
+        """The proxy no longer wants ``name``; under a wildcard it still does."""
+        if state.wildcard:
+            return
+        state.has.pop(name, None)
+        state.good.pop(name, None)
+        state.dirty.discard(name)
+
+    def _acknowledge(self, state: TypeState, request: Request) -> Received:
+        response = state.in_flight
+        if response is None or request.nonce != response.nonce:
+            return Received()
+        state.in_flight = None
+        if request.error is None:
+            state.acknowledged += 1
+            for resource in response.resources:
+                if state.has.get(resource.name) == resource.version:
+                    state.rejected.pop(resource.name, None)
+                if not self.delta:
+                    state.good[resource.name] = resource
+            return Received(acknowledged=request.type_url)
+        return Received(rejections=self._reject(state, response, request.error))
+
+    def _reject(self, state: TypeState, response: Response, reason: str) -> tuple[Rejection, ...]:
+        fresh = [r for r in response.resources if self.delta or state.good.get(r.name) != r]
+        culprits = [r for r in fresh if _mentions(reason, r.name)] or (fresh if len(fresh) == 1 else [])
+        rejections = tuple(Rejection(response.type_url, r.name, r.version, reason) for r in culprits)
+        for rejection in rejections:
+            state.rejected[rejection.name] = rejection
+        if culprits:
+            if not self.delta:
+                state.good.update({r.name: r for r in fresh if r not in culprits})
+        else:
+            state.suspects.extend(r.name for r in fresh)
+            state.has.update((r.name, UNCERTAIN) for r in fresh)
+        return rejections
+
+    def changed(self, type_url: str, names: Iterable[str]) -> None:
+        """These resources may differ from what the view held before: look at them for the next response."""
+        state = self._types[type_url]
+        if state.asked:
+            state.dirty.update(names)
+
+    # -- what goes out ------------------------------------------------------------------------------------------
+
+    def next_response(self) -> Response | None:
+        """The response to send now, which is then outstanding; ``None`` when there is nothing to send."""
+        for type_url in MAKE_ORDER:
+            if not self._held_back(type_url):
+                response = self._make(type_url)
+                if response is not None:
+                    return response
+        for type_url in BREAK_ORDER:
+            if not self._break_held_back(type_url):
+                response = self._break(type_url)
+                if response is not None:
+                    return response
+        return None
+
+    def _held_back(self, type_url: str) -> bool:
+        return self._types[type_url].in_flight is not None or any(
+            self._types[earlier].in_flight is not None or self._pending(earlier)
+            for earlier in HOLDS_BACK.get(type_url, ())
+        )
+
+    def _break_held_back(self, type_url: str) -> bool:
+        """Removals wait until nothing is being made, so that what replaces a resource is there before it goes."""
+        return self._types[type_url].in_flight is not None or any(
+            (earlier == LISTENER and self._types[earlier].in_flight is not None) or self._pending(earlier)
+            for earlier in (CLUSTER, ENDPOINT, LISTENER, ROUTE)
+        )
+
+    def _pending(self, type_url: str) -> bool:
+        """Whether something of this type is still to be added or changed."""
+        state = self._types[type_url]
+        return bool(state.suspects) or any(self._to_send(state, type_url, name) for name in state.dirty)
+
+    def _to_send(self, state: TypeState, type_url: str, name: str) -> Resource | None:
+        if not state.wants(name):
+            return None
+        resource = self._view.get(type_url, name)
+        if resource is None or state.has.get(name) == resource.version:
+            return None
+        rejection = state.rejected.get(name)
+        if rejection is not None and rejection.version == resource.version:
+            return None
+        return resource
+
+    def _make(self, type_url: str) -> Response | None:
+        state = self._types[type_url]
+        if not state.asked:
+            return None
+        found = self._next_suspect(state, type_url)
+        if not found:
+            found = [r for name in sorted(state.dirty) if (r := self._to_send(state, type_url, name)) is not None]
+        absent = [] if not self.delta else self._unknown_names(state, type_url)
+        first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta)
+        if not found and not absent and not first:
+            self._settle(state, type_url)
+            return None
+        return self._send(state, type_url, found, absent)
+
+    def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
+        while state.suspects:
+            resource = self._to_send(state, type_url, state.suspects.pop(0))
+            if resource is not None:
+                return [resource]
+        return []
+
+    def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
+        """Names that were asked for and do not exist: a delta client is told so once, rather than left waiting."""
+        return [
+            name
+            for name in sorted(state.dirty & state.named)
+            if name not in state.has and self._view.get(type_url, name) is None
+        ]
+
+    def _settle(self, state: TypeState, type_url: str) -> None:
+        """Drop the names from ``dirty`` that nothing is to be done about: neither to send nor to remove."""
+        state.dirty = {name for name in state.dirty if self._is_gone(state, type_url, name)}
+
+    def _is_gone(self, state: TypeState, type_url: str, name: str) -> bool:
+        return bool(state.has.get(name)) and self._view.get(type_url, name) is None
+
+    def _break(self, type_url: str) -> Response | None:
+        state = self._types[type_url]
+        gone = sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+        if not gone:
+            return None
+        for name in gone:
+            state.good.pop(name, None)
+            state.rejected.pop(name, None)
+        if not self.delta and type_url not in FULL_STATE_TYPES:
+            # State of the world has no word for this: the proxy drops it when it drops what refers to it.
+            for name in gone:
+                state.has.pop(name)
+                state.dirty.discard(name)
+            return None
+        return self._send(state, type_url, [], gone)
+
+    def _send(self, state: TypeState, type_url: str, resources: list[Resource], removed: list[str]) -> Response:
+        for resource in resources:
+            if type_url == CLUSTER and resource.endpoints and resource.name in state.has:
+                self._resend(ENDPOINT, resource.endpoints)
+            state.has[resource.name] = resource.version
+            state.dirty.discard(resource.name)
+        for name in removed:
+            if state.has.get(name):
+                del state.has[name]
+            if name in state.named:
+                state.has[name] = ""
+            state.dirty.discard(name)
+        listed = resources if self.delta else self._whole(state, type_url, resources)
+        self._nonce += 1
+        state.sent += 1
+        state.answered = True
+        state.last_nonce = f"{self._nonce:x}"
+        state.in_flight = Response(type_url, state.last_nonce, state.last_nonce, tuple(listed), tuple(removed))
+        return state.in_flight
+
+    @staticmethod
+    def _whole(state: TypeState, type_url: str, resources: list[Resource]) -> list[Resource]:
+        if type_url not in FULL_STATE_TYPES:
+            return resources
+        whole = {**state.good, **{r.name: r for r in resources}}
+        return [whole[name] for name in sorted(whole)]
+
+    def _resend(self, type_url: str, name: str) -> None:
+        state = self._types[type_url]
+        if state.wants(name):
+            state.has.pop(name, None)
+            state.dirty.add(name)
+
+
+def describe(type_url: str) -> str:
+    """A type as an operator calls it."""
+    return TYPE_NAMES.get(type_url, type_url)
+
+
+def _mentions(reason: str, name: str) -> bool:
+    """Whether Envoy's words name this resource, and not merely another whose name begins the same."""
+    start = reason.find(name)
+    while start != -1:
+        end = start + len(name)
+        before = reason[start - 1] if start else " "
+        after = reason[end] if end < len(reason) else " "
+        if not (before.isalnum() or before in "._-") and not (after.isalnum() or after in "_-"):
+            return True
+        start = reason.find(name, start + 1)
+    return False

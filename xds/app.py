@@ -1,0 +1,120 @@
+"""A running Gossamer: the source, the control plane and both servers, put together, started and stopped as one."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from dataclasses import dataclass, replace
+
+from xds.admin.server import AdminServer
+from xds.ads.server import AdsServer, ListenError
+from xds.control.metrics import Metrics
+from xds.control.plane import ControlPlane
+from xds.control.registry import PlaneRegistry
+from xds.envoy.listeners import OutboundSettings
+from xds.mesh.mesh import Demand
+from xds.sources.consul.client import Consul
+from xds.sources.consul.settings import ConsulSettings
+from xds.sources.consul.source import ConsulSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Everything that ``gossamer serve`` can be told."""
+
+    consul: ConsulSettings
+    listen: tuple[str, int] = ("127.0.0.1", 18000)
+    """Where Envoys connect. Port 0 takes a free one."""
+    admin: tuple[str, int] = ("127.0.0.1", 18001)
+    outbound: OutboundSettings = OutboundSettings()
+    default_allow: bool | None = None
+    """What holds where no intention matches; ``None`` is what Consul says."""
+
+
+def join_host_port(address: tuple[str, int]) -> str:
+    """``HOST:PORT``, an IPv6 host in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Gossamer:
+    """A control plane that serves as long as its ``async with`` block runs.
+
+    ``settings`` holds the real ports once it is entered.
+
+    Raises:
+        SettingsError: Consul's settings can't be used.
+        ListenError: on entering, an address can't be listened on.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        metrics = Metrics()
+        settings.consul.ssl_context()
+        self._consul = Consul(settings.consul)
+        self.plane = ControlPlane(settings.outbound, self._demand, metrics)
+        self._source = ConsulSource(
+            self._consul,
+            self.plane.apply,
+            default_allow=settings.default_allow,
+            on_watches=metrics.watches.set,
+        )
+        self._ads = AdsServer(PlaneRegistry(self.plane))
+        self._admin = AdminServer(self.plane, self._source.troubles)
+        self._reading: asyncio.Task[None] | None = None
+
+    def _demand(self, demand: Demand) -> None:
+        self._source.demand(demand)
+
+    async def __aenter__(self) -> Gossamer:
+        listen, admin = self.settings.listen, self.settings.admin
+        try:
+            listen = (listen[0], await self._ads.start(join_host_port(listen)))
+            admin = (admin[0], await self._admin.start(*admin))
+        except ListenError:
+            await self._stop()
+            raise
+        self.settings = replace(self.settings, listen=listen, admin=admin)
+        self._reading = asyncio.create_task(self._source.run())
+        log.info(
+            "serving xDS on %s, admin on http://%s, from Consul at %s",
+            join_host_port(listen), join_host_port(admin), self.settings.consul.address,
+        )  # fmt: skip
+        if not _is_loopback(listen[0]):
+            log.warning("xDS on %s is plain text and carries private keys: keep that network private", listen[0])
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self._stop()
+
+    async def serve(self, until: asyncio.Event) -> None:
+        """Serve until ``until`` is set.
+
+        Raises:
+            BaseExceptionGroup: the source failed in a way that nothing accounts for; better to be started anew than
+                to go on serving what no longer follows the mesh.
+        """
+        assert self._reading is not None
+        stopped = asyncio.create_task(until.wait())
+        await asyncio.wait({stopped, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._reading.done():
+            self._reading.result()
+
+    async def _stop(self) -> None:
+        await self._ads.stop()
+        await self._admin.stop()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._consul.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""``gossamer bootstrap``: prints an Envoy bootstrap for a sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+import yaml
+
+from xds.cli.common import Failure, HostPort, consul_flags
+from xds.sources.consul.client import ConsulError
+from xds.sources.consul.registration import NotRegisteredError, Registration, find
+from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+
+def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that name a sidecar and its control plane; shared by ``bootstrap`` and ``sidecar``."""
+    flags = [
+        click.argument("proxy_id", metavar="[PROXY_ID]", default=""),
+        click.option(
+            "--sidecar-for",
+            metavar="SERVICE_ID",
+            default="",
+            help="The service it is the sidecar of, in place of PROXY_ID.",
+        ),
+        click.option(
+            "--node-name",
+            metavar="NODE",
+            default="",
+            help="The Consul node it is registered on, when that is not the agent's.",
+        ),
+        click.option(
+            "--xds",
+            type=HostPort(),
+            multiple=True,
+            default=["127.0.0.1:18000"],
+            show_default=True,
+            help="Where gossamer serve listens. Repeatable: Envoy goes on to another when one fails.",
+        ),
+        click.option(
+            "--admin",
+            type=HostPort(),
+            default="127.0.0.1:19000",
+            show_default=True,
+            help="Where Envoy's own admin interface listens.",
+        ),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return consul_flags(command)
+
+
+def make_bootstrap(
+    consul: ConsulSettings,
+    proxy_id: str,
+    sidecar_for: str,
+    node_name: str,
+    xds: tuple[tuple[str, int], ...],
+    admin: tuple[str, int],
+) -> dict[str, Any]:
+    """The bootstrap for a sidecar that is registered in Consul.
+
+    Raises:
+        click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
+        Failure: it is not registered, or Consul can't be read.
+    """
+    from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
+
+    registration = look_up(consul, proxy_id, sidecar_for, node_name)
+    sidecar = registration.sidecar
+    return sidecar_bootstrap(
+        BootstrapInputs(
+            proxy_id=sidecar.service_id,
+            service=sidecar.service,
+            node_name=node_name,
+            control_planes=xds,
+            admin=admin,
+            token=consul.read_token(),
+            datacenter=registration.datacenter,
+        )
+    )
+
+
+def look_up(consul: ConsulSettings, proxy_id: str, sidecar_for: str, node_name: str) -> Registration:
+    """The registration of a sidecar.
+
+    Raises:
+        click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
+        Failure: it is not registered, or Consul can't be read.
+    """
+    if bool(proxy_id) == bool(sidecar_for):
+        raise click.UsageError("name the sidecar by either its own service ID (PROXY_ID) or --sidecar-for SERVICE_ID")
+    try:
+        found = asyncio.run(find(consul, proxy_id=proxy_id, sidecar_for=sidecar_for, node_name=node_name))
+    except (ConsulError, NotRegisteredError, SettingsError) as error:
+        raise Failure(str(error)) from error
+    if not found.sidecar.service:
+        raise Failure(
+            f"sidecar {found.sidecar.service_id!r} points at no service: it needs Proxy.DestinationServiceName"
+        )
+    return found
+
+
+@click.command()
+@sidecar_flags
+@click.option("--format", "style", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def bootstrap(style: str, **sidecar: Any) -> None:
+    """Print an Envoy bootstrap for the sidecar PROXY_ID.
+
+    It holds who the sidecar is and where its control plane is; everything else comes from there. It also holds the
+    ACL token, if one is given: keep it to those who may have that.
+
+    \b
+      gossamer bootstrap web-sidecar-proxy > web.yaml && envoy -c web.yaml
+      gossamer bootstrap --sidecar-for web --xds 10.0.0.5:18000 --xds 10.0.0.6:18000
+    """
+    document = make_bootstrap(**sidecar)
+    click.echo(
+        json.dumps(document, indent=2) if style == "json" else yaml.safe_dump(document, sort_keys=False),
+        nl=style == "json",
+    )

@@ -1,0 +1,75 @@
+"""What several commands share: Consul's flags, addresses, errors that end a command in one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+
+class Failure(click.ClickException):
+    """What ends a command: what happened and what to do, in one line. Exit code 1."""
+
+
+def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that say where Consul is; the command gets them resolved, as ``consul``."""
+    flags = [
+        click.option(
+            "--consul",
+            "address",
+            metavar="URL",
+            help="Consul's HTTP address. [CONSUL_HTTP_ADDR, or http://127.0.0.1:8500]",
+        ),
+        click.option("--token", help="ACL token. Better in a file or the environment. [CONSUL_HTTP_TOKEN]"),
+        click.option(
+            "--token-file",
+            metavar="FILE",
+            help="File that holds the ACL token; re-read when it changes. [CONSUL_HTTP_TOKEN_FILE]",
+        ),
+        click.option("--ca-file", metavar="FILE", help="CA certificates to verify Consul with. [CONSUL_CACERT]"),
+        click.option("--ca-path", metavar="DIR", help="Folder of CA certificates. [CONSUL_CAPATH]"),
+        click.option("--client-cert", metavar="FILE", help="Client certificate for Consul. [CONSUL_CLIENT_CERT]"),
+        click.option("--client-key", metavar="FILE", help="Its key. [CONSUL_CLIENT_KEY]"),
+        click.option(
+            "--tls-server-name", metavar="NAME", help="Name expected in Consul's certificate. [CONSUL_TLS_SERVER_NAME]"
+        ),
+        click.option("--datacenter", metavar="NAME", help="Datacenter to read. [the agent's own]"),
+    ]
+
+    @functools.wraps(command)
+    def resolved(**arguments: Any) -> Any:
+        fields = (
+            "address", "token", "token_file", "ca_file", "ca_path", "client_cert", "client_key", "tls_server_name",
+            "datacenter",
+        )  # fmt: skip
+        given = {field: arguments.pop(field) for field in fields}
+        try:
+            consul = ConsulSettings.resolve(given, os.environ)
+            consul.read_token()
+        except SettingsError as error:
+            raise Failure(str(error)) from error
+        return command(consul=consul, **arguments)
+
+    for flag in reversed(flags):
+        resolved = flag(resolved)
+    return resolved
+
+
+class HostPort(click.ParamType[tuple[str, int]]):
+    """``HOST:PORT``; an IPv6 host in brackets."""
+
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = str(value).rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT, a port being 0 to 65535 (an IPv6 host in brackets)", param, ctx)
+        return host, int(port)

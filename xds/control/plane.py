@@ -1,0 +1,304 @@
+"""The control plane: takes batches of facts, and brings every connected proxy up to date by them.
+
+What depends on what, all of it:
+
+======================================== =====================================================================
+a fact that changes                      what is done again
+======================================== =====================================================================
+the instances or the chain of a service  its encoding as an upstream (and of services that share a virtual IP
+                                         with it); its own sidecars; sidecars that name it as explicit upstream
+intentions, default, service names       the set of upstreams of each service with a connected sidecar
+trust domain or datacenter               every upstream
+roots, config entries, intentions, ...   each sidecar's own resources, where their inputs really differ
+a leaf certificate                       the sidecars whose it is
+======================================== =====================================================================
+
+Everything here runs on the event loop and waits for nothing: a batch is applied whole before anything is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from xds.ads.session import Received, describe
+from xds.control.metrics import Metrics
+from xds.control.proxy import Client, Proxy
+from xds.control.upstreams import UpstreamCatalog
+from xds.control.views import Changes, ExplicitTarget, ServiceView, SidecarInputs, merge
+from xds.envoy.listeners import OutboundSettings
+from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.mesh.mesh import (
+    BASE_FACTS,
+    DATACENTER,
+    DEFAULT_ALLOW,
+    INTENTIONS,
+    ROOTS,
+    SERVICE_NAMES,
+    Batch,
+    Demand,
+    Key,
+    Kind,
+    Mesh,
+)
+from xds.policy.intentions import IntentionIndex, connection_policy
+from xds.policy.proxies import effective_settings
+from xds.policy.upstreams import implicit_upstreams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What keeps a proxy from being served. A ``passing`` one is a matter of reading on; others want an operator."""
+
+    reason: str
+    passing: bool = False
+
+
+class ControlPlane:
+    """Facts in, resources out.
+
+    Args:
+        outbound: what holds for the outbound listeners of the whole mesh.
+        on_demand: told whenever what has to be read changes.
+        metrics: where to count.
+    """
+
+    def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None], metrics: Metrics) -> None:
+        self.mesh = Mesh()
+        self.metrics = metrics
+        self._outbound = outbound
+        self._on_demand = on_demand
+        self._demand = Demand()
+        self._demand_stale = False
+        self._catalog = UpstreamCatalog(self.mesh)
+        self._index = IntentionIndex(())
+        self._views: dict[str, ServiceView] = {}
+        self._proxies: dict[str, set[Proxy]] = {}
+
+    # -- proxies come and go --------------------------------------------------------------------------------------
+
+    def attach(self, client: Client) -> Proxy:
+        """A proxy connected. It is served as soon as everything about it is known."""
+        service = client.node.cluster
+        if service not in self._views:
+            self._views[service] = ServiceView(self._catalog, self._outbound)
+            self._assign([service])
+        proxy = Proxy(client, self._views[service])
+        self._proxies.setdefault(service, set()).add(proxy)
+        self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
+        self._update(proxy)
+        self._demand_stale = True
+        self._update_demand()
+        return proxy
+
+    def detach(self, proxy: Proxy) -> None:
+        """A proxy's stream ended."""
+        siblings = self._proxies[proxy.service]
+        siblings.discard(proxy)
+        if not siblings:
+            del self._proxies[proxy.service]
+            del self._views[proxy.service]
+        self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
+        self._demand_stale = True
+        self._update_demand()
+
+    def proxies(self) -> list[Proxy]:
+        """The connected proxies, by ID."""
+        found = [proxy for siblings in self._proxies.values() for proxy in siblings]
+        return sorted(found, key=lambda proxy: (proxy.client.node.id, proxy.client.peer))
+
+    def note(self, proxy: Proxy, received: Received) -> None:
+        """Log and count what a proxy answered."""
+        if received.acknowledged is not None:
+            self.metrics.acknowledged.labels(describe(received.acknowledged)).inc()
+        for rejection in proxy.note(received):
+            kind = describe(rejection.type_url)
+            self.metrics.rejected.labels(kind).inc()
+            log.error(
+                "sidecar %s rejected %s %r, version %s: %s (it keeps what it had; this version is not sent again)",
+                proxy.client.node.id, kind, rejection.name, rejection.version, rejection.reason,
+            )  # fmt: skip
+
+    # -- facts change ---------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> None:
+        """Take a batch of facts and bring every proxy that depends on them up to date."""
+        changed = self.mesh.apply(batch)
+        if not changed:
+            return
+        self.metrics.facts_changed.inc(len(changed))
+        if INTENTIONS in changed:
+            self._index = IntentionIndex(self.mesh.intentions or ())
+        relisted: set[str] = set()
+        if changed & {INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES}:
+            relisted |= self._assign(self._views)
+        services: set[str] = {key.of for key in changed if isinstance(key.of, str) and key.of}
+        if changed & {ROOTS, DATACENTER}:
+            services |= self._demand.services
+        relisted |= self._refresh_upstreams(services)
+        self._update_proxies(changed, services, relisted)
+        self._update_demand()
+
+    def _assign(self, services: Iterable[str]) -> set[str]:
+        """Work out anew which services these may call; those whose outbound listener has new addresses to list."""
+        names, default_allow = self.mesh.service_names, self.mesh.default_allow
+        relisted: set[str] = set()
+        if names is None or default_allow is None or self.mesh.intentions is None:
+            return relisted
+        for service in services:
+            view = self._views[service]
+            listed = view.outside_ranges
+            decisions = self._index.from_source(service)
+            upstreams = implicit_upstreams(service, decisions, names, default_allow=default_allow)
+            if upstreams != view.upstreams:
+                self._tell(service, view.assign(upstreams))
+                self._demand_stale = True
+            if view.outside_ranges != listed:
+                relisted.add(service)
+        return relisted
+
+    def _refresh_upstreams(self, services: Iterable[str]) -> set[str]:
+        """Encode these anew; the services whose outbound listener has new addresses to list."""
+        touched: set[str] = set()
+        for service in services:
+            touched |= self._catalog.refresh(service)
+        relisted: set[str] = set()
+        for service, view in self._views.items() if touched else ():
+            listed = view.outside_ranges
+            changes: Changes = {}
+            for upstream in touched & view.upstreams:
+                merge(changes, view.refresh(upstream))
+            self._tell(service, changes)
+            if view.outside_ranges != listed:
+                relisted.add(service)
+        return relisted
+
+    def _tell(self, service: str, changes: Changes) -> None:
+        if changes:
+            for proxy in self._proxies.get(service, ()):
+                if proxy.transparent:
+                    proxy.changed(changes)
+
+    def _update_proxies(self, changed: frozenset[Key], services: set[str], relisted: set[str]) -> None:
+        """Update the proxies whose own resources may differ now, and those that are not served yet."""
+        everyone = bool(changed & set(BASE_FACTS))
+        leaves = {key.of for key in changed if key.kind is Kind.LEAF}
+        for service, siblings in self._proxies.items():
+            all_of_them = everyone or service in services or service in relisted
+            for proxy in siblings:
+                if (
+                    all_of_them
+                    or not proxy.ready
+                    or proxy.leaf_key in leaves
+                    or not services.isdisjoint(proxy.explicit_upstreams())
+                ):
+                    self._update(proxy)
+
+    def _update(self, proxy: Proxy) -> None:
+        """Bring one proxy's own resources up to date, or note what keeps it from being served."""
+        blocker = self._blocker(proxy)
+        inputs = self._inputs(proxy) if blocker is None else None
+        if inputs is not None:
+            proxy.update(inputs)
+        news = proxy.blocked_by(blocker.reason if blocker else None)
+        if news and blocker and not proxy.ready:
+            level = logging.DEBUG if blocker.passing else logging.WARNING
+            log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)
+
+    def _blocker(self, proxy: Proxy) -> Blocker | None:
+        node = proxy.client.node
+        missing = self.mesh.missing()
+        if missing:
+            return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
+        self._find_registration(proxy)
+        if proxy.sidecar is None:
+            if self.mesh.instances(node.cluster) is None:
+                return Blocker(f"the instances of service {node.cluster!r} have not been read yet", passing=True)
+            where = f" on node {node.node_name!r}" if node.node_name else ""
+            return Blocker(
+                f"no sidecar with service ID {node.id!r}{where} is registered for service {node.cluster!r};"
+                " it is served the moment it is registered"
+            )
+        match self.mesh.leaf(proxy.leaf_key):
+            case None:
+                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
+            case LeafRefused(reason=reason):
+                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
+        return None
+
+    def _find_registration(self, proxy: Proxy) -> None:
+        """Look up the registration. One that disappears goes on being followed as it last was."""
+        node = proxy.client.node
+        found = self.mesh.instances(node.cluster)
+        registered = None
+        for instance in found.instances if found else ():
+            sidecar = instance.sidecar
+            if sidecar and sidecar.service_id == node.id and node.node_name in ("", sidecar.node):
+                registered = sidecar
+                break
+        if proxy.registered and registered is None:
+            log.warning("sidecar %s is no longer registered; it keeps its last registration", node.id)
+        proxy.registered = registered is not None
+        if registered is not None and registered != proxy.sidecar:
+            proxy.sidecar = registered
+            self._demand_stale = True
+
+    def _inputs(self, proxy: Proxy) -> SidecarInputs | None:
+        mesh, sidecar = self.mesh, proxy.sidecar
+        leaf = mesh.leaf(proxy.leaf_key)
+        entries, roots, datacenter, default_allow = (
+            mesh.config_entries,
+            mesh.roots,
+            mesh.datacenter,
+            mesh.default_allow,
+        )
+        if (
+            sidecar is None
+            or not isinstance(leaf, Leaf)
+            or entries is None
+            or roots is None
+            or datacenter is None
+            or default_allow is None
+        ):
+            return None
+        decisions = self._index.to_destination(sidecar.service)
+        return SidecarInputs(
+            sidecar=sidecar,
+            settings=effective_settings(sidecar, entries),
+            policy=connection_policy(decisions, default_allow=default_allow),
+            roots=roots,
+            leaf=leaf,
+            datacenter=datacenter,
+            outbound=self._destinations_only(entries.mesh_destinations_only),
+            virtual_ips_outside_ranges=self._views[proxy.service].outside_ranges,
+            explicit=tuple(
+                ExplicitTarget(upstream, mesh.instances(upstream.name), mesh.chain(upstream.name))
+                for upstream in sidecar.upstreams
+            ),
+        )
+
+    def _destinations_only(self, by_entry: bool) -> OutboundSettings:
+        if not by_entry or self._outbound.destinations_only:
+            return self._outbound
+        return OutboundSettings(self._outbound.virtual_ranges, destinations_only=True)
+
+    # -- what has to be read --------------------------------------------------------------------------------------
+
+    def _update_demand(self) -> None:
+        if not self._demand_stale:
+            return
+        self._demand_stale = False
+        services: set[str] = set(self._proxies)
+        leaves: set[LeafKey] = set()
+        for service, siblings in self._proxies.items():
+            services |= self._views[service].upstreams
+            for proxy in siblings:
+                leaves.add(proxy.leaf_key)
+                services |= proxy.explicit_upstreams()
+        demand = Demand(frozenset(services), frozenset(leaves))
+        if demand != self._demand:
+            self._demand = demand
+            self._on_demand(demand)

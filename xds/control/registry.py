@@ -1,0 +1,41 @@
+"""Between the xDS server, which knows streams, and the control plane, which knows proxies."""
+
+from __future__ import annotations
+
+import logging
+
+from xds.ads.codec import Node
+from xds.ads.session import Received, Response, describe
+from xds.control.plane import ControlPlane
+from xds.control.proxy import Client, Proxy
+
+log = logging.getLogger(__name__)
+
+
+class PlaneRegistry:
+    """Introduces streams to the control plane (`xds.ads.server.Registry`)."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    def connected(self, node: Node, token: str, address: str, *, delta: bool) -> Proxy:
+        """A proxy introduced itself."""
+        log.info("sidecar %s of service %s connected from %s, Envoy %s", node.id, node.cluster, address, node.version)
+        return self._plane.attach(Client(node, token, address, delta))
+
+    def disconnected(self, peer: Proxy) -> None:
+        """Its stream ended."""
+        log.info("sidecar %s disconnected", peer.client.node.id)
+        self._plane.detach(peer)
+
+    def received(self, peer: Proxy, received: Received, seconds: float | None) -> None:
+        """It answered."""
+        self._plane.note(peer, received)
+        if seconds is not None and received.acknowledged is not None:
+            self._plane.metrics.acknowledgement_seconds.labels(describe(received.acknowledged)).observe(seconds)
+
+    def sent(self, peer: Proxy, response: Response, size: int) -> None:  # noqa: ARG002 - the protocol's signature
+        """A response is on its way to it."""
+        kind = describe(response.type_url)
+        self._plane.metrics.sent.labels(kind).inc()
+        self._plane.metrics.sent_bytes.labels(kind).inc(size)

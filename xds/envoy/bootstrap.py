@@ -1,0 +1,182 @@
+"""The bootstrap of a sidecar: who it is, where its control plane is, and nothing about the mesh.
+
+Built from envoy-data-plane's types, so that a field that Envoy doesn't have can't be written. Names are those of
+``consul connect envoy``: the cluster ``local_agent``, the tags ``consul.source.*`` and ``consul.destination.*``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import betterproto2
+from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap
+from envoy_data_plane.envoy.config.cluster import v3 as cluster
+from envoy_data_plane.envoy.config.core import v3 as core
+from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
+from envoy_data_plane.envoy.config.metrics import v3 as metrics
+from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http
+from envoy_data_plane.envoy.type.matcher import v3 as matcher
+from envoy_data_plane.google.protobuf import Any as PackedAny
+from envoy_data_plane.google.protobuf import Struct
+
+CONTROL_PLANE_CLUSTER = "local_agent"
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
+
+KEPT_STATS = (
+    "cluster_manager.",
+    "control_plane.",
+    "listener_manager.",
+    "listener.",
+    "server.",
+    "tcp.",
+    "http.",
+    "sds.",
+    "connect_authz",
+)
+"""Every stat that begins so is kept: there are few of them, however large the mesh."""
+KEPT_CLUSTER_STATS = (
+    r"upstream_cx_(active|total|connect_fail|connect_timeout|rx_bytes_total|tx_bytes_total)|"
+    r"upstream_rq_(active|total|timeout|pending_overflow|[1-5]xx)|membership_(total|healthy)|"
+    r"ssl\.(handshake|connection_error|fail_verify_(error|san|no_cert))"
+)
+"""Of the hundred stats of each cluster, these; all of them cost twice the memory (docs/operating.md)."""
+
+_DESTINATION_TAGS = {
+    "service": r"^cluster\.(?:[^.]+~)?(([^.]+)\.)[^.]+\.[^.]+\.internal\.[^.]+\.consul\.",
+    "namespace": r"^cluster\.(?:[^.]+~)?[^.]+\.(([^.]+)\.)[^.]+\.internal\.[^.]+\.consul\.",
+    "datacenter": r"^cluster\.(?:[^.]+~)?[^.]+\.[^.]+\.(([^.]+)\.)internal\.[^.]+\.consul\.",
+    "trust_domain": r"^cluster\.(?:[^.]+~)?[^.]+\.[^.]+\.[^.]+\.internal\.(([^.]+\.consul)\.)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapInputs:
+    """What a bootstrap is made of."""
+
+    proxy_id: str
+    """The sidecar's service ID in Consul."""
+    service: str
+    """The service it is a sidecar of."""
+    node_name: str
+    """The Consul node it is registered on; empty leaves it out."""
+    control_planes: tuple[tuple[str, int], ...]
+    """Where ``gossamer serve`` listens; with several, Envoy goes on to the next when one fails."""
+    admin: tuple[str, int]
+    token: str
+    datacenter: str
+
+
+def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
+    """The bootstrap as plain data, ready for YAML or JSON."""
+    message = bootstrap.Bootstrap(
+        node=core.Node(
+            id=inputs.proxy_id,
+            cluster=inputs.service,
+            metadata=Struct.from_dict({"node_name": inputs.node_name} if inputs.node_name else {}),
+        ),
+        admin=bootstrap.Admin(address=_address(inputs.admin)),
+        static_resources=bootstrap.BootstrapStaticResources(clusters=[_control_plane(inputs.control_planes)]),
+        dynamic_resources=bootstrap.BootstrapDynamicResources(
+            ads_config=core.ApiConfigSource(
+                api_type=core.ApiConfigSourceApiType.DELTA_GRPC,
+                transport_api_version=core.ApiVersion.V3,
+                # Without this, every request and acknowledgement carries 60 KB about the Envoy.
+                set_node_on_first_message_only=True,
+                grpc_services=[
+                    core.GrpcService(
+                        envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=CONTROL_PLANE_CLUSTER),
+                        initial_metadata=[core.HeaderValue(key=TOKEN_METADATA, value=inputs.token)],
+                    )
+                ],
+            ),
+            cds_config=_ads(),
+            lds_config=_ads(),
+        ),
+        stats_config=_stats(inputs),
+        layered_runtime=bootstrap.LayeredRuntime(
+            layers=[
+                bootstrap.RuntimeLayer(
+                    name="base", static_layer=Struct.from_dict({"re2.max_program_size.error_level": 1048576})
+                )
+            ]
+        ),
+    )
+    return message.to_dict(casing=betterproto2.Casing.SNAKE)
+
+
+def _ads() -> core.ConfigSource:
+    return core.ConfigSource(
+        ads=core.AggregatedConfigSource(),
+        resource_api_version=core.ApiVersion.V3,
+        # A sidecar that is not registered yet waits for as long as it takes.
+        initial_fetch_timeout=timedelta(0),
+    )
+
+
+def _control_plane(addresses: tuple[tuple[str, int], ...]) -> cluster.Cluster:
+    named = any(not _is_ip(host) for host, _ in addresses)
+    options = http.HttpProtocolOptions(
+        explicit_http_config=http.HttpProtocolOptionsExplicitHttpConfig(
+            http2_protocol_options=core.Http2ProtocolOptions(
+                connection_keepalive=core.KeepaliveSettings(
+                    interval=timedelta(seconds=30), timeout=timedelta(seconds=10)
+                )
+            )
+        )
+    )
+    return cluster.Cluster(
+        name=CONTROL_PLANE_CLUSTER,
+        type=cluster.ClusterDiscoveryType.STRICT_DNS if named else cluster.ClusterDiscoveryType.STATIC,
+        connect_timeout=timedelta(seconds=1),
+        typed_extension_protocol_options={HTTP_OPTIONS: PackedAny.pack(options)},
+        load_assignment=endpoint.ClusterLoadAssignment(
+            cluster_name=CONTROL_PLANE_CLUSTER,
+            endpoints=[
+                endpoint.LocalityLbEndpoints(
+                    lb_endpoints=[
+                        endpoint.LbEndpoint(endpoint=endpoint.Endpoint(address=_address(address)))
+                        for address in addresses
+                    ]
+                )
+            ],
+        ),
+    )
+
+
+def _stats(inputs: BootstrapInputs) -> metrics.StatsConfig:
+    fixed = {
+        "local_cluster": inputs.service,
+        "consul.source.service": inputs.service,
+        "consul.source.namespace": "default",
+        "consul.source.partition": "default",
+        "consul.source.datacenter": inputs.datacenter,
+    }
+    tags = [metrics.TagSpecifier(tag_name=name, fixed_value=value) for name, value in fixed.items() if value]
+    tags += [
+        metrics.TagSpecifier(tag_name=f"consul.destination.{name}", regex=pattern)
+        for name, pattern in _DESTINATION_TAGS.items()
+    ]
+    kept = [matcher.StringMatcher(prefix=prefix) for prefix in KEPT_STATS]
+    pattern = rf"^cluster\..*\.(?:{KEPT_CLUSTER_STATS})$"
+    kept.append(matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=pattern)))
+    return metrics.StatsConfig(
+        stats_tags=tags,
+        use_all_default_tags=True,
+        stats_matcher=metrics.StatsMatcher(inclusion_list=matcher.ListStringMatcher(patterns=kept)),
+    )
+
+
+def _address(address: tuple[str, int]) -> core.Address:
+    return core.Address(socket_address=core.SocketAddress(address=address[0], port_value=address[1]))
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

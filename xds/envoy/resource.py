@@ -1,0 +1,37 @@
+"""A resource as it travels: encoded once, then shared by every proxy that uses it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+_PREFIX = "type.googleapis.com/"
+
+CLUSTER = _PREFIX + "envoy.config.cluster.v3.Cluster"
+ENDPOINT = _PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
+ROUTE = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
+SECRET = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
+
+TYPE_NAMES = {CLUSTER: "clusters", ENDPOINT: "endpoints", LISTENER: "listeners", ROUTE: "routes", SECRET: "secrets"}
+"""What an operator calls each type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One encoded resource. ``version`` names its bytes: equal versions, equal bytes."""
+
+    type_url: str
+    name: str
+    version: str
+    body: bytes
+    endpoints: str = ""
+    """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
+
+
+def encode(type_url: str, name: str, message: Message, *, endpoints: str = "") -> Resource:
+    """Encode ``message``, deterministically, so that the same content always has the same version."""
+    body = message.SerializeToString(deterministic=True)
+    return Resource(type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints)

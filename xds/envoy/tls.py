@@ -1,0 +1,87 @@
+"""TLS contexts and the secrets they name. Certificates are never inlined: a rotation touches secrets only."""
+
+from __future__ import annotations
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from xds.envoy import names
+from xds.envoy.resource import SECRET, Resource, encode
+from xds.mesh.facts import Leaf, Roots
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.extensions import tls_pb2 as tls
+from xds.wire.envoy.type import matcher_pb2 as matcher
+
+TRANSPORT_SOCKET = "envoy.transport_sockets.tls"
+
+
+def typed(message: Message) -> Any:
+    """``message`` as an ``Any``, the same bytes every time."""
+    packed = Any()
+    packed.Pack(message, deterministic=True)
+    return packed
+
+
+def ads_source() -> core.ConfigSource:
+    """ "Over the stream that you already have"."""
+    return core.ConfigSource(ads=core.AggregatedConfigSource(), resource_api_version=core.V3)
+
+
+def leaf_secret(leaf: Leaf) -> Resource:
+    """The sidecar's own certificate chain and key."""
+    secret = tls.Secret(
+        name=names.LEAF_SECRET,
+        tls_certificate=tls.TlsCertificate(
+            certificate_chain=core.DataSource(inline_string=leaf.certificate_chain),
+            private_key=core.DataSource(inline_string=leaf.private_key),
+        ),
+    )
+    return encode(SECRET, names.LEAF_SECRET, secret)
+
+
+def roots_secret(roots: Roots) -> Resource:
+    """All trusted roots, one bundle."""
+    bundle = "".join(pem if pem.endswith("\n") else pem + "\n" for pem in roots.certificates)
+    secret = tls.Secret(
+        name=names.ROOTS_SECRET,
+        validation_context=tls.CertificateValidationContext(trusted_ca=core.DataSource(inline_string=bundle)),
+    )
+    return encode(SECRET, names.ROOTS_SECRET, secret)
+
+
+def upstream_transport_socket(identity: str, sni: str) -> core.TransportSocket:
+    """Mutual TLS towards a service: its certificate must carry exactly the SPIFFE ID ``identity``."""
+    context = tls.UpstreamTlsContext(
+        common_tls_context=_common(
+            tls.CertificateValidationContext(
+                match_typed_subject_alt_names=[
+                    tls.SubjectAltNameMatcher(
+                        san_type=tls.SubjectAltNameMatcher.URI, matcher=matcher.StringMatcher(exact=identity)
+                    )
+                ]
+            )
+        ),
+        sni=sni,
+    )
+    return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))
+
+
+def downstream_transport_socket() -> core.TransportSocket:
+    """Mutual TLS on the public listener: any certificate of the mesh; who may enter is the RBAC filter's to say."""
+    context = tls.DownstreamTlsContext(
+        common_tls_context=_common(tls.CertificateValidationContext()),
+        require_client_certificate=BoolValue(value=True),
+    )
+    return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))
+
+
+def _common(validation: tls.CertificateValidationContext) -> tls.CommonTlsContext:
+    return tls.CommonTlsContext(
+        tls_params=tls.TlsParameters(),
+        tls_certificate_sds_secret_configs=[tls.SdsSecretConfig(name=names.LEAF_SECRET, sds_config=ads_source())],
+        combined_validation_context=tls.CommonTlsContext.CombinedCertificateValidationContext(
+            default_validation_context=validation,
+            validation_context_sds_secret_config=tls.SdsSecretConfig(name=names.ROOTS_SECRET, sds_config=ads_source()),
+        ),
+    )

@@ -1,0 +1,5 @@
+"""A mesh on one machine: hosts in network namespaces, a real Consul, real Envoys, the kernel's real redirection.
+
+The demo, the integration tests and the benchmarks all run on it. Nothing leaves the machine: hosts talk over a bridge
+that lives in a namespace of its own, and everything is gone when the `Lab` is closed.
+"""

@@ -1,0 +1,322 @@
+"""A whole mesh on one machine: Consul, Gossamer, and hosts that each run an application and its sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from xds.lab import binaries
+from xds.lab.consul import LabConsul
+from xds.lab.network import Host, Network
+from xds.lab.processes import Process, eventually
+
+ENVOY_UID = 5678
+PUBLIC_PORT = 20000
+APPLICATION_PORT = 8080
+XDS_PORT = 18000
+ADMIN_PORT = 18001
+ENVOY_ADMIN_PORT = 19000
+
+
+@dataclass(slots=True)
+class Member:
+    """A host of the mesh: an application, its sidecar, and the redirection that joins them."""
+
+    service: str
+    host: Host
+    node: str
+    instance: str
+    token: str = ""
+    sidecar_id: str = ""
+    registered: dict[str, Any] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
+
+
+class Lab:
+    """A mesh. An asynchronous context manager: leaving it stops every process and removes every namespace.
+
+    Args:
+        acl: whether Consul enforces ACLs, with ``default_policy``.
+        serve_arguments: further arguments of ``gossamer serve``.
+        keep_logs: leave the folder with everyone's logs behind.
+    """
+
+    def __init__(
+        self,
+        *,
+        acl: bool = False,
+        default_policy: str = "deny",
+        serve_arguments: tuple[str, ...] = (),
+        keep_logs: bool = False,
+    ) -> None:
+        self._acl = acl
+        self._default_policy = default_policy
+        self._serve_arguments = serve_arguments
+        self._keep_logs = keep_logs
+        self._exit = AsyncExitStack()
+        self.network = Network()
+        self.members: list[Member] = []
+        self.folder = Path()
+        self.gossamer: Process | None = None
+        self.consul: LabConsul
+        self.control: Host
+
+    async def __aenter__(self) -> Lab:
+        binaries.check_tools()
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def _start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="gossamer-lab-"))
+        if not self._keep_logs:
+            self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._exit.enter_context(self.network)
+        self.control = self.network.host("control")
+        self.consul = LabConsul(self.control, self.folder, acl=self._acl, default_policy=self._default_policy)
+        self._exit.push_async_callback(self.consul.close)
+        await self.consul.start()
+        self._exit.push_async_callback(self.stop_gossamer)
+        await self.start_gossamer()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.aclose()
+
+    # -- the control plane ------------------------------------------------------------------------------------------
+
+    async def start_gossamer(self) -> None:
+        """Start ``gossamer serve`` and wait until it is ready."""
+        address = self.control.address
+        command = [
+            *gossamer("serve"), "--consul", self.consul.url, "--listen", f"{address}:{XDS_PORT}",
+            "--admin", f"{address}:{ADMIN_PORT}", *self._serve_arguments,
+        ]  # fmt: skip
+        environment = {"CONSUL_HTTP_TOKEN": self.consul.token, "CONSUL_HTTP_ADDR": ""}
+        log = self.folder / "gossamer.log"
+        self.gossamer = await Process.start("gossamer", self.control.command(*command), log, environment)
+
+        async def ready() -> bool:
+            assert self.gossamer is not None
+            self.gossamer.alive()
+            status, _ = await self.get(self.control, ADMIN_PORT, "/ready")
+            return status == 200
+
+        await eventually("gossamer to be ready", ready)
+
+    async def stop_gossamer(self) -> None:
+        """Stop it."""
+        if self.gossamer is not None:
+            await self.gossamer.stop()
+
+    async def sidecars(self) -> dict[str, Any]:
+        """What ``/v1/sidecars`` says, by sidecar ID."""
+        _, found = await self.get(self.control, ADMIN_PORT, "/v1/sidecars")
+        return {sidecar["id"]: sidecar for sidecar in found}
+
+    async def get(self, host: Host, port: int, path: str) -> tuple[int, Any]:
+        """GET from a server on one of the hosts; JSON decoded, anything else as text."""
+        connector = aiohttp.TCPConnector(socket_factory=lambda info: host.socket(info[0], info[1]), force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(f"http://{host.address}:{port}{path}") as answer,
+        ):
+            if answer.content_type == "application/json":
+                return answer.status, await answer.json()
+            return answer.status, await answer.text()
+
+    async def stat(self, member: Member, name: str) -> int:
+        """A counter or gauge of a member's Envoy; 0 where it has none of that name."""
+        _, text = await self.get(member.host, ENVOY_ADMIN_PORT, f"/stats?filter=^{name}$")
+        return int(str(text).rpartition(":")[2] or 0)
+
+    # -- members ----------------------------------------------------------------------------------------------------
+
+    def host(self, name: str) -> Host:
+        """A host outside the mesh."""
+        return self.network.host(name)
+
+    async def run(self, name: str, host: Host, *command: str, uid: int | None = None, **environment: str) -> Process:
+        """Run a program on a host until the lab ends."""
+        log = self.folder / f"{name}.log"
+        process = await Process.start(name, host.command(*command, uid=uid), log, environment)
+        self._exit.push_async_callback(process.stop)
+        return process
+
+    async def application(
+        self, name: str, host: Host, port: int = APPLICATION_PORT, address: str = "127.0.0.1"
+    ) -> Process:
+        """Run the lab's application, and wait until it listens."""
+        command = [sys.executable, "-m", "xds.lab.application", name, str(port), address]
+        process = await self.run(f"{name}-app-{port}", host, *command)
+
+        async def listening() -> bool:
+            process.alive()
+            made = host.socket()
+            try:
+                await asyncio.get_running_loop().sock_connect(made, (address, port))
+            finally:
+                made.close()
+            return True
+
+        await eventually(f"{name} to listen", listening)
+        return process
+
+    async def member(
+        self,
+        service: str,
+        *,
+        virtual_ip: str | None = None,
+        instance: str = "1",
+        token: str = "",
+        redirect: tuple[str, ...] = (),
+        start: bool = True,
+        register: bool = True,
+        config: dict[str, Any] | None = None,
+        proxy: dict[str, Any] | None = None,
+    ) -> Member:
+        """A new host with an application and its sidecar, all of it running where ``start`` says so.
+
+        Args:
+            service: the name in the catalog; the application says ``service-instance``.
+            virtual_ip: tagged ``virtual``, as Kubernetes does; a newer Consul gives one by itself as well.
+            instance: tells instances of one service apart.
+            token: what its sidecar presents; the management token where the lab has ACLs and none is given.
+            redirect: further arguments of ``gossamer redirect-traffic``.
+            start: run application, sidecar and redirection.
+            register: put it into the catalog.
+            config: further keys of ``Proxy.Config``.
+            proxy: further keys of ``Proxy``.
+        """
+        host = self.network.host(f"{service}-{instance}")
+        member = Member(service, host, f"node-{service}-{instance}", instance, token or self.consul.token)
+        member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
+        tagged = {"virtual": {"Address": virtual_ip, "Port": APPLICATION_PORT}} if virtual_ip else {}
+        mode: dict[str, Any] = {"Mode": "transparent"} if self.consul.transparent else {}
+        stand_in = {} if self.consul.transparent else {"mode": "transparent"}
+        member.registered = {
+            "Kind": "connect-proxy",
+            "ID": member.sidecar_id,
+            "Service": f"{service}-sidecar-proxy",
+            "Address": host.address,
+            "Port": PUBLIC_PORT,
+            "TaggedAddresses": tagged,
+            "Proxy": {
+                "DestinationServiceName": service,
+                "DestinationServiceID": f"{service}-{instance}",
+                "LocalServiceAddress": "127.0.0.1",
+                "LocalServicePort": APPLICATION_PORT,
+                "Config": {**stand_in, **(config or {})},
+                **mode,
+                **(proxy or {}),
+            },
+        }
+        self.members.append(member)
+        if register:
+            await self.register(member)
+        if start:
+            await self.start(member, redirect)
+        return member
+
+    async def register(self, member: Member) -> None:
+        """Put a member's application and sidecar into the catalog."""
+        application = {
+            "ID": f"{member.service}-{member.instance}",
+            "Service": member.service,
+            "Address": member.host.address,
+            "Port": APPLICATION_PORT,
+        }
+        await self.consul.register(member.node, member.host.address, application)
+        await self.consul.register(member.node, member.host.address, member.registered)
+
+    async def deregister(self, member: Member) -> None:
+        """Take a member out of the catalog."""
+        await self.consul.deregister(member.node, member.sidecar_id)
+        await self.consul.deregister(member.node, f"{member.service}-{member.instance}")
+
+    async def start(self, member: Member, redirect: tuple[str, ...] = ()) -> None:
+        """Run a member's application, redirection and sidecar, each with the command an operator would type."""
+        await self.application(f"{member.service}-{member.instance}", member.host)
+        await self.redirect(member, *redirect)
+        await self.start_sidecar(member)
+
+    def redirect_command(self, member: Member, *more: str) -> list[str]:
+        """The command that redirects a member's traffic."""
+        uid, port = str(ENVOY_UID), str(PUBLIC_PORT)
+        admin = str(ENVOY_ADMIN_PORT)  # so that the lab can read Envoy's counters
+        return [
+            *gossamer("redirect-traffic"), "--netns", member.host.path, "--proxy-uid", uid,
+            "--proxy-inbound-port", port, "--exclude-inbound-port", admin, *more,
+        ]  # fmt: skip
+
+    async def redirect(self, member: Member, *more: str) -> None:
+        """Redirect a member's traffic."""
+        await run_to_end(*self.redirect_command(member, *more))
+
+    async def start_sidecar(self, member: Member) -> None:
+        """Run a member's sidecar. It asks Consul who it is, then Gossamer for everything else."""
+        command = [
+            *gossamer("sidecar"), member.sidecar_id, "--node-name", member.node, "--consul", self.consul.url,
+            "--xds", f"{self.control.address}:{XDS_PORT}", "--admin", f"{member.host.address}:{ENVOY_ADMIN_PORT}",
+            "--envoy", binaries.envoy(), "--", "--concurrency", "1", "--log-level", "warning",
+        ]  # fmt: skip
+        environment = {"CONSUL_HTTP_TOKEN": member.token, "CONSUL_HTTP_ADDR": ""}
+        log = self.folder / f"{member.sidecar_id}.log"
+        process = await Process.start(member.sidecar_id, member.host.command(*command, uid=ENVOY_UID), log, environment)
+        member.processes["sidecar"] = process
+        self._exit.push_async_callback(process.stop)
+
+    async def served(self, *members: Member) -> None:
+        """Wait until each of these sidecars has its listeners and has acknowledged everything."""
+        for member in members:
+
+            async def settled(member: Member = member) -> bool:
+                member.processes["sidecar"].alive()
+                sidecar = (await self.sidecars()).get(member.sidecar_id)
+                if sidecar is None or not sidecar["served"]:
+                    return False
+                listeners = sidecar["resources"]["listeners"]
+                return bool(listeners["acknowledged"]) and listeners["acknowledged"] == listeners["sent"]
+
+            await eventually(f"{member.sidecar_id} to be served", settled)
+
+    async def virtual_ip(self, member: Member) -> str:
+        """The first virtual IP of a member's service."""
+        return (await self.consul.virtual_ips(member.service))[0]
+
+
+def gossamer(command: str) -> list[str]:
+    """The command line of ``gossamer``, by the interpreter that runs this."""
+    return [sys.executable, "-m", "xds", command]
+
+
+class CommandError(Exception):
+    """A command that should have succeeded failed; the message is what it said."""
+
+
+async def run_to_end(*command: str) -> str:
+    """Run a command; what it printed.
+
+    Raises:
+        CommandError: it failed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise CommandError(f"{' '.join(command)} ended with code {process.returncode}:\n{output.decode()}")
+    return output.decode()

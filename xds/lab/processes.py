@@ -1,0 +1,107 @@
+"""Child processes that end with their owner, and waiting for something to come true."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class ProcessError(Exception):
+    """A process that should be running is not; the message has the end of its log."""
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """A running program. Its output goes to ``log``."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start ``command``. It is killed should this process die."""
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+                preexec_fn=_die_with_parent,
+            )
+        return cls(name, process, log)
+
+    @property
+    def pid(self) -> int:
+        """Its process ID."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether it is running.
+
+        Raises:
+            ProcessError: it has ended.
+        """
+        if self._process.returncode is not None:
+            raise ProcessError(f"{self.name} ended with code {self._process.returncode}:\n{self.tail()}")
+        return True
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, the hard way if it takes more than a few seconds."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(how)
+            try:
+                async with asyncio.timeout(5):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+        await self._process.wait()
+
+
+async def eventually(
+    what: str,
+    attempt: Callable[[], Awaitable[Result]],
+    until: Callable[[Result], bool] = bool,
+    within_s: float = 30.0,
+    every_s: float = 0.02,
+) -> Result:
+    """Repeat ``attempt`` until its result satisfies ``until``. Errors of the network count as not yet.
+
+    Raises:
+        TimeoutError: it didn't within ``within_s`` seconds; the message says what was seen last.
+    """
+    deadline = time.monotonic() + within_s
+    seen: object = "nothing"
+    while time.monotonic() < deadline:
+        try:
+            result = await attempt()
+            if until(result):
+                return result
+            seen = result
+        except (OSError, EOFError) as error:
+            seen = repr(error)
+        await asyncio.sleep(every_s)
+    raise TimeoutError(f"waited {within_s:.0f} s for {what}; seen last: {seen!r}")

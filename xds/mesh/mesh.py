@@ -1,0 +1,135 @@
+"""The Mesh: the current facts, swapped in batches; nothing else in Gossamer mutates what is known.
+
+A source hands over a `Batch`; `Mesh.apply` swaps the facts in and answers with the keys whose value really changed.
+An answer that says the same as before therefore costs a comparison and nothing after it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from xds.mesh.facts import (
+    ConfigEntries,
+    DiscoveryChain,
+    Intention,
+    Leaf,
+    LeafKey,
+    LeafRefused,
+    Roots,
+    ServiceInstances,
+)
+
+Fact = TypeVar("Fact")
+
+
+class Kind(enum.Enum):
+    """What a key is about."""
+
+    ROOTS = "roots"
+    INTENTIONS = "intentions"
+    DEFAULT_ALLOW = "default intention policy"
+    DATACENTER = "datacenter"
+    SERVICE_NAMES = "service names"
+    CONFIG_ENTRIES = "config entries"
+    INSTANCES = "instances"
+    CHAIN = "discovery chain"
+    LEAF = "leaf certificate"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one fact: its kind, and whose it is where there is one for each service (or leaf)."""
+
+    kind: Kind
+    of: str | LeafKey = ""
+
+
+Batch = Mapping[Key, object]
+"""Facts by key; ``None`` takes a fact back."""
+
+ROOTS = Key(Kind.ROOTS)
+INTENTIONS = Key(Kind.INTENTIONS)
+DEFAULT_ALLOW = Key(Kind.DEFAULT_ALLOW)
+DATACENTER = Key(Kind.DATACENTER)
+SERVICE_NAMES = Key(Kind.SERVICE_NAMES)
+CONFIG_ENTRIES = Key(Kind.CONFIG_ENTRIES)
+
+BASE_FACTS = (ROOTS, INTENTIONS, DEFAULT_ALLOW, DATACENTER, SERVICE_NAMES, CONFIG_ENTRIES)
+"""What must be known before any sidecar can be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a source is to read beside the base facts: only what some connected proxy serves, may call or needs."""
+
+    services: frozenset[str] = frozenset()
+    leaves: frozenset[LeafKey] = frozenset()
+
+
+class Mesh:
+    """Holds the current facts. A fact that was never read is ``None``, which is not the same as an empty one."""
+
+    def __init__(self) -> None:
+        self._facts: dict[Key, object] = {}
+
+    def apply(self, batch: Batch) -> frozenset[Key]:
+        """Swap in the facts of ``batch``; the keys whose value differs from before."""
+        changed = frozenset(key for key, fact in batch.items() if self._facts.get(key) != fact)
+        for key in changed:
+            if batch[key] is None:
+                del self._facts[key]
+            else:
+                self._facts[key] = batch[key]
+        return changed
+
+    def missing(self) -> tuple[str, ...]:
+        """The base facts that have not been read yet, by name."""
+        return tuple(key.kind.value for key in BASE_FACTS if key not in self._facts)
+
+    def _get(self, key: Key, _type: type[Fact]) -> Fact | None:
+        return cast("Fact | None", self._facts.get(key))
+
+    @property
+    def roots(self) -> Roots | None:
+        """The trusted certificate authorities."""
+        return self._get(ROOTS, Roots)
+
+    @property
+    def intentions(self) -> tuple[Intention, ...] | None:
+        """Every intention, in no particular order."""
+        return cast("tuple[Intention, ...] | None", self._facts.get(INTENTIONS))
+
+    @property
+    def default_allow(self) -> bool | None:
+        """What holds where no intention matches."""
+        return self._get(DEFAULT_ALLOW, bool)
+
+    @property
+    def datacenter(self) -> str | None:
+        """The datacenter whose sidecars are served."""
+        return self._get(DATACENTER, str)
+
+    @property
+    def service_names(self) -> frozenset[str] | None:
+        """The names in the catalog, those of proxies among them."""
+        return cast("frozenset[str] | None", self._facts.get(SERVICE_NAMES))
+
+    @property
+    def config_entries(self) -> ConfigEntries | None:
+        """The config entries that shape sidecars."""
+        return self._get(CONFIG_ENTRIES, ConfigEntries)
+
+    def instances(self, service: str) -> ServiceInstances | None:
+        """The instances of ``service``; ``None`` while they have not been read."""
+        return self._get(Key(Kind.INSTANCES, service), ServiceInstances)
+
+    def chain(self, service: str) -> DiscoveryChain | None:
+        """The discovery chain of ``service``; ``None`` while it has not been read."""
+        return self._get(Key(Kind.CHAIN, service), DiscoveryChain)
+
+    def leaf(self, key: LeafKey) -> Leaf | LeafRefused | None:
+        """The leaf certificate for ``key``, why it was refused, or ``None`` while nobody has answered."""
+        return cast("Leaf | LeafRefused | None", self._facts.get(Key(Kind.LEAF, key)))

@@ -1,0 +1,18 @@
+"""What a sidecar's settings come to, level by level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xds.mesh.facts import ConfigEntries, ProxyMode, ProxySettings, Sidecar
+
+
+def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
+    """The settings of ``sidecar``: its registration, else the service-defaults, else the proxy-defaults.
+
+    The mode is Consul's ``Mode`` of those three in that order and only then ``Config["mode"]``, which is for a Consul
+    before 1.10; a sidecar of which nobody says anything is in direct mode.
+    """
+    defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
+    merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
+    return replace(merged, mode=merged.mode or merged.fallback_mode or ProxyMode.DIRECT)

@@ -1,0 +1,1 @@
+"""Traffic redirection: pure rules into nftables or iptables text, then apply, verify and undo it."""

@@ -1,0 +1,146 @@
+"""Puts the rules in place, says whether they stand, and takes them away, in this or another network namespace."""
+
+from __future__ import annotations
+
+import enum
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from xds.redirect import iptables, nftables
+from xds.redirect.rules import Rules
+
+
+class RedirectError(Exception):
+    """The rules could not be read or changed; the message has the tool's own words and what to do."""
+
+
+class Backend(enum.Enum):
+    """What speaks to the kernel."""
+
+    NFT = "nft"
+    IPTABLES = "iptables"
+
+
+def choose_backend() -> Backend:
+    """nft where it is installed, else iptables.
+
+    Raises:
+        RedirectError: neither is.
+    """
+    if shutil.which("nft"):
+        return Backend.NFT
+    if shutil.which("iptables-restore"):
+        return Backend.IPTABLES
+    raise RedirectError("neither nft nor iptables-restore is installed: install nftables (preferred) or iptables")
+
+
+class Redirector:
+    """Applies rules with one backend.
+
+    Args:
+        backend: which.
+        netns: path of a network namespace; empty is this one.
+        scratch: makes the command prefix that runs in a namespace with no rules; for ``verify``.
+    """
+
+    def __init__(self, backend: Backend, netns: str = "") -> None:
+        self._backend = backend
+        self._prefix = ["nsenter", f"--net={netns}", "--"] if netns else []
+
+    def text(self, rules: Rules) -> str:
+        """What would be applied."""
+        if self._backend is Backend.NFT:
+            return nftables.transaction(rules)
+        return "".join(iptables.restore(rules, version, "") for version in (4, 6))
+
+    def apply(self, rules: Rules) -> None:
+        """Make ``rules`` stand, whatever rules of ours stood before.
+
+        Raises:
+            RedirectError: the kernel or the tool refused; nothing was changed.
+        """
+        if self._backend is Backend.NFT:
+            self._run(["nft", "-f", "-"], nftables.transaction(rules))
+        else:
+            self._restore(lambda version, saved: iptables.restore(rules, version, saved))
+
+    def undo(self) -> None:
+        """Take all rules of ours away; none there is fine.
+
+        Raises:
+            RedirectError: the kernel or the tool refused.
+        """
+        if self._backend is Backend.NFT:
+            self._run(["nft", "-f", "-"], nftables.UNDO)
+        else:
+            self._restore(lambda _version, saved: iptables.undo(saved))
+
+    def stands(self, rules: Rules) -> bool:
+        """Whether exactly ``rules`` stand.
+
+        Raises:
+            RedirectError: the tables can't be read.
+        """
+        if self._backend is Backend.NFT:
+            return self._nft_listing(self._prefix) == self._nft_expected(rules)
+        return all(
+            iptables.same(self._run([f"{tool}-save", "-t", "nat"]), rules, version) for tool, version in _FAMILIES
+        )
+
+    def _restore(self, script: Callable[[int, str], str]) -> None:
+        for tool, version in _FAMILIES:
+            text = script(version, self._run([f"{tool}-save", "-t", "nat"]))
+            if text:
+                self._run([f"{tool}-restore", "--noflush", "-w", "5"], text)
+
+    def _nft_expected(self, rules: Rules) -> list[Any]:
+        """How the kernel lists ``rules``: asked of it, in a namespace that lives as long as the question."""
+        script = f"nft -f - && nft -j list table inet {nftables.TABLE}"
+        listed = self._run(["unshare", "--net", "sh", "-c", script], nftables.transaction(rules), prefix=[])
+        return _comparable(listed)
+
+    def _nft_listing(self, prefix: list[str]) -> list[Any]:
+        tables = json.loads(self._run(["nft", "-j", "list", "tables"], prefix=prefix))["nftables"]
+        ours = {"family": "inet", "name": nftables.TABLE}
+        if not any(ours.items() <= entry.get("table", {}).items() for entry in tables):
+            return []
+        return _comparable(self._run(["nft", "-j", "list", "table", "inet", nftables.TABLE], prefix=prefix))
+
+    def _run(self, command: list[str], text: str = "", *, prefix: list[str] | None = None) -> str:
+        whole = [*(self._prefix if prefix is None else prefix), *command]
+        try:
+            done = subprocess.run(whole, input=text, capture_output=True, text=True, check=False, timeout=60)
+        except FileNotFoundError as error:
+            raise RedirectError(f"{error.filename} is not installed") from error
+        except subprocess.TimeoutExpired as error:
+            raise RedirectError(f"{' '.join(whole)} did not finish within a minute") from error
+        if done.returncode != 0:
+            words = " ".join((done.stderr or done.stdout).split())
+            raise RedirectError(
+                f"{' '.join(whole[:4])} failed: {words or f'exit code {done.returncode}'}{_hint(words)}"
+            )
+        return done.stdout
+
+
+_FAMILIES = (("iptables", 4), ("ip6tables", 6))
+
+
+def _hint(words: str) -> str:
+    if "not permitted" in words or "must be root" in words or "Permission denied" in words:
+        return "; it needs root or CAP_NET_ADMIN in that network namespace"
+    if "not supported" in words or "No such file or directory" in words:
+        return "; it needs a kernel of 5.2 or newer with nftables NAT (module nft_chain_nat)"
+    return ""
+
+
+def _comparable(listing: str) -> list[Any]:
+    """A table as nft lists it, without the numbers that differ from one listing to the next."""
+    entries: list[Any] = []
+    for entry in json.loads(listing)["nftables"]:
+        for kind in ("chain", "rule"):
+            if kind in entry:
+                entries.append({k: v for k, v in entry[kind].items() if k not in ("handle", "index")} | {"is": kind})
+    return sorted(entries, key=lambda e: (e["is"], e.get("chain", e.get("name"))))

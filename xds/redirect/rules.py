@@ -1,0 +1,43 @@
+"""What is redirected and what is not. Pure; `xds.redirect.nftables` and `xds.redirect.iptables` put it into words.
+
+Consul's rules (``consul connect redirect-traffic``): every TCP connection of the host goes to the sidecar's outbound
+port, except the sidecar's own and those to 127.0.0.1; every TCP connection to the host goes to its inbound port.
+Exclusions come first. Ours differ in three ways: IPv6 is redirected as well rather than let past the mesh, one
+transaction replaces whatever rules of ours stood before, and they can be verified and undone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+DNS_PORT = 53
+
+
+@dataclass(frozen=True, slots=True)
+class DnsRedirect:
+    """Where DNS queries go.
+
+    Without ``port``, every query to port 53 goes to ``address``:53. With it, only those that were sent to
+    ``address`` are, and go to its port ``port`` (Consul's two forms).
+    """
+
+    address: IPAddress
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """One host's redirection."""
+
+    proxy_uid: int
+    inbound_port: int
+    outbound_port: int = 15001
+    exclude_inbound_ports: tuple[int, ...] = ()
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_outbound_cidrs: tuple[IPNetwork, ...] = ()
+    exclude_uids: tuple[int, ...] = ()
+    dns: DnsRedirect | None = None

@@ -1,0 +1,1 @@
+"""What the mesh is read from; the only rooms that do input."""

@@ -1,0 +1,190 @@
+"""Blocking queries: the index rules, and the loop that keeps one going.
+
+The rules (Consul, "Blocking queries", and what its servers were measured to do): an index comes from a 200 only and is
+at least 1; one that goes backwards, or an early answer with the same index, means that the state was restored or
+replaced: then everything is read again without blocking, because other queries sleep on an index that is too high.
+An answer is never taken for a change; who receives it compares. Queries are let expire, not cancelled: Consul keeps a
+cancelled one's connection slot until its wait is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xds.sources.consul.client import ConsulError, Read, Reply
+
+log = logging.getLogger(__name__)
+
+WAIT_S = (30.0, 60.0)
+"""Bounds how long a query can sleep on a stale index, and how long a dead client's slot is held."""
+FIRST_BACKOFF_S = 0.1
+LAST_BACKOFF_S = 5.0
+FORBIDDEN_BACKOFF_S = 10.0
+EARLY_MARGIN_S = 0.25
+
+
+class IndexRules:
+    """What to ask for next. Pure: time comes in as an argument."""
+
+    def __init__(self) -> None:
+        self.index: int | None = None
+
+    def answered(self, index: int, *, elapsed_s: float, wait_s: float) -> bool:
+        """Take the index of an answer.
+
+        Returns:
+            Whether the state was replaced: every query has to be read again without blocking, this one included.
+        """
+        asked, self.index = self.index, max(1, index)
+        if asked is None:
+            return False
+        if self.index < asked or (self.index == asked and elapsed_s < wait_s - EARLY_MARGIN_S):
+            self.index = None
+            return True
+        return False
+
+    def forget(self) -> None:
+        """Read without blocking next."""
+        self.index = None
+
+
+class Backoff:
+    """Jittered, doubling waits after failures."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._next_s = FIRST_BACKOFF_S
+
+    def reset(self) -> None:
+        """An answer came."""
+        self._next_s = FIRST_BACKOFF_S
+
+    def after(self, error: ConsulError) -> float:
+        """How many seconds to wait after ``error``."""
+        if error.forbidden:
+            base = FORBIDDEN_BACKOFF_S
+        else:
+            base = LAST_BACKOFF_S if error.status == 429 else self._next_s
+            self._next_s = min(self._next_s * 2, LAST_BACKOFF_S)
+        return base * self._chance.uniform(0.5, 1.0)
+
+
+@dataclass(slots=True)
+class WatchState:
+    """How a watch is doing, for `/ready` and the logs."""
+
+    answered: bool = False
+    error: str | None = None
+
+
+class Watch:
+    """Keeps one blocking query going and hands every answer to ``deliver``.
+
+    Args:
+        name: what is watched, for logs.
+        read: reads it once.
+        deliver: takes each answer; it may raise `ConsulError` to refuse one, which is then treated like a failure.
+        on_replaced: called when an answer shows that Consul's state was replaced.
+        on_failed: told of every failure.
+        pace_s: the shortest time between two reads that did not block.
+        chance: jitter.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Read,
+        deliver: Callable[[Reply], object],
+        *,
+        on_replaced: Callable[[], None],
+        on_failed: Callable[[ConsulError], None] | None = None,
+        pace_s: float,
+        chance: random.Random,
+    ) -> None:
+        self.name = name
+        self.wanted = True
+        self.state = WatchState()
+        self._read = read
+        self._deliver = deliver
+        self._on_replaced = on_replaced
+        self._on_failed = on_failed
+        self._pace_s = pace_s
+        self._chance = chance
+        self._rules = IndexRules()
+        self._backoff = Backoff(chance)
+        self._again = asyncio.Event()
+
+    def read_again(self) -> None:
+        """Read without blocking, now."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Watch until nobody wants it any more; that is noticed when the query next returns."""
+        while self.wanted:
+            await self.turn()
+
+    async def turn(self) -> None:
+        """One read and what follows from it, the pause before the next one included."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        wait_s = round(self._chance.uniform(*WAIT_S))
+        if self._again.is_set():
+            self._again.clear()
+            self._rules.forget()
+        try:
+            reply = await self._interruptible(wait_s)
+            if reply is None:
+                return
+            self._take(reply, loop.time() - began, wait_s)
+        except ConsulError as error:
+            self._failed(error)
+            await self._pause(self._backoff.after(error))
+            return
+        await self._pause(began + self._pace_s - loop.time())
+
+    def _take(self, reply: Reply, elapsed_s: float, wait_s: float) -> None:
+        first = self._rules.index is None
+        unchanged = reply.index == self._rules.index
+        replaced = self._rules.answered(reply.index, elapsed_s=elapsed_s, wait_s=wait_s)
+        if first or not unchanged:
+            self._deliver(reply)
+        self._backoff.reset()
+        if self.state.error is not None:
+            log.info("%s: Consul answers again", self.name)
+        self.state = WatchState(answered=True)
+        if replaced:
+            log.warning("%s: Consul's state was replaced (index went back); everything is read again", self.name)
+            self._on_replaced()
+
+    def _failed(self, error: ConsulError) -> None:
+        # An answer that was refused has not been taken: its index must not be slept on.
+        self._rules.forget()
+        if str(error) != self.state.error:
+            log.warning("%s: %s%s", self.name, error, "; what was read before goes on serving" * self.state.answered)
+        self.state.error = str(error)
+        if self._on_failed is not None:
+            self._on_failed(error)
+
+    async def _interruptible(self, wait_s: float) -> Reply | None:
+        """The answer, or ``None`` when a fresh read was asked for meanwhile."""
+        query = asyncio.ensure_future(self._read(self._rules.index, wait_s))
+        again = asyncio.ensure_future(self._again.wait())
+        try:
+            await asyncio.wait({query, again}, return_when=asyncio.FIRST_COMPLETED)
+            return query.result() if query.done() else None
+        finally:
+            for task in (query, again):
+                task.cancel()
+            await asyncio.gather(query, again, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._again.wait()
+            except TimeoutError:
+                return

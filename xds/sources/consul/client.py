@@ -1,0 +1,216 @@
+"""Consul's HTTP API: python-consul2's endpoint classes over one pooled aiohttp session.
+
+The library's own asyncio client opens a connection for each request, ends every one after 300 s and drops client
+certificates. So its base classes run here over a session of ours: no connection limit (every blocking query holds
+one), a read timeout that fits the query's ``wait``, and TLS as configured. Endpoints and parameters that the library
+lacks go through `Consul.read`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from consul import base
+from yarl import URL
+
+from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 20.0
+"""For an answer that does not block. Consul itself holds a request 7 s while it has no leader."""
+
+Params = Sequence[tuple[str, str | int]]
+
+
+class ConsulError(Exception):
+    """Consul did not answer, or not with what was asked for. ``status`` is the HTTP status, if it answered."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the token lacks a permission or is unknown."""
+        return self.status == 403
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer: its body decoded, and what its headers say."""
+
+    data: Any
+    """``None`` for a 404: what was asked for does not exist."""
+    index: int
+    """X-Consul-Index, at least 1."""
+    filtered: bool = False
+    """Consul left out what the token may not see (Consul 1.11 and newer say so)."""
+    default_policy: str = ""
+    """X-Consul-Default-ACL-Policy, where Consul sends it."""
+
+
+class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is not typed
+    """python-consul2's transport over a shared session. Any status but 200 and 404 is a `ConsulError`."""
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        self._settings = settings
+        self.base_uri = "http://localhost" if settings.address.startswith("unix:") else settings.address
+        self._session: aiohttp.ClientSession | None = None
+
+    async def get(self, callback: Any, path: str, params: Any = None, headers: Any = None) -> Any:
+        return await self._request(callback, "GET", path, params, None, headers)
+
+    async def put(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self._request(callback, "PUT", path, params, data, headers)
+
+    async def delete(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self._request(callback, "DELETE", path, params, data, headers)
+
+    async def post(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self._request(callback, "POST", path, params, data, headers)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            address = self._settings.address
+            connector: aiohttp.BaseConnector
+            if address.startswith("unix://"):
+                connector = aiohttp.UnixConnector(address.removeprefix("unix://"), limit=0)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, ssl=self._settings.ssl_context())
+            # Compressing costs Consul more than sending: measured on loopback and LAN.
+            headers = {"Accept-Encoding": "identity"}
+            self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+        return self._session
+
+    async def _request(self, callback: Any, method: str, path: str, params: Any, data: Any, headers: Any) -> Any:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=_read_timeout(params))
+        server_name = self._settings.tls_server_name or None
+        try:
+            async with self._open().request(
+                method,
+                URL(self.uri(path, params), encoded=True),
+                data=data,
+                headers=headers,
+                timeout=timeout,
+                server_hostname=server_name,
+            ) as response:
+                body = await response.read()
+                answer = base.Response(response.status, response.headers, body.decode("utf-8", "replace"), body)
+        except TimeoutError as error:
+            raise ConsulError(f"Consul at {self._settings.address} did not answer {path} in time") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConsulError(f"can't reach Consul at {self._settings.address}: {_reason(error)}") from error
+        if answer.code not in (200, 404):
+            words = " ".join(answer.body.split())[:300] or "no reason given"
+            raise ConsulError(f"Consul refused {path} with status {answer.code}: {words}", answer.code)
+        try:
+            return callback(answer)
+        except ValueError as error:
+            raise ConsulError(f"Consul's answer to {path} is not JSON: {error}", answer.code) from error
+
+
+class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
+    """The endpoints that Gossamer reads.
+
+    The base class' constructor is not called: it would let CONSUL_HTTP_ADDR override what was configured, and warn
+    of endpoints that are not used here.
+    """
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        self.settings = settings
+        self.http = PooledClient(settings)
+        self.token = settings.read_token()
+        self.dc = settings.datacenter or None
+        self.scheme = URL(settings.address).scheme
+        self.consistency = "default"
+        self.agent = base.Consul.Agent(self)
+        self.catalog = base.Consul.Catalog(self)
+        self.status = base.Consul.Status(self)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.http.close()
+
+    async def follow_token_file(self, every_s: float = 1.0) -> None:
+        """Re-read the token file whenever it changes, for as long as this runs. Returns at once without one."""
+        while self.settings.token_file:
+            await asyncio.sleep(every_s)
+            try:
+                self.token = await asyncio.to_thread(self.settings.read_token) or self.token
+            except SettingsError:  # a file being replaced: the token in use goes on
+                continue
+
+    async def read(
+        self, path: str, *, index: int | None = None, wait_s: float = 0, token: str | None = None, params: Params = ()
+    ) -> Reply:
+        """GET ``path``, blocking until its index passes ``index``, ``wait_s`` seconds at most.
+
+        Args:
+            path: from ``/v1/`` on.
+            index: X-Consul-Index of the last answer; ``None`` doesn't block.
+            wait_s: how long to block.
+            token: in place of this client's own; an empty one is none at all.
+            params: more query parameters.
+
+        Raises:
+            ConsulError: no answer, or one with a status other than 200 and 404.
+        """
+        query: list[tuple[str, str | int]] = [*params]
+        if self.dc:
+            query.append(("dc", self.dc))
+        if index is not None:
+            query += [("index", index), ("wait", f"{wait_s:.0f}s")]
+        used = self.token if token is None else token
+        headers = {"X-Consul-Token": used} if used else {}
+        reply: Reply = await self.http.get(_reply, path, params=query, headers=headers)
+        return reply
+
+    async def services(self, index: int | None, wait_s: float) -> Reply:
+        """The names in the catalog, by the library's own endpoint."""
+        wait = f"{wait_s:.0f}s"
+        found = await self.awaited(self.catalog.services(index=index, wait=wait))
+        return Reply(found[1], max(1, int(found[0])))
+
+    @staticmethod
+    async def awaited(answer: Awaitable[Any]) -> Any:
+        """What an endpoint class of the library returns: it is not typed, and awaitable only over this transport."""
+        return await answer
+
+
+Read = Callable[[int | None, float], Awaitable[Reply]]
+"""Reads something once: the index to wait for, and for how many seconds."""
+
+
+def _reply(response: Any) -> Reply:
+    headers = response.headers
+    return Reply(
+        data=json.loads(response.body) if response.code == 200 else None,
+        index=max(1, int(headers.get("X-Consul-Index", "1"))),
+        filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
+        default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),
+    )
+
+
+def _read_timeout(params: Any) -> float:
+    wait = next((str(value) for key, value in params or () if key == "wait"), "")
+    # Consul adds up to a sixteenth to the wait that was asked for.
+    return float(wait.removesuffix("s")) * 17 / 16 + 10 if wait else READ_TIMEOUT_S
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):
+        return (
+            "it closed the connection without an answer; where this goes on, raise limits.http_max_conns_per_client"
+            " on the agent (200 by default, and every watched service holds a connection)"
+        )
+    return str(error) or type(error).__name__

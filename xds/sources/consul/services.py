@@ -1,0 +1,169 @@
+"""One watch a service: its instances by blocking query, its discovery chain whenever that may have changed.
+
+A service that the catalog does not know, and a name that turns out to be a proxy's own, is read once and then parked
+until the catalog's names change: polling an absent name wakes on every change of the whole catalog (Consul before
+1.10), and proxies' names are half of a catalog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from xds.mesh.facts import DiscoveryChain, ServiceInstances
+from xds.mesh.mesh import Batch, Key, Kind
+from xds.sources.consul import decode
+from xds.sources.consul.blocking import Watch
+from xds.sources.consul.client import Consul, ConsulError, Read, Reply
+
+log = logging.getLogger(__name__)
+
+PACE_S = 0.1
+READS_AT_ONCE = 16
+"""Reads that do not block, over all services: a cold start must not be a storm."""
+CHAIN_RETRY_S = 5.0
+
+MakeWatch = Callable[[str, Read, Callable[[Reply], object], float], Watch]
+
+
+class ServiceWatches:
+    """The watches of every service that is wanted."""
+
+    def __init__(self, client: Consul, make_watch: MakeWatch, deliver: Callable[[Batch], None]) -> None:
+        self._client = client
+        self._make_watch = make_watch
+        self._deliver = deliver
+        self._wanted: frozenset[str] = frozenset()
+        self._watches: dict[str, Watch] = {}
+        self._parked: dict[str, asyncio.Event] = {}
+        self._names: frozenset[str] | None = None
+        self._names_known = asyncio.Event()
+        self._reading = asyncio.Semaphore(READS_AT_ONCE)
+        self._shapes: dict[str, object] = {}
+        self._stale_chains: set[str] = set()
+        self._chains_stale = asyncio.Event()
+
+    def watches(self) -> list[Watch]:
+        """The watches that there are."""
+        return list(self._watches.values())
+
+    def follow(self, wanted: frozenset[str], tasks: asyncio.TaskGroup) -> None:
+        """Watch the services ``wanted``. Others are let go when their query next returns."""
+        self._wanted = wanted
+        for service, watch in self._watches.items():
+            watch.wanted = service in wanted
+            if not watch.wanted and service in self._parked:
+                self._parked[service].set()
+        for service in sorted(wanted - self._watches.keys()):
+            self._watches[service] = self._watch(service)
+            tasks.create_task(self._keep(service, self._watches[service], tasks))
+
+    def names_changed(self, names: frozenset[str]) -> None:
+        """The catalog's names are these: parked services are looked at again."""
+        moved = names ^ (self._names or frozenset())
+        self._names = names
+        self._names_known.set()
+        if moved:
+            for event in self._parked.values():
+                event.set()
+
+    def config_changed(self) -> None:
+        """Some config entry differs: every discovery chain may."""
+        self._refresh_chains(self._watches)
+
+    # -- instances ------------------------------------------------------------------------------------------------
+
+    def _watch(self, service: str) -> Watch:
+        path = f"/v1/health/connect/{service}"
+
+        async def read(index: int | None, wait_s: float) -> Reply:
+            if index is not None:
+                return await self._client.read(path, index=index, wait_s=wait_s)
+            async with self._reading:
+                return await self._client.read(path)
+
+        def take(reply: Reply) -> None:
+            if reply.filtered:
+                raise ConsulError(f"the token may not see every instance of {service!r}: it needs node:read", 403)
+            self._take(decode.service_instances(service, reply.data))
+
+        return self._make_watch(f"instances of {service}", read, take, PACE_S)
+
+    def _take(self, instances: ServiceInstances) -> None:
+        service = instances.service
+        shape = [(i.node, i.service_id, i.virtual_ips) for i in instances.instances]
+        if self._shapes.get(service) != shape:
+            # Consul wakes no query for a chain when its virtual IPs change; who comes and goes is the hint to read it.
+            self._shapes[service] = shape
+            self._refresh_chains([service])
+        self._deliver({Key(Kind.INSTANCES, service): instances})
+
+    async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:
+        """Watch one service until nobody wants it."""
+        await self._names_known.wait()
+        while watch.wanted:
+            names = self._names
+            await watch.turn()
+            if watch.state.answered and watch.state.error is None and await self._idle(service):
+                if watch.wanted and names is self._names:
+                    await self._park(service)
+                watch.read_again()
+        del self._watches[service]
+        self._shapes.pop(service, None)
+        self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
+        if service in self._wanted:
+            self.follow(self._wanted, tasks)
+
+    async def _idle(self, service: str) -> bool:
+        """Whether there is nothing to wait for at this name before the catalog changes."""
+        if self._shapes.get(service):
+            return False
+        if service not in (self._names or ()):
+            return True
+        try:
+            async with self._reading:
+                _, registered = await self._client.awaited(self._client.catalog.service(service))
+        except ConsulError:
+            return False
+        return bool(registered) and all(entry.get("ServiceKind") for entry in registered)
+
+    async def _park(self, service: str) -> None:
+        event = self._parked[service] = asyncio.Event()
+        try:
+            await event.wait()
+        finally:
+            del self._parked[service]
+
+    # -- discovery chains -----------------------------------------------------------------------------------------
+
+    def _refresh_chains(self, services: Iterable[str]) -> None:
+        self._stale_chains.update(services)
+        self._chains_stale.set()
+
+    async def keep_chains(self) -> None:
+        """Read every chain that may have changed, a bounded number at once, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._chains_stale.wait()
+                self._chains_stale.clear()
+                stale, self._stale_chains = self._stale_chains, set()
+                for service in sorted(stale):
+                    tasks.create_task(self._read_chain(service))
+
+    async def _read_chain(self, service: str) -> None:
+        try:
+            async with self._reading:
+                if service not in self._watches:
+                    return
+                reply = await self._client.read(f"/v1/discovery-chain/{service}")
+            chain = decode.chain(service, reply.data)
+        except ConsulError as error:
+            log.warning("discovery chain of %s: %s", service, error)
+            await asyncio.sleep(CHAIN_RETRY_S)
+            self._refresh_chains([service])
+            return
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            chain = DiscoveryChain(service, refusal=f"its discovery chain is not understood: {error!r}")
+        if service in self._watches:
+            self._deliver({Key(Kind.CHAIN, service): chain})

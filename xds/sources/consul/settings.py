@@ -1,0 +1,120 @@
+"""Where Consul is and how to talk to it: flags first, then Consul's own environment variables, then its defaults."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8500"
+
+
+class SettingsError(Exception):
+    """A setting that can't be used; the message names the flag or variable, its value and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsulSettings:
+    """How to reach Consul. Empty strings mean "not given"."""
+
+    address: str = DEFAULT_ADDRESS
+    token: str = ""
+    token_file: str = ""
+    ca_file: str = ""
+    ca_path: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    tls_server_name: str = ""
+    verify: bool = True
+    datacenter: str = ""
+
+    @classmethod
+    def resolve(cls, flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ConsulSettings:
+        """Settings from ``flags`` (by field name) and, where a flag is not given, Consul's environment variables.
+
+        Raises:
+            SettingsError: the address is not one, a file is not there, or two settings contradict each other.
+        """
+
+        def pick(field: str, variable: str) -> str:
+            return flags.get(field) or environment.get(variable, "")
+
+        settings = cls(
+            address=_address(pick("address", "CONSUL_HTTP_ADDR"), environment.get("CONSUL_HTTP_SSL", "")),
+            token=pick("token", "CONSUL_HTTP_TOKEN"),
+            token_file=pick("token_file", "CONSUL_HTTP_TOKEN_FILE"),
+            ca_file=pick("ca_file", "CONSUL_CACERT"),
+            ca_path=pick("ca_path", "CONSUL_CAPATH"),
+            client_cert=pick("client_cert", "CONSUL_CLIENT_CERT"),
+            client_key=pick("client_key", "CONSUL_CLIENT_KEY"),
+            tls_server_name=pick("tls_server_name", "CONSUL_TLS_SERVER_NAME"),
+            verify=environment.get("CONSUL_HTTP_SSL_VERIFY", "true").lower() not in ("false", "0"),
+            datacenter=flags.get("datacenter") or "",
+        )
+        if bool(settings.client_cert) != bool(settings.client_key):
+            raise SettingsError("a client certificate needs its key, and a key its certificate: give both or none")
+        for what, path in (
+            ("the token file", settings.token_file),
+            ("the CA file", settings.ca_file),
+            ("the CA folder", settings.ca_path),
+            ("the client certificate", settings.client_cert),
+            ("the client key", settings.client_key),
+        ):
+            if path and not Path(path).exists():
+                raise SettingsError(f"{what} {path!r} does not exist")
+        return settings
+
+    def ssl_context(self) -> ssl.SSLContext | bool:
+        """What aiohttp takes as ``ssl``.
+
+        Raises:
+            SettingsError: a certificate or key can't be loaded.
+        """
+        if not self.address.startswith("https"):
+            return True
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None, capath=self.ca_path or None)
+            if self.client_cert:
+                context.load_cert_chain(self.client_cert, self.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"can't use the TLS files for {self.address}: {error}") from error
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def read_token(self) -> str:
+        """The token: from the file, which may change at any time, else the one given.
+
+        Raises:
+            SettingsError: the token file can't be read.
+        """
+        if not self.token_file:
+            return self.token
+        try:
+            return Path(self.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"can't read the token file {self.token_file!r}: {error.strerror}") from error
+
+
+def _address(given: str, ssl_variable: str) -> str:
+    if not given:
+        return DEFAULT_ADDRESS
+    if given.startswith("unix://"):
+        return given
+    address = given if "://" in given else f"http://{given}"
+    if ssl_variable.lower() in ("true", "1") and address.startswith("http://"):
+        address = "https://" + address.removeprefix("http://")
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(
+            f"Consul's address {given!r} is not one: expected http://HOST:PORT, https://HOST:PORT, HOST:PORT or"
+            " unix:///PATH (--consul, CONSUL_HTTP_ADDR)"
+        )
+    return address.rstrip("/")

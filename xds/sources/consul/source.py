@@ -1,0 +1,287 @@
+"""A mesh read from Consul: the fixed watches, one watch a service, one a leaf certificate.
+
+Only what some connected proxy serves or may call is watched (`demand`), once, however many proxies share it. Every
+answer becomes facts and goes to the sink at once; an error changes nothing that was read before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from xds.mesh.facts import LeafKey, LeafRefused
+from xds.mesh.mesh import (
+    CONFIG_ENTRIES,
+    DATACENTER,
+    DEFAULT_ALLOW,
+    INTENTIONS,
+    ROOTS,
+    SERVICE_NAMES,
+    Batch,
+    Demand,
+    Key,
+    Kind,
+)
+from xds.sources.consul import decode
+from xds.sources.consul.blocking import Backoff, Watch, WatchState
+from xds.sources.consul.client import Consul, ConsulError, Read, Reply
+from xds.sources.consul.services import ServiceWatches
+
+log = logging.getLogger(__name__)
+
+SHARED_PACE_S = 0.1
+"""Between two reads of one list that every change of its kind wakes."""
+NAMES_PACE_S = 1.0
+"""The catalog's names wake on every change of any instance, and cost the whole catalog each time."""
+AGENT_EVERY_S = 60.0
+FIRST_LEAVES_AT_ONCE = 16
+"""Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
+
+
+class ConsulSource:
+    """Reads a mesh from one Consul.
+
+    Args:
+        client: where to read.
+        sink: takes each batch of facts.
+        default_allow: what holds where no intention matches; ``None`` asks Consul.
+        on_watches: told how many blocking queries there are whenever that changes.
+    """
+
+    def __init__(
+        self,
+        client: Consul,
+        sink: Callable[[Batch], None],
+        *,
+        default_allow: bool | None,
+        on_watches: Callable[[int], None],
+    ) -> None:
+        self._client = client
+        self._sink = sink
+        self._default_allow = default_allow
+        self._on_watches = on_watches
+        self._chance = random.Random()  # noqa: S311 - jitter
+        self._tasks: asyncio.TaskGroup | None = None
+        self._demand = Demand()
+        self._leaves: dict[LeafKey, Watch] = {}
+        self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
+        self._intentions_seen = -1
+        self._agent_state = WatchState()
+        self._base = {
+            "intentions": self.watch("intentions", self._read_intentions, self._take_intentions, SHARED_PACE_S),
+            "catalog": self.watch("catalog", client.services, self._take_names, NAMES_PACE_S),
+            "config entries": self.watch(
+                "config entries", self._reader("/v1/config/"), self._take_entries, SHARED_PACE_S
+            ),
+            "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
+        }
+        self._services = ServiceWatches(client, self.watch, self.deliver)
+
+    # -- from outside ---------------------------------------------------------------------------------------------
+
+    def demand(self, demand: Demand) -> None:
+        """Read what ``demand`` names from now on, and let go what it no longer names."""
+        self._demand = demand
+        if self._tasks is not None:
+            self._follow_demand(self._tasks)
+
+    async def run(self) -> None:
+        """Read until cancelled. Everything that is started here ends here."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._client.follow_token_file())
+            tasks.create_task(self._follow_agent())
+            tasks.create_task(self._services.keep_chains())
+            for watch in self._base.values():
+                tasks.create_task(watch.run())
+            self._follow_demand(tasks)
+
+    def troubles(self) -> dict[str, str]:
+        """What can't be read right now, with Consul's words."""
+        states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent_state}
+        return {name: state.error for name, state in states.items() if state.error is not None}
+
+    # -- watches --------------------------------------------------------------------------------------------------
+
+    def watch(
+        self,
+        name: str,
+        read: Read,
+        deliver: Callable[[Reply], object],
+        pace_s: float,
+        on_failed: Callable[[ConsulError], None] | None = None,
+    ) -> Watch:
+        """A watch whose answers are taken by ``deliver``; one that makes no sense counts as a failure."""
+
+        def sound(reply: Reply) -> None:
+            try:
+                deliver(reply)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
+
+        return Watch(
+            name,
+            read,
+            sound,
+            on_replaced=self.read_everything_again,
+            on_failed=on_failed,
+            pace_s=pace_s,
+            chance=self._chance,
+        )
+
+    def _reader(self, path: str) -> Read:
+        async def read(index: int | None, wait_s: float) -> Reply:
+            return await self._client.read(path, index=index, wait_s=wait_s)
+
+        return read
+
+    def read_everything_again(self) -> None:
+        """Consul's state was replaced: no index can be relied on."""
+        for watch in (*self._base.values(), *self._services.watches(), *self._leaves.values()):
+            watch.read_again()
+
+    def deliver(self, batch: Batch) -> None:
+        """Hand facts over."""
+        self._sink(batch)
+
+    def _follow_demand(self, tasks: asyncio.TaskGroup) -> None:
+        self._services.follow(self._demand.services, tasks)
+        for key, watch in self._leaves.items():
+            watch.wanted = key in self._demand.leaves
+        for key in sorted(self._demand.leaves - self._leaves.keys()):
+            self._leaves[key] = self._leaf_watch(key)
+            tasks.create_task(self._keep_leaf(key, self._leaves[key]))
+        self._count()
+
+    def _count(self) -> None:
+        self._on_watches(len(self._base) + len(self._services.watches()) + len(self._leaves))
+
+    # -- base facts -----------------------------------------------------------------------------------------------
+
+    async def _read_intentions(self, index: int | None, wait_s: float) -> Reply:
+        """The list of intentions, and the certainty that it is whole.
+
+        A token without the right to read intentions gets an empty list and no error. Under a default of allow that
+        would open everything. So a list that is empty or became shorter is believed only if the token may ask what
+        matches an arbitrary service, which is refused outright without the right.
+        """
+        reply = await self._client.read("/v1/connect/intentions", index=index, wait_s=wait_s)
+        if reply.filtered:
+            raise ConsulError("the token may not read every intention: it needs intentions:read on all services", 403)
+        if len(reply.data or ()) < max(1, self._intentions_seen):
+            params = (("by", "destination"), ("name", "gossamer-may-read-intentions"))
+            await self._client.read("/v1/connect/intentions/match", params=params)
+        return reply
+
+    def _take_intentions(self, reply: Reply) -> None:
+        found = decode.intentions(reply.data)
+        self._intentions_seen = len(reply.data or ())
+        batch: dict[Key, object] = {INTENTIONS: found}
+        if self._default_allow is None and reply.default_policy:
+            batch[DEFAULT_ALLOW] = reply.default_policy == "allow"
+        self.deliver(batch)
+
+    def _take_names(self, reply: Reply) -> None:
+        names = frozenset(reply.data)
+        self._services.names_changed(names)
+        self.deliver({SERVICE_NAMES: names})
+
+    def _take_entries(self, reply: Reply) -> None:
+        if reply.filtered:
+            raise ConsulError(
+                "the token may not read every config entry: it needs service:read on all services, mesh:read", 403
+            )
+        entries = decode.config_entries(reply.data)
+        for problem in entries.problems:
+            log.warning("config entry %s", problem)
+        self._services.config_changed()
+        self.deliver({CONFIG_ENTRIES: entries})
+
+    def _take_roots(self, reply: Reply) -> None:
+        self.deliver({ROOTS: decode.roots(reply.data)})
+
+    async def _follow_agent(self) -> None:
+        """The datacenter and the default policy, from the agent's own description; it has no blocking query."""
+        backoff = Backoff(self._chance)
+        while True:
+            try:
+                await self._read_agent()
+                self._agent_state = WatchState(answered=True)
+                backoff.reset()
+                pause = AGENT_EVERY_S
+            except ConsulError as error:
+                if str(error) != self._agent_state.error:
+                    log.warning("agent: %s", error)
+                self._agent_state.error = str(error)
+                pause = backoff.after(error)
+            await asyncio.sleep(pause)
+
+    async def _read_agent(self) -> None:
+        batch: dict[Key, object] = {}
+        if self._default_allow is not None:
+            batch[DEFAULT_ALLOW] = self._default_allow
+        configured = self._client.settings.datacenter
+        if configured:
+            batch[DATACENTER] = configured
+        if len(batch) < 2:
+            try:
+                about = await self._client.awaited(self._client.agent.self())
+                batch = {
+                    DATACENTER: about["Config"]["Datacenter"],
+                    DEFAULT_ALLOW: decode.agent_default_allow(about),
+                } | batch
+            except (KeyError, TypeError, ConsulError) as error:
+                if isinstance(error, ConsulError) and not error.forbidden:
+                    raise
+                batch = await self._without_agent(error) | batch
+        self.deliver(batch)
+
+    async def _without_agent(self, error: Exception) -> dict[Key, object]:
+        """What to go by when the agent's description can't be read: deny, the closed one of the two."""
+        reply = await self._client.read("/v1/connect/ca/roots")
+        if self._default_allow is None and not reply.default_policy and not self._agent_state.answered:
+            log.error(
+                "can't tell what holds where no intention matches (%s); taking deny. Give the token agent:read, or say"
+                " it with --default-intention-policy",
+                error,
+            )
+        datacenters = await self._client.awaited(self._client.catalog.datacenters())
+        return {DATACENTER: datacenters[0], DEFAULT_ALLOW: reply.default_policy == "allow"}
+
+    # -- leaf certificates ----------------------------------------------------------------------------------------
+
+    def _leaf_watch(self, key: LeafKey) -> Watch:
+        path = f"/v1/agent/connect/ca/leaf/{key.service}"
+
+        async def read(index: int | None, wait_s: float) -> Reply:
+            if index is not None:
+                return await self._client.read(path, index=index, wait_s=wait_s, token=key.token)
+            async with self._signing:
+                return await self._client.read(path, token=key.token)
+
+        held = False
+
+        def take(reply: Reply) -> None:
+            nonlocal held
+            self.deliver({Key(Kind.LEAF, key): decode.leaf(reply.data)})
+            held = True
+
+        def failed(error: ConsulError) -> None:
+            # A refusal is a fact only as long as there was never a certificate: one that is held goes on serving.
+            if not held:
+                hint = f"; the sidecar's token needs service:write on {key.service!r}" if error.forbidden else ""
+                self.deliver({Key(Kind.LEAF, key): LeafRefused(f"{error}{hint}")})
+
+        return self.watch(f"leaf certificate of {key.service}", read, take, SHARED_PACE_S, failed)
+
+    async def _keep_leaf(self, key: LeafKey, watch: Watch) -> None:
+        """Keep a leaf current until no proxy needs it."""
+        while watch.wanted:
+            await watch.turn()
+        del self._leaves[key]
+        self.deliver({Key(Kind.LEAF, key): None})
+        self._count()
+        if key in self._demand.leaves and self._tasks is not None:
+            self._follow_demand(self._tasks)

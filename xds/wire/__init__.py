@@ -1,0 +1,1 @@
+"""Protobuf messages generated from ``protos/``. Never edited: ``make protos`` writes them, a test compares."""

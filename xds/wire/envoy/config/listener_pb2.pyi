@@ -1,0 +1,52 @@
+from google.protobuf import any_pb2 as _any_pb2
+from xds.wire.envoy.config import core_pb2 as _core_pb2
+from xds.wire.xds import matcher_pb2 as _matcher_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Filter(_message.Message):
+    __slots__ = ("name", "typed_config")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    typed_config: _any_pb2.Any
+    def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class FilterChain(_message.Message):
+    __slots__ = ("filters", "transport_socket", "name")
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    transport_socket: _core_pb2.TransportSocket
+    name: str
+    def __init__(self, filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., transport_socket: _Optional[_Union[_core_pb2.TransportSocket, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class ListenerFilter(_message.Message):
+    __slots__ = ("name", "typed_config")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    typed_config: _any_pb2.Any
+    def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class Listener(_message.Message):
+    __slots__ = ("name", "address", "filter_chains", "listener_filters", "traffic_direction", "filter_chain_matcher")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_CHAINS_FIELD_NUMBER: _ClassVar[int]
+    LISTENER_FILTERS_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    FILTER_CHAIN_MATCHER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: _core_pb2.Address
+    filter_chains: _containers.RepeatedCompositeFieldContainer[FilterChain]
+    listener_filters: _containers.RepeatedCompositeFieldContainer[ListenerFilter]
+    traffic_direction: _core_pb2.TrafficDirection
+    filter_chain_matcher: _matcher_pb2.Matcher
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[_Union[_core_pb2.Address, _Mapping]] = ..., filter_chains: _Optional[_Iterable[_Union[FilterChain, _Mapping]]] = ..., listener_filters: _Optional[_Iterable[_Union[ListenerFilter, _Mapping]]] = ..., traffic_direction: _Optional[_Union[_core_pb2.TrafficDirection, str]] = ..., filter_chain_matcher: _Optional[_Union[_matcher_pb2.Matcher, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,70 @@
+from xds.wire.envoy.type import matcher_pb2 as _matcher_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Permission(_message.Message):
+    __slots__ = ("any",)
+    ANY_FIELD_NUMBER: _ClassVar[int]
+    any: bool
+    def __init__(self, any: _Optional[bool] = ...) -> None: ...
+
+class Principal(_message.Message):
+    __slots__ = ("and_ids", "or_ids", "any", "authenticated", "not_id")
+    class Set(_message.Message):
+        __slots__ = ("ids",)
+        IDS_FIELD_NUMBER: _ClassVar[int]
+        ids: _containers.RepeatedCompositeFieldContainer[Principal]
+        def __init__(self, ids: _Optional[_Iterable[_Union[Principal, _Mapping]]] = ...) -> None: ...
+    class Authenticated(_message.Message):
+        __slots__ = ("principal_name",)
+        PRINCIPAL_NAME_FIELD_NUMBER: _ClassVar[int]
+        principal_name: _matcher_pb2.StringMatcher
+        def __init__(self, principal_name: _Optional[_Union[_matcher_pb2.StringMatcher, _Mapping]] = ...) -> None: ...
+    AND_IDS_FIELD_NUMBER: _ClassVar[int]
+    OR_IDS_FIELD_NUMBER: _ClassVar[int]
+    ANY_FIELD_NUMBER: _ClassVar[int]
+    AUTHENTICATED_FIELD_NUMBER: _ClassVar[int]
+    NOT_ID_FIELD_NUMBER: _ClassVar[int]
+    and_ids: Principal.Set
+    or_ids: Principal.Set
+    any: bool
+    authenticated: Principal.Authenticated
+    not_id: Principal
+    def __init__(self, and_ids: _Optional[_Union[Principal.Set, _Mapping]] = ..., or_ids: _Optional[_Union[Principal.Set, _Mapping]] = ..., any: _Optional[bool] = ..., authenticated: _Optional[_Union[Principal.Authenticated, _Mapping]] = ..., not_id: _Optional[_Union[Principal, _Mapping]] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("permissions", "principals")
+    PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPALS_FIELD_NUMBER: _ClassVar[int]
+    permissions: _containers.RepeatedCompositeFieldContainer[Permission]
+    principals: _containers.RepeatedCompositeFieldContainer[Principal]
+    def __init__(self, permissions: _Optional[_Iterable[_Union[Permission, _Mapping]]] = ..., principals: _Optional[_Iterable[_Union[Principal, _Mapping]]] = ...) -> None: ...
+
+class RBAC(_message.Message):
+    __slots__ = ("action", "policies")
+    class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ALLOW: _ClassVar[RBAC.Action]
+        DENY: _ClassVar[RBAC.Action]
+        LOG: _ClassVar[RBAC.Action]
+    ALLOW: RBAC.Action
+    DENY: RBAC.Action
+    LOG: RBAC.Action
+    class PoliciesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Policy
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    action: RBAC.Action
+    policies: _containers.MessageMap[str, Policy]
+    def __init__(self, action: _Optional[_Union[RBAC.Action, str]] = ..., policies: _Optional[_Mapping[str, Policy]] = ...) -> None: ...

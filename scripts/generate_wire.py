@@ -18,6 +18,9 @@ def generate(into: Path) -> None:
     options = [f"-Ixds/wire={protos}", f"-I{include}", f"--python_out={into}", f"--pyi_out={into}"]
     if protoc.main(["protoc", *options, *files]) != 0:
         sys.exit("protoc refused protos/: see its words above")
+    for folder in (into / "xds" / "wire").rglob("*/"):
+        if folder.name != "__pycache__":
+            (folder / "__init__.py").touch()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
 from xds.envoy import names
 from xds.envoy.clusters import socket_address
+from xds.envoy.identities import admitted_identities
 from xds.envoy.rbac import network_rbac
 from xds.envoy.resource import LISTENER, Resource, encode
 from xds.envoy.tls import downstream_transport_socket, typed
@@ -165,7 +166,7 @@ def public(sidecar: Sidecar, settings: ProxySettings, policy: ConnectionPolicy, 
                     ),
                     _tcp_proxy("public_listener", cluster=names.LOCAL_APP),
                 ],
-                transport_socket=downstream_transport_socket(),
+                transport_socket=downstream_transport_socket(admitted_identities(policy, trust_domain)),
             )
         ],
     )

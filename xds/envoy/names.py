@@ -28,10 +28,12 @@ def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
     return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{service}"
 
 
-def spiffe_pattern(service: str | None, trust_domain: str) -> str:
-    """A regular expression (RE2) for the identities of ``service`` in any datacenter; ``None`` is every service."""
-    name = "[^/]+" if service is None else re.escape(service)
-    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/[^/]+/svc/{name}$"
+ANY_SERVICE = "[^/]+"
+
+
+def spiffe_pattern(service_pattern: str, trust_domain: str) -> str:
+    """A regular expression (RE2) for the identities, in any datacenter, of services whose name matches one."""
+    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/[^/]+/svc/{service_pattern}$"
 
 
 def upstream_stat_prefix(service: str, datacenter: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from xds.envoy import names
 from xds.policy.intentions import ConnectionPolicy
 from xds.wire.envoy.config import rbac_pb2 as rbac
@@ -14,9 +16,10 @@ STAT_PREFIX = "connect_authz"
 
 def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb2.RBAC:
     """``policy`` as the network filter's rules: no policies under ALLOW lets nobody in, under DENY everybody."""
-    principals = [_identity(source, trust_domain) for source in policy.sources]
     if policy.every:
-        principals.append(_every_but(policy.excepted, trust_domain))
+        principals = [_every_but(policy.exceptions, trust_domain)]
+    else:
+        principals = [_identity(re.escape(source), trust_domain) for source in policy.exceptions]
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if policy.allow else rbac.RBAC.DENY)
     if principals:
         rules.policies[POLICY_NAME].CopyFrom(
@@ -25,16 +28,16 @@ def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb
     return network_rbac_pb2.RBAC(rules=rules, stat_prefix=STAT_PREFIX)
 
 
-def _identity(service: str | None, trust_domain: str) -> rbac.Principal:
-    pattern = matcher.RegexMatcher(regex=names.spiffe_pattern(service, trust_domain))
+def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:
+    pattern = matcher.RegexMatcher(regex=names.spiffe_pattern(service_pattern, trust_domain))
     return rbac.Principal(
         authenticated=rbac.Principal.Authenticated(principal_name=matcher.StringMatcher(safe_regex=pattern))
     )
 
 
 def _every_but(excepted: tuple[str, ...], trust_domain: str) -> rbac.Principal:
-    anyone = _identity(None, trust_domain)
+    anyone = _identity(names.ANY_SERVICE, trust_domain)
     if not excepted:
         return anyone
-    others = [rbac.Principal(not_id=_identity(service, trust_domain)) for service in excepted]
+    others = [rbac.Principal(not_id=_identity(re.escape(service), trust_domain)) for service in excepted]
     return rbac.Principal(and_ids=rbac.Principal.Set(ids=[anyone, *others]))

@@ -67,10 +67,17 @@ def upstream_transport_socket(identity: str, sni: str) -> core.TransportSocket:
     return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))
 
 
-def downstream_transport_socket() -> core.TransportSocket:
-    """Mutual TLS on the public listener: any certificate of the mesh; who may enter is the RBAC filter's to say."""
+def downstream_transport_socket(identities: list[matcher.StringMatcher] | None) -> core.TransportSocket:
+    """Mutual TLS on a public listener, for clients with one of these SPIFFE IDs; ``None`` is any of the mesh."""
     context = tls.DownstreamTlsContext(
-        common_tls_context=_common(tls.CertificateValidationContext()),
+        common_tls_context=_common(
+            tls.CertificateValidationContext(
+                match_typed_subject_alt_names=[
+                    tls.SubjectAltNameMatcher(san_type=tls.SubjectAltNameMatcher.URI, matcher=identity)
+                    for identity in identities or ()
+                ]
+            )
+        ),
         require_client_certificate=BoolValue(value=True),
     )
     return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))

@@ -33,6 +33,10 @@ async def serve(name: str, port: int, address: str) -> None:
         await server.serve_forever()
 
 
+TLS_ALERT = b"\x15\x03"
+"""What a server that wants TLS answers to plain text."""
+
+
 class RefusedError(ConnectionError):
     """The connection was closed before the server said its name."""
 
@@ -67,8 +71,15 @@ class Connection:
         await self.close()
 
 
-async def dial(host: Host, address: str, port: int, within_s: float = 10.0) -> Connection:
+async def dial(host: Host, address: str, port: int, within_s: float = 10.0, say: str = "") -> Connection:
     """Connect from ``host`` as an application there would, and wait for the greeting.
+
+    Args:
+        host: where the application runs.
+        address: what it dials.
+        port: of it.
+        within_s: how long to wait for the greeting, in seconds.
+        say: a line to send first; a server that wants TLS closes the connection on it.
 
     Raises:
         RefusedError: the connection was closed without one.
@@ -83,13 +94,14 @@ async def dial(host: Host, address: str, port: int, within_s: float = 10.0) -> C
             raise
         reader, writer = await asyncio.open_connection(sock=made)  # the socket is the transport's to close now
         try:
+            writer.write(f"{say}\n".encode() if say else b"")
             greeting = await reader.readline()
         except BaseException:
             await _closed(writer)
             raise
-    if not greeting:
+    if not greeting or greeting.startswith(TLS_ALERT):
         await _closed(writer)
-        raise RefusedError(f"{address}:{port} closed the connection without a word")
+        raise RefusedError(f"{address}:{port} closed the connection without a greeting")
     return Connection(greeting.decode().rstrip("\n"), reader, writer)
 
 
@@ -99,10 +111,10 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-async def who_answers(host: Host, address: str, port: int, within_s: float = 10.0) -> str | None:
+async def who_answers(host: Host, address: str, port: int, within_s: float = 10.0, say: str = "") -> str | None:
     """The name of the server that answers, ``None`` where the connection is refused."""
     try:
-        async with await dial(host, address, port, within_s) as connection:
+        async with await dial(host, address, port, within_s, say) as connection:
             return connection.greeting
     except (ConnectionError, TimeoutError):
         return None

@@ -81,7 +81,7 @@ class Tour:
         )
 
         self._begin("past the mesh: web's host has no other way in", f"web$ nc {api.host.address} {APPLICATION_PORT}")
-        seen = await who_answers(web.host, api.host.address, APPLICATION_PORT)
+        seen = await who_answers(web.host, api.host.address, APPLICATION_PORT, say="hello")
         self._end("refused: api's sidecar wants a certificate", seen or "refused", ok=seen is None)
 
         self._begin("a connection is held open while the intention goes", "consul intention delete web api")

@@ -76,37 +76,31 @@ def _decide(in_order: list[Intention], other_side: Callable[[Intention], str]) -
 
 @dataclass(frozen=True, slots=True)
 class ConnectionPolicy:
-    """Who may open a TCP connection to a service, in the form that an Envoy RBAC filter takes.
+    """Who may open a TCP connection to a service.
 
-    ``allow`` says what a match means (RBAC's action). Matched are the sources in ``sources`` and, when ``every`` is
-    set, every source except those in ``excepted``.
+    One answer holds for most sources and the opposite one for ``exceptions``. As in Consul, the RBAC filter that is
+    made of it lists what departs from the default: ``allow`` is that filter's action, and it matches either just the
+    exceptions or ``every`` source but them.
     """
 
     allow: bool
-    sources: tuple[str, ...] = ()
     every: bool = False
-    excepted: tuple[str, ...] = ()
+    exceptions: tuple[str, ...] = ()
+
+    @property
+    def others_permitted(self) -> bool:
+        """Whether a source that is no exception may connect."""
+        return self.every == self.allow
 
     def permits(self, source: str) -> bool:
-        """Whether ``source`` may connect; the same answer that the RBAC filter gives."""
-        matched = source in self.sources or (self.every and source not in self.excepted)
-        return matched == self.allow
+        """Whether ``source`` may connect."""
+        return self.others_permitted != (source in self.exceptions)
 
 
 def connection_policy(decisions: Decisions, *, default_allow: bool) -> ConnectionPolicy:
-    """The policy of a destination from what its intentions decide about each source.
-
-    As in Consul, the list names the exceptions to the default: an allow list when the default denies, a deny list
-    when it allows.
-    """
+    """The policy of a destination from what its intentions decide about each source."""
     # HTTP permissions on a TCP service deny (Consul, agent/xds/rbac.go: an L7 intention on a tcp service).
     admitted = {name: action is Action.ALLOW for name, action in decisions.exact.items()}
     otherwise = default_allow if decisions.otherwise is None else decisions.otherwise is Action.ALLOW
-    listed = not default_allow
-    if otherwise == default_allow:
-        return ConnectionPolicy(
-            listed, sources=tuple(sorted(n for n, allowed in admitted.items() if allowed == listed))
-        )
-    return ConnectionPolicy(
-        listed, every=True, excepted=tuple(sorted(n for n, allowed in admitted.items() if allowed != listed))
-    )
+    exceptions = tuple(sorted(name for name, allowed in admitted.items() if allowed != otherwise))
+    return ConnectionPolicy(allow=not default_allow, every=otherwise != default_allow, exceptions=exceptions)

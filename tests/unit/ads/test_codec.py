@@ -1,0 +1,55 @@
+"""Messages to and from bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from xds.ads import codec
+from xds.ads.session import Response
+from xds.envoy.resource import CLUSTER, Resource
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.service import discovery_pb2 as discovery
+
+
+def test_the_node_of_a_first_request() -> None:
+    node = core.Node(id="web-1-sidecar-proxy", cluster="web")
+    node.metadata["node_name"] = "vm-7"
+    node.user_agent_build_version.version.major_number = 1
+    node.user_agent_build_version.version.minor_number = 40
+    message = discovery.DeltaDiscoveryRequest(node=node, type_url=CLUSTER).SerializeToString()
+    request, found = codec.decode(message, delta=True)
+    assert found == codec.Node("web-1-sidecar-proxy", "web", "vm-7", "1.40.0")
+    assert request.type_url == CLUSTER
+
+
+@pytest.mark.parametrize("value", [7, True, None, ["a"]])
+def test_a_node_name_that_is_no_text_is_none(value: float | bool | list[str] | None) -> None:
+    node = core.Node(id="a", cluster="b")
+    node.metadata.update({"node_name": value})
+    message = discovery.DiscoveryRequest(node=node).SerializeToString()
+    _, found = codec.decode(message, delta=False)
+    assert found is not None
+    assert found.node_name == ""
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_an_error_is_told_from_an_acknowledgement(delta: bool) -> None:
+    kind = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
+    message = kind(type_url=CLUSTER, response_nonce="3")
+    assert codec.decode(message.SerializeToString(), delta=delta)[0].error is None
+    message.error_detail.message = "bad"
+    assert codec.decode(message.SerializeToString(), delta=delta)[0].error == "bad"
+
+
+def test_what_is_no_request_is_an_error_that_says_so() -> None:
+    with pytest.raises(codec.BadRequestError, match="not a discovery request"):
+        codec.decode(b"\xff\xff\xff", delta=True)
+
+
+def test_a_response_in_both_variants() -> None:
+    response = Response(CLUSTER, "1", "1", (Resource(CLUSTER, "a", "v", b"body"),), ("b",))
+    delta = discovery.DeltaDiscoveryResponse.FromString(codec.encode_response(response, delta=True))
+    assert [(r.name, r.version, r.resource.value) for r in delta.resources] == [("a", "v", b"body")]
+    assert list(delta.removed_resources) == ["b"]
+    whole = discovery.DiscoveryResponse.FromString(codec.encode_response(response, delta=False))
+    assert [(r.type_url, r.value) for r in whole.resources] == [(CLUSTER, b"body")]

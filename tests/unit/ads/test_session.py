@@ -1,0 +1,323 @@
+"""The session state machine, rule by rule; `test_session_converges` throws everything at it at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from xds.ads.session import Received, Request, Response, Session
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
+
+
+class View:
+    """A `ResourceView` that tests write into."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, dict[str, Resource]] = {t: {} for t in (CLUSTER, ENDPOINT, LISTENER, SECRET)}
+
+    def get(self, type_url: str, name: str) -> Resource | None:
+        return self.resources[type_url].get(name)
+
+    def names(self, type_url: str) -> list[str]:
+        return list(self.resources[type_url])
+
+
+class Stream:
+    """A session with its view, and the proxy's side of the conversation in short words."""
+
+    def __init__(self, *, delta: bool = True) -> None:
+        self.view = View()
+        self.session = Session(self.view, delta=delta)
+        self.delta = delta
+
+    def put(self, type_url: str, name: str, version: str, endpoints: str = "") -> None:
+        self.view.resources[type_url][name] = Resource(type_url, name, version, version.encode(), endpoints)
+        self.session.changed(type_url, [name])
+
+    def cluster(self, name: str, version: str) -> None:
+        self.put(CLUSTER, name, version, endpoints=name)
+
+    def drop(self, type_url: str, name: str) -> None:
+        del self.view.resources[type_url][name]
+        self.session.changed(type_url, [name])
+
+    def subscribe(self, type_url: str, *names: str, known: dict[str, str] | None = None) -> None:
+        if self.delta:
+            self.session.receive(Request(type_url, subscribe=names, initial_versions=known or {}))
+        else:
+            self.session.receive(Request(type_url, names=names))
+
+    def ack(self, response: Response, *names: str) -> Received:
+        return self.session.receive(Request(response.type_url, response.nonce, names=None if self.delta else names))
+
+    def nack(self, response: Response, words: str, *names: str) -> Received:
+        return self.session.receive(
+            Request(response.type_url, response.nonce, error=words, names=None if self.delta else names)
+        )
+
+    def next(self) -> Response:
+        response = self.session.next_response()
+        assert response is not None, "nothing to send"
+        return response
+
+    def nothing_to_send(self) -> bool:
+        return self.session.next_response() is None
+
+
+def sent(response: Response) -> list[str]:
+    return [f"{r.name}@{r.version}" for r in response.resources]
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+def test_an_empty_first_subscription_means_everything_for_clusters(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.cluster("b", "1")
+    stream.subscribe(CLUSTER)
+    assert sent(stream.next()) == ["a@1", "b@1"]
+
+
+def test_an_empty_first_subscription_means_nothing_for_endpoints(stream: Stream) -> None:
+    stream.put(ENDPOINT, "a", "1")
+    stream.subscribe(ENDPOINT)
+    assert stream.nothing_to_send()
+
+
+def test_a_fresh_proxy_gets_an_empty_first_answer_so_that_it_does_not_wait(stream: Stream) -> None:
+    stream.subscribe(LISTENER)
+    assert stream.next().resources == ()
+    assert stream.nothing_to_send()
+
+
+def test_nothing_is_sent_for_a_type_that_was_not_asked_for(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    assert stream.nothing_to_send()
+
+
+def test_unknown_types_are_never_answered(stream: Stream) -> None:
+    stream.subscribe("type.googleapis.com/envoy.config.route.v3.VirtualHost", "x")
+    assert stream.nothing_to_send()
+
+
+def test_one_response_at_a_time_and_what_changes_meanwhile_coalesces(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.subscribe(CLUSTER)
+    first = stream.next()
+    stream.cluster("a", "2")
+    stream.cluster("b", "1")
+    stream.cluster("a", "3")
+    assert stream.nothing_to_send()
+    stream.ack(first)
+    assert sent(stream.next()) == ["a@3", "b@1"]
+
+
+def test_an_old_nonce_acknowledges_nothing(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.subscribe(CLUSTER)
+    first = stream.next()
+    stream.session.receive(Request(CLUSTER, "not the nonce"))
+    stream.cluster("a", "2")
+    assert stream.nothing_to_send()
+    assert stream.ack(first).acknowledged == CLUSTER
+
+
+def test_listeners_wait_for_clusters_and_endpoints_to_be_acknowledged(stream: Stream) -> None:
+    stream.subscribe(LISTENER)
+    stream.ack(stream.next())
+    stream.cluster("a", "1")
+    stream.put(ENDPOINT, "a", "1")
+    stream.put(LISTENER, "l", "1")
+    stream.subscribe(CLUSTER)
+    clusters = stream.next()
+    assert clusters.type_url == CLUSTER
+    assert stream.nothing_to_send()
+    stream.subscribe(ENDPOINT, "a")
+    endpoints = stream.next()
+    assert endpoints.type_url == ENDPOINT
+    stream.ack(endpoints)
+    assert stream.nothing_to_send()
+    stream.ack(clusters)
+    assert sent(stream.next()) == ["l@1"]
+
+
+def test_a_cluster_goes_only_after_the_listener_that_used_it_was_replaced(stream: Stream) -> None:
+    stream.cluster("old", "1")
+    stream.put(LISTENER, "l", "1")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(LISTENER)
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "old")
+    stream.put(LISTENER, "l", "2")
+    listener = stream.next()
+    assert sent(listener) == ["l@2"]
+    assert stream.nothing_to_send()
+    stream.ack(listener)
+    removal = stream.next()
+    assert (removal.type_url, removal.removed) == (CLUSTER, ("old",))
+
+
+def test_a_changed_clusters_endpoints_follow_it_unasked(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.put(ENDPOINT, "a", "1")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(ENDPOINT, "a")
+    stream.ack(stream.next())
+    stream.cluster("a", "2")
+    clusters = stream.next()
+    assert sent(clusters) == ["a@2"]
+    endpoints = stream.next()
+    assert (endpoints.type_url, sent(endpoints)) == (ENDPOINT, ["a@1"])
+
+
+def test_a_reconnecting_proxy_gets_only_what_differs(stream: Stream) -> None:
+    stream.cluster("same", "1")
+    stream.cluster("changed", "2")
+    stream.cluster("new", "1")
+    stream.subscribe(CLUSTER, known={"same": "1", "changed": "1", "gone": "7"})
+    first = stream.next()
+    assert sent(first) == ["changed@2", "new@1"]
+    stream.ack(first)
+    assert stream.next().removed == ("gone",)
+
+
+def test_a_reconnecting_proxy_that_has_everything_gets_nothing(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.put(ENDPOINT, "a", "1")
+    stream.subscribe(CLUSTER, known={"a": "1"})
+    stream.subscribe(ENDPOINT, "a", known={"a": "1"})
+    assert stream.nothing_to_send()
+
+
+def test_asking_again_for_a_name_gets_it_again(stream: Stream) -> None:
+    stream.put(SECRET, "leaf", "1")
+    stream.subscribe(SECRET, "leaf")
+    stream.ack(stream.next())
+    stream.subscribe(SECRET, "leaf")
+    assert sent(stream.next()) == ["leaf@1"]
+
+
+def test_a_name_that_does_not_exist_is_answered_once_and_sent_when_it_appears(stream: Stream) -> None:
+    stream.subscribe(ENDPOINT, "a")
+    missing = stream.next()
+    assert missing.removed == ("a",)
+    stream.ack(missing)
+    assert stream.nothing_to_send()
+    stream.put(ENDPOINT, "a", "1")
+    assert sent(stream.next()) == ["a@1"]
+
+
+def test_an_unsubscribed_name_is_not_sent_any_more(stream: Stream) -> None:
+    stream.put(ENDPOINT, "a", "1")
+    stream.subscribe(ENDPOINT, "a")
+    stream.ack(stream.next())
+    stream.session.receive(Request(ENDPOINT, unsubscribe=("a",)))
+    stream.put(ENDPOINT, "a", "2")
+    assert stream.nothing_to_send()
+
+
+def test_leaving_the_wildcard_keeps_the_named_ones(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.cluster("b", "1")
+    stream.subscribe(CLUSTER, "*", "a")
+    stream.ack(stream.next())
+    stream.session.receive(Request(CLUSTER, unsubscribe=("*",)))
+    stream.cluster("a", "2")
+    stream.cluster("b", "2")
+    assert sent(stream.next()) == ["a@2"]
+
+
+def test_a_rejected_resource_is_named_and_never_sent_again(stream: Stream) -> None:
+    stream.put(LISTENER, "bad", "1")
+    stream.put(LISTENER, "good", "1")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(LISTENER)
+    received = stream.nack(stream.next(), "Error adding/updating listener(s) bad: no such filter")
+    assert [(r.name, r.version) for r in received.rejections] == [("bad", "1")]
+    assert stream.nothing_to_send()
+    stream.session.changed(LISTENER, ["bad", "good"])
+    assert stream.nothing_to_send()
+    stream.put(LISTENER, "bad", "2")
+    assert sent(stream.next()) == ["bad@2"]
+
+
+def test_a_name_that_only_begins_like_the_culprits_is_not_blamed(stream: Stream) -> None:
+    stream.cluster("vip:240.0.0.1", "1")
+    stream.cluster("vip:240.0.0.11", "1")
+    stream.subscribe(CLUSTER)
+    received = stream.nack(stream.next(), "Error adding/updating cluster(s) vip:240.0.0.11: unknown field")
+    assert [r.name for r in received.rejections] == ["vip:240.0.0.11"]
+
+
+def test_where_envoy_names_no_culprit_each_is_tried_alone(stream: Stream) -> None:
+    for name in ("a", "b", "c"):
+        stream.put(ENDPOINT, name, "1")
+    stream.subscribe(ENDPOINT, "a", "b", "c")
+    assert stream.nack(stream.next(), "malformed IP address").rejections == ()
+    alone = []
+    for culprit in (False, True, False):
+        response = stream.next()
+        alone += sent(response)
+        if culprit:
+            assert [r.name for r in stream.nack(response, "malformed IP address").rejections] == ["b"]
+        else:
+            stream.ack(response)
+    assert alone == ["a@1", "b@1", "c@1"]
+    assert stream.nothing_to_send()
+
+
+def test_state_of_the_world_lists_everything_and_removes_by_absence() -> None:
+    stream = Stream(delta=False)
+    stream.cluster("a", "1")
+    stream.cluster("b", "1")
+    stream.subscribe(CLUSTER)
+    first = stream.next()
+    assert sent(first) == ["a@1", "b@1"]
+    stream.ack(first)
+    stream.cluster("a", "2")
+    second = stream.next()
+    assert sent(second) == ["a@2", "b@1"]
+    stream.ack(second)
+    stream.drop(CLUSTER, "b")
+    assert sent(stream.next()) == ["a@2"]
+
+
+def test_state_of_the_world_goes_on_listing_the_last_good_version_of_a_rejected_resource() -> None:
+    stream = Stream(delta=False)
+    stream.cluster("a", "1")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.cluster("a", "bad")
+    stream.nack(stream.next(), "cluster(s) a: bad")
+    assert stream.nothing_to_send()
+    stream.cluster("b", "1")
+    assert sent(stream.next()) == ["a@1", "b@1"]
+
+
+def test_state_of_the_world_takes_new_names_with_the_acknowledgement() -> None:
+    stream = Stream(delta=False)
+    stream.put(ENDPOINT, "a", "1")
+    stream.put(ENDPOINT, "b", "1")
+    stream.subscribe(ENDPOINT, "a")
+    first = stream.next()
+    assert sent(first) == ["a@1"]
+    stream.ack(first, "a", "b")
+    assert sent(stream.next()) == ["b@1"]
+
+
+def test_state_of_the_world_ignores_the_names_of_an_answer_that_was_overtaken() -> None:
+    stream = Stream(delta=False)
+    stream.put(ENDPOINT, "a", "1")
+    stream.put(ENDPOINT, "b", "1")
+    stream.subscribe(ENDPOINT, "a")
+    first = stream.next()
+    stream.ack(first, "a", "b")
+    second = stream.next()
+    stream.session.receive(Request(ENDPOINT, first.nonce, names=("a",)))
+    stream.ack(second, "a", "b")
+    stream.put(ENDPOINT, "b", "2")
+    assert sent(stream.next()) == ["b@2"]

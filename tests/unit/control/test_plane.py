@@ -1,0 +1,297 @@
+"""From facts to what each proxy is meant to have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, make_sidecar
+from xds.ads.codec import Node
+from xds.control.metrics import Metrics
+from xds.control.plane import ControlPlane
+from xds.control.proxy import SERVED_TYPES, Client, Proxy
+from xds.envoy.listeners import OutboundSettings
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.mesh import mesh
+from xds.mesh.facts import (
+    Action,
+    ConfigEntries,
+    DiscoveryChain,
+    ExplicitUpstream,
+    Intention,
+    LeafKey,
+    LeafRefused,
+    ProxyMode,
+    ProxySettings,
+    ServiceInstances,
+)
+from xds.mesh.mesh import Demand, Key, Kind
+from xds.wire.envoy.config import listener_pb2
+
+
+class Bench:
+    """A control plane with a source that is the test."""
+
+    def __init__(self, *, default_allow: bool = True) -> None:
+        self.demand = Demand()
+        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics())
+        self.names: frozenset[str] = frozenset()
+        self.plane.apply(
+            {
+                mesh.ROOTS: ROOTS,
+                mesh.INTENTIONS: (),
+                mesh.DEFAULT_ALLOW: default_allow,
+                mesh.DATACENTER: "dc1",
+                mesh.SERVICE_NAMES: frozenset(),
+                mesh.CONFIG_ENTRIES: ConfigEntries(),
+            }
+        )
+
+    def _demanded(self, demand: Demand) -> None:
+        self.demand = demand
+
+    def service(self, name: str, *virtual_ips: str, instances: ServiceInstances | None = None) -> None:
+        self.names |= {name}
+        self.plane.apply({mesh.SERVICE_NAMES: self.names})
+        self.plane.apply(
+            {
+                Key(Kind.INSTANCES, name): instances or make_instances(name, *virtual_ips),
+                Key(Kind.CHAIN, name): DiscoveryChain(name),
+            }
+        )
+
+    def leaf(self, service: str, token: str = "", serial: str = "01") -> None:
+        self.plane.apply({Key(Kind.LEAF, LeafKey(service, token)): make_leaf(service, serial)})
+
+    def connect(self, service: str, number: int = 1, token: str = "", node_name: str = "") -> Proxy:
+        node = Node(f"{service}-{number}-sidecar-proxy", service, node_name, "1.40.0")
+        return self.plane.attach(Client(node, token, "test", delta=True))
+
+    def intentions(self, *intentions: Intention) -> None:
+        self.plane.apply({mesh.INTENTIONS: intentions})
+
+
+def names(proxy: Proxy, type_url: str) -> set[str]:
+    return set(proxy.names(type_url))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench()
+    made.service("web", "240.0.0.1")
+    made.service("api", "240.0.0.2", "10.96.0.2")
+    made.leaf("web")
+    return made
+
+
+def everything_we_send() -> Iterator[tuple[str, bytes]]:
+    """One of each kind of resource, with every option in use; for the conformance test."""
+    bench = Bench(default_allow=False)
+    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191, connect_timeout_ms=1500)
+    web = make_sidecar(
+        "web",
+        upstreams=(upstream,),
+        settings=ProxySettings(mode=ProxyMode.TRANSPARENT, max_inbound_connections=7, local_connect_timeout_ms=100),
+    )
+    bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, "240.0.0.1", sidecar=web),)))
+    bench.service("api", "240.0.0.2", "fd00::2")
+    bench.intentions(
+        Intention("web", "api", Action.ALLOW), Intention("*", "web", Action.ALLOW), Intention("db", "web", Action.DENY)
+    )
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert proxy.ready
+    for type_url in SERVED_TYPES:
+        for name in proxy.names(type_url):
+            resource = proxy.get(type_url, name)
+            assert resource is not None
+            yield type_url, resource.body
+
+
+def test_a_transparent_sidecar_gets_a_cluster_for_each_virtual_ip_it_may_dial(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    assert proxy.ready
+    assert names(proxy, CLUSTER) == {"local_app", "original-destination", "vip:240.0.0.2", "vip:10.96.0.2"}
+    assert names(proxy, ENDPOINT) == {"vip:240.0.0.2", "vip:10.96.0.2"}
+    assert names(proxy, LISTENER) == {"outbound_listener:127.0.0.1:15001", "public_listener:10.0.0.1:20000"}
+    assert names(proxy, SECRET) == {"leaf", "roots"}
+
+
+def test_only_what_a_connected_proxy_serves_or_may_call_is_read(bench: Bench) -> None:
+    assert bench.demand == Demand()
+    bench.intentions(Intention("web", "db", Action.DENY))
+    bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "api", "db"})})
+    first, second = bench.connect("web"), bench.connect("web", token="other")
+    assert bench.demand == Demand(frozenset({"web", "api"}), frozenset({LeafKey("web", ""), LeafKey("web", "other")}))
+    bench.plane.detach(first)
+    assert bench.demand.leaves == {LeafKey("web", "other")}
+    bench.plane.detach(second)
+    assert bench.demand == Demand()
+
+
+def test_siblings_share_the_very_same_resources(bench: Bench) -> None:
+    bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1), make_instance("web", 2))))
+    first, second = bench.connect("web", 1), bench.connect("web", 2)
+    assert first.get(CLUSTER, "vip:240.0.0.2") is second.get(CLUSTER, "vip:240.0.0.2")
+
+
+def test_an_intention_that_goes_takes_the_upstream_with_it(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    bench.intentions(Intention("web", "api", Action.DENY))
+    assert names(proxy, CLUSTER) == {"local_app", "original-destination"}
+
+
+def test_the_destinations_listener_follows_its_intentions(bench: Bench) -> None:
+    bench.leaf("api")
+    api = bench.connect("api")
+    before = api.get(LISTENER, "public_listener:10.0.0.1:20000")
+    bench.intentions(Intention("web", "api", Action.DENY))
+    assert api.get(LISTENER, "public_listener:10.0.0.1:20000") != before
+
+
+def test_a_new_upstream_leaves_the_outbound_listener_alone(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    before = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
+    bench.service("db", "240.0.0.9")
+    assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") is before
+    bench.service("legacy", "10.96.0.9")
+    assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") is not before
+
+
+def test_an_unknown_sidecar_waits_and_is_served_when_it_is_registered(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.service("web", instances=ServiceInstances("web"))
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    for serial in ("02", "03"):
+        bench.leaf("web", serial=serial)
+    assert not proxy.ready
+    assert [r.message for r in caplog.records].count(f"sidecar web-1-sidecar-proxy waits: {proxy.blocker}") == 1
+    assert "is registered" in str(proxy.blocker)
+    bench.service("web")
+    assert proxy.ready
+
+
+def test_the_node_name_tells_equal_ids_apart() -> None:
+    bench = Bench()
+    here = make_instance("web", 1, sidecar=make_sidecar("web", 1, node="here", port=1111))
+    there = make_instance("web", 1, sidecar=make_sidecar("web", 1, node="there", port=2222))
+    bench.service("web", instances=ServiceInstances("web", (here, there)))
+    bench.leaf("web")
+    assert "public_listener:10.0.0.1:2222" in names(bench.connect("web", node_name="there"), LISTENER)
+    assert not bench.connect("web", node_name="elsewhere").ready
+
+
+def test_nothing_is_sent_without_a_leaf_and_the_refusal_is_told(bench: Bench) -> None:
+    proxy = bench.connect("web", token="weak")
+    key = Key(Kind.LEAF, LeafKey("web", "weak"))
+    bench.plane.apply({key: LeafRefused("Permission denied")})
+    assert not proxy.ready
+    assert "Permission denied" in str(proxy.blocker)
+    bench.leaf("web", token="weak")
+    assert proxy.ready
+
+
+def test_a_first_answer_waits_for_upstreams_but_not_for_ever(bench: Bench) -> None:
+    bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "api", "slow"})})
+    proxy = bench.connect("web")
+    assert not proxy.ready
+    assert proxy.incomplete
+    assert proxy.unread() == ["slow"]
+    proxy.stop_waiting()
+    assert proxy.ready
+    bench.service("slow", "240.0.0.7")
+    assert "vip:240.0.0.7" in names(proxy, CLUSTER)
+
+
+def test_of_two_services_on_one_address_the_earlier_keeps_it_and_nothing_else_changes(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    before = {name: proxy.get(CLUSTER, name) for name in names(proxy, CLUSTER)}
+    late = ServiceInstances("late", (make_instance("late", 9, "240.0.0.2", "240.0.0.8"),))
+    bench.service("late", instances=late)
+    after = {name: proxy.get(CLUSTER, name) for name in names(proxy, CLUSTER)}
+    assert after.keys() - before.keys() == {"vip:240.0.0.8"}
+    assert all(after[name] is before[name] for name in before)
+    assert proxy.problems() == {"late": ["virtual IP 240.0.0.2 belongs to service 'api', which was registered earlier"]}
+
+
+def test_an_address_that_changes_hands_points_at_its_new_owner(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    before = proxy.get(CLUSTER, "vip:240.0.0.2")
+    bench.service("late", instances=ServiceInstances("late", (make_instance("late", 9, "240.0.0.2"),)))
+    bench.service("api", instances=make_instances("api", "10.96.0.2"))
+    assert "vip:240.0.0.2" in names(proxy, CLUSTER)
+    assert proxy.get(CLUSTER, "vip:240.0.0.2") != before
+    bench.service("late", instances=ServiceInstances("late"))
+    assert "vip:240.0.0.2" not in names(proxy, CLUSTER)
+
+
+def test_a_chain_that_can_not_be_followed_sets_its_service_aside(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    bench.plane.apply({Key(Kind.CHAIN, "api"): DiscoveryChain("api", refusal="it redirects")})
+    assert names(proxy, CLUSTER) == {"local_app", "original-destination"}
+    assert proxy.problems() == {"api": ["it redirects"]}
+
+
+def test_an_explicit_upstream_has_a_listener_and_keeps_its_virtual_ip() -> None:
+    bench = Bench()
+    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191)
+    instance = make_instance("web", 1, sidecar=make_sidecar("web", upstreams=(upstream,)))
+    bench.service("web", instances=ServiceInstances("web", (instance,)))
+    bench.service("api", "240.0.0.2")
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert {"api:127.0.0.1:9191", "outbound_listener:127.0.0.1:15001"} < names(proxy, LISTENER)
+    assert {"api.default.dc1.internal.td.consul", "vip:240.0.0.2"} < names(proxy, CLUSTER)
+
+
+def test_a_direct_sidecar_has_no_outbound_listener() -> None:
+    bench = Bench()
+    direct = make_instance("web", 1, sidecar=make_sidecar("web", settings=ProxySettings()))
+    bench.service("web", instances=ServiceInstances("web", (direct,)))
+    bench.service("api", "240.0.0.2")
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert names(proxy, LISTENER) == {"public_listener:10.0.0.1:20000"}
+    assert names(proxy, CLUSTER) == {"local_app"}
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(ProxySettings(mode=ProxyMode.TRANSPARENT))})
+    assert "vip:240.0.0.2" in names(proxy, CLUSTER)
+
+
+def test_destinations_only_comes_from_the_mesh_entry_too(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(mesh_destinations_only=True)})
+    assert "original-destination" not in names(proxy, CLUSTER)
+    resource = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
+    assert resource is not None
+    chains = listener_pb2.Listener.FromString(resource.body).filter_chains
+    assert [chain.name for chain in chains] == ["mesh"]
+
+
+def test_a_leaf_rotation_touches_the_secret_alone(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    before = {(t, n): proxy.get(t, n) for t in SERVED_TYPES for n in names(proxy, t)}
+    bench.leaf("web", serial="02")
+    after = {(t, n): proxy.get(t, n) for t in SERVED_TYPES for n in names(proxy, t)}
+    assert {key for key in after if after[key] != before[key]} == {(SECRET, "leaf")}
+
+
+def test_a_registration_that_disappears_goes_on_being_followed(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    bench.service("web", instances=ServiceInstances("web"))
+    assert not proxy.registered
+    assert "public_listener:10.0.0.1:20000" in names(proxy, LISTENER)
+    bench.intentions(Intention("web", "api", Action.DENY))
+    assert "vip:240.0.0.2" not in names(proxy, CLUSTER)
+
+
+def test_what_can_not_be_bound_is_said_and_the_rest_is_served() -> None:
+    bench = Bench()
+    broken = make_sidecar("web", address="a.host.name")
+    bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, sidecar=broken),)))
+    bench.service("api", "240.0.0.2")
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert names(proxy, LISTENER) == {"outbound_listener:127.0.0.1:15001"}
+    assert "can't bind 'a.host.name'" in proxy.problems()["web"][0]

@@ -1,0 +1,49 @@
+"""The bootstrap. That Envoy takes it is for `tests.integration.test_bootstrap` to show."""
+
+from __future__ import annotations
+
+import re
+
+from xds.envoy import bootstrap, names
+
+INPUTS = bootstrap.BootstrapInputs(
+    "web-1-sidecar-proxy",
+    "web",
+    "vm-7",
+    (("10.0.0.5", 18000), ("10.0.0.6", 18000)),
+    ("127.0.0.1", 19000),
+    "secret",
+    "dc1",
+)
+
+
+def test_it_says_who_the_sidecar_is_and_where_its_control_planes_are() -> None:
+    made = bootstrap.sidecar_bootstrap(INPUTS)
+    assert made["node"] == {"id": "web-1-sidecar-proxy", "cluster": "web", "metadata": {"node_name": "vm-7"}}
+    ads = made["dynamic_resources"]["ads_config"]
+    assert (ads["api_type"], ads["set_node_on_first_message_only"]) == ("DELTA_GRPC", True)
+    assert ads["grpc_services"][0]["initial_metadata"] == [{"key": "x-consul-token", "value": "secret"}]
+    [cluster] = made["static_resources"]["clusters"]
+    endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    addresses = [e["endpoint"]["address"]["socket_address"]["address"] for e in endpoints]
+    assert (cluster["name"], addresses) == ("local_agent", ["10.0.0.5", "10.0.0.6"])
+
+
+def test_host_names_are_resolved_by_envoy() -> None:
+    made = bootstrap.sidecar_bootstrap(
+        bootstrap.BootstrapInputs("a", "a", "", (("gossamer.example", 18000),), ("127.0.0.1", 19000), "", "")
+    )
+    assert made["static_resources"]["clusters"][0]["type"] == "STRICT_DNS"
+
+
+def test_consuls_tags_are_read_from_our_stat_names() -> None:
+    stat = f"cluster.{names.service_cluster('api', 'dc1', '1234-abcd.consul')}.upstream_cx_total"
+    tags = {
+        tag["tag_name"]: tag.get("regex") for tag in bootstrap.sidecar_bootstrap(INPUTS)["stats_config"]["stats_tags"]
+    }
+    found = {
+        name.removeprefix("consul.destination."): match[2]
+        for name, regex in tags.items()
+        if regex and (match := re.search(regex, stat))
+    }
+    assert found == {"service": "api", "namespace": "default", "datacenter": "dc1", "trust_domain": "1234-abcd.consul"}

@@ -1,0 +1,107 @@
+"""Precedence, and what it decides."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xds.envoy.identities import admitted_identities, not_among
+from xds.envoy.rbac import network_rbac
+from xds.mesh.facts import WILDCARD, Action, Intention
+from xds.policy.intentions import ConnectionPolicy, IntentionIndex, connection_policy, precedence
+from xds.wire.envoy.config import rbac_pb2 as rbac
+
+SERVICES = ["api", "web", "a.b", "db"]
+NAMES = st.sampled_from([*SERVICES, WILDCARD])
+INTENTIONS = st.lists(
+    st.builds(Intention, NAMES, NAMES, st.sampled_from(Action)), unique_by=lambda i: (i.source, i.destination)
+)
+TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
+
+
+def by_the_book(intentions: list[Intention], source: str, destination: str) -> Action | None:
+    """Consul's rule read aloud: of those that match, the one with the most precise destination, then source."""
+    for candidate in ((source, destination), (WILDCARD, destination), (source, WILDCARD), (WILDCARD, WILDCARD)):
+        for intention in intentions:
+            if (intention.source, intention.destination) == candidate:
+                return intention.action
+    return None
+
+
+def test_the_numbers_are_consuls() -> None:
+    numbers = [
+        precedence(Intention(source, destination, Action.ALLOW))
+        for source, destination in (("web", "api"), ("*", "api"), ("web", "*"), ("*", "*"))
+    ]
+    assert numbers == [9, 8, 6, 5]
+
+
+@given(INTENTIONS, st.sampled_from(SERVICES), st.sampled_from(SERVICES), st.booleans())
+def test_both_sides_decide_by_the_book(
+    intentions: list[Intention], source: str, destination: str, default_allow: bool
+) -> None:
+    expected = by_the_book(intentions, source, destination) or (Action.ALLOW if default_allow else Action.DENY)
+    index = IntentionIndex(intentions)
+    assert index.from_source(source).action(destination, default_allow=default_allow) is expected
+    assert index.to_destination(destination).action(source, default_allow=default_allow) is expected
+
+
+@given(INTENTIONS, st.sampled_from([*SERVICES, "unheard-of"]), st.sampled_from(SERVICES), st.booleans())
+def test_the_rbac_filter_lets_in_exactly_whom_the_intentions_allow(
+    intentions: list[Intention], source: str, destination: str, default_allow: bool
+) -> None:
+    decided = by_the_book(intentions, source, destination)
+    allowed = default_allow if decided is None else decided is Action.ALLOW
+    decisions = IntentionIndex(intentions).to_destination(destination)
+    policy = connection_policy(decisions, default_allow=default_allow)
+    assert policy.permits(source) is allowed
+    identity = f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/{source}"
+    assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is allowed
+    assert takes_certificate(policy, identity) is allowed
+
+
+def test_names_are_taken_literally_in_the_expressions() -> None:
+    policy = connection_policy(
+        IntentionIndex([Intention("a.b", "db", Action.ALLOW)]).to_destination("db"), default_allow=False
+    )
+    rules = network_rbac(policy, TRUST_DOMAIN).rules
+    assert evaluate(rules, f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/a.b")
+    assert not evaluate(rules, f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/axb")
+    assert not evaluate(rules, f"spiffe://{TRUST_DOMAIN.replace('.', 'x')}/ns/default/dc/dc1/svc/a.b")
+
+
+@given(st.lists(st.text("ab-.", min_size=1, max_size=4), max_size=6), st.text("ab-.", min_size=1, max_size=5))
+def test_every_name_but_some(excluded: list[str], name: str) -> None:
+    pattern = not_among(excluded)
+    assert (re.fullmatch(pattern, name) is not None) is (name not in excluded)
+    assert re.fullmatch(pattern, f"{name}/x") is None
+
+
+def takes_certificate(policy: ConnectionPolicy, identity: str) -> bool:
+    """Whether a TLS handshake with a certificate of this identity succeeds."""
+    admitted = admitted_identities(policy, TRUST_DOMAIN)
+    return admitted is None or any(
+        m.exact == identity or bool(m.safe_regex.regex and re.fullmatch(m.safe_regex.regex, identity)) for m in admitted
+    )
+
+
+def evaluate(rules: rbac.RBAC, identity: str) -> bool:
+    """An RBAC filter, read from Envoy's documentation rather than from our encoder: does it let ``identity`` in?"""
+    matched = any(
+        any(permission.any for permission in policy.permissions)
+        and any(_principal(principal, identity) for principal in policy.principals)
+        for policy in rules.policies.values()
+    )
+    return matched == (rules.action == rbac.RBAC.ALLOW)
+
+
+def _principal(principal: rbac.Principal, identity: str) -> bool:
+    kind = principal.WhichOneof("identifier")
+    if kind == "and_ids":
+        return all(_principal(p, identity) for p in principal.and_ids.ids)
+    if kind == "not_id":
+        return not _principal(principal.not_id, identity)
+    assert kind == "authenticated"
+    return re.fullmatch(principal.authenticated.principal_name.safe_regex.regex, identity) is not None

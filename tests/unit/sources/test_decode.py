@@ -1,0 +1,179 @@
+"""Consul's JSON into facts, sound and broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xds.mesh.facts import Action, Health, Intention, ProxyMode
+from xds.sources.consul import decode
+
+
+def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:
+    return {
+        "Node": {"Node": "vm-1", "Address": "10.0.0.1"},
+        "Service": {
+            "Kind": "connect-proxy",
+            "ID": "web-1-sidecar-proxy",
+            "Service": "web-sidecar-proxy",
+            "Address": "",
+            "Port": 20000,
+            "TaggedAddresses": {"virtual": {"Address": "240.0.0.5", "Port": 80}, "lan_ipv4": {"Address": "10.0.0.1"}},
+            "Weights": {"Passing": 3, "Warning": 2},
+            "Proxy": {"DestinationServiceName": "web", "LocalServicePort": 8080, "Config": {"mode": "transparent"}},
+            "CreateIndex": 16,
+            **service,
+        },
+        "Checks": [{"Status": status} for status in checks or ["passing"]],
+    }
+
+
+def test_an_instance_and_its_sidecar() -> None:
+    [found] = decode.service_instances("web", [entry()]).instances
+    assert (found.address, found.port, found.virtual_ips, found.create_index) == ("10.0.0.1", 20000, ("240.0.0.5",), 16)
+    assert (found.weight_passing, found.weight_warning) == (3, 2)
+    sidecar = found.sidecar
+    assert sidecar is not None
+    assert (sidecar.service, sidecar.local_service_address, sidecar.address) == ("web", "127.0.0.1", "")
+    assert (sidecar.settings.mode, sidecar.settings.fallback_mode) == (None, ProxyMode.TRANSPARENT)
+
+
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        (["passing", "passing"], Health.PASSING),
+        (["passing", "warning"], Health.WARNING),
+        (["warning", "critical"], Health.CRITICAL),
+        (["maintenance"], Health.CRITICAL),
+    ],
+)
+def test_the_worst_check_counts(checks: list[str], expected: Health) -> None:
+    [found] = decode.service_instances("web", [entry(checks)]).instances
+    assert found.health is expected
+
+
+def test_a_terminating_gateway_has_the_virtual_ip_of_the_service_in_its_own_tag() -> None:
+    tags = {"consul-virtual:web": {"Address": "240.0.0.7"}, "virtual": {"Address": "10.0.0.9"}}
+    [found] = decode.service_instances("web", [entry(Kind="terminating-gateway", TaggedAddresses=tags)]).instances
+    assert found.virtual_ips == ("240.0.0.7",)
+    assert found.sidecar is None
+
+
+def test_what_can_not_be_followed_is_said() -> None:
+    proxy = {
+        "DestinationServiceName": "web",
+        "Config": {"mode": "tranparent", "bind_port": "many", "local_connect_timeout_ms": "250"},
+        "Upstreams": [
+            {"DestinationName": "api", "LocalBindPort": 9191},
+            {"DestinationName": "far", "LocalBindPort": 9192, "Datacenter": "dc2"},
+            {"DestinationName": "query", "DestinationType": "prepared_query", "LocalBindPort": 9193},
+            {"DestinationName": "port", "LocalBindPort": 70000},
+            {"DestinationName": "*", "CentrallyConfigured": True},
+        ],
+    }
+    [found] = decode.service_instances("web", [entry(Proxy=proxy)]).instances
+    assert found.sidecar is not None
+    assert found.sidecar.settings.local_connect_timeout_ms == 250
+    assert found.sidecar.problems == (
+        "Config[\"mode\"] is 'tranparent': expected 'transparent' or 'direct'; taken as not given",
+        "bind_port is 'many': expected a number; taken as not given",
+    )
+    refusals = {upstream.name: upstream.refusal for upstream in found.sidecar.upstreams}
+    assert refusals.keys() == {"api", "far", "query", "port"}
+    assert refusals["api"] is None
+    assert all(refusals[name] for name in ("far", "query", "port"))
+
+
+def test_intentions_of_this_cluster() -> None:
+    found = decode.intentions(
+        [
+            {"SourceName": "web", "DestinationName": "api", "Action": "allow"},
+            {"SourceName": "*", "DestinationName": "api", "Action": "deny"},
+            {"SourceName": "web", "DestinationName": "db", "Action": "", "Permissions": [{"Action": "deny"}]},
+            {"SourceName": "web", "DestinationName": "far", "Action": "allow", "SourcePeer": "east"},
+            {"SourceName": "web", "DestinationName": "new", "Action": "something new"},
+        ]
+    )
+    assert set(found) == {
+        Intention("web", "api", Action.ALLOW),
+        Intention("*", "api", Action.DENY),
+        Intention("web", "db", Action.PERMISSIONS),
+        Intention("web", "new", Action.DENY),
+    }
+
+
+def chain(start: str = "resolver:api", target: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "Chain": {
+            "ServiceName": "api",
+            "Datacenter": "dc1",
+            "StartNode": start,
+            "Nodes": {
+                "resolver:api": {"Type": "resolver", "Resolver": {"ConnectTimeout": "1m30s", "Target": "t"}},
+                "router:api": {"Type": "router"},
+            },
+            "Targets": {"t": {"Service": "api", "Datacenter": "dc1", **(target or {})}},
+            **more,
+        }
+    }
+
+
+def test_a_chain_that_ends_at_its_own_service() -> None:
+    found = decode.chain("api", chain(AutoVirtualIPs=["240.0.0.1"], ManualVirtualIPs=["10.0.0.1"]))
+    assert (found.virtual_ips, found.connect_timeout_ms, found.refusal) == (("240.0.0.1", "10.0.0.1"), 90_000, None)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        chain(start="router:api"),
+        chain(start="splitter:api"),
+        chain(target={"Service": "other"}),
+        chain(target={"ServiceSubset": "v1"}),
+        chain(target={"Datacenter": "dc2"}),
+    ],
+)
+def test_a_chain_that_leads_elsewhere_is_refused_rather_than_routed_wrongly(broken: dict[str, Any]) -> None:
+    assert decode.chain("api", broken).refusal
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5s", 5000), ("1m30s", 90_000), ("250ms", 250), ("1h", 3_600_000), ("1.5s", 1500), ("5", None), ("", None)],
+)
+def test_go_durations(text: str, expected: int | None) -> None:
+    assert decode.milliseconds(text) == expected
+
+
+def test_config_entries() -> None:
+    found = decode.config_entries(
+        [
+            {"Kind": "proxy-defaults", "Name": "global", "Config": {"mode": "transparent"}, "Mode": ""},
+            {"Kind": "service-defaults", "Name": "web", "Mode": "direct", "MaxInboundConnections": 0},
+            {"Kind": "service-defaults", "Name": "api", "Mode": "sideways"},
+            {"Kind": "mesh", "Name": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}},
+            {"Kind": "service-router", "Name": "web", "Routes": None},
+        ]
+    )
+    assert found.proxy_defaults.fallback_mode is ProxyMode.TRANSPARENT
+    assert found.service_defaults["web"].mode is ProxyMode.DIRECT
+    assert found.service_defaults["web"].max_inbound_connections is None
+    assert found.mesh_destinations_only
+    assert found.problems == (
+        "service-defaults/api: Mode is 'sideways': expected 'transparent' or 'direct'; taken as not given",
+    )
+
+
+@pytest.mark.parametrize(
+    ("debug", "expected"),
+    [
+        ({"ACLsEnabled": False, "ACLDefaultPolicy": "deny"}, True),
+        ({"ACLsEnabled": True, "ACLDefaultPolicy": "deny"}, False),
+        ({"ACLsEnabled": True, "ACLDefaultPolicy": "allow"}, True),
+        ({"ACLResolverSettings": {"ACLsEnabled": True, "ACLDefaultPolicy": "deny"}, "ACLsEnabled": True}, False),
+        ({"ACLsEnabled": True, "ACLDefaultPolicy": "deny", "DefaultIntentionPolicy": "allow"}, True),
+    ],
+)
+def test_the_default_for_intentions(debug: dict[str, Any], expected: bool) -> None:
+    assert decode.agent_default_allow({"DebugConfig": debug}) is expected

@@ -1,0 +1,54 @@
+"""Where Consul is, from flags and environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+
+@pytest.mark.parametrize(
+    ("flag", "environment", "expected"),
+    [
+        (None, {}, "http://127.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_ADDR": "10.0.0.1:8500"}, "http://10.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_ADDR": "10.0.0.1:8501", "CONSUL_HTTP_SSL": "true"}, "https://10.0.0.1:8501"),
+        ("https://consul:8501/", {"CONSUL_HTTP_ADDR": "10.0.0.1:8500"}, "https://consul:8501"),
+        ("unix:///run/consul.sock", {}, "unix:///run/consul.sock"),
+        ("http://[::1]:8500", {}, "http://[::1]:8500"),
+    ],
+)
+def test_the_address(flag: str | None, environment: dict[str, str], expected: str) -> None:
+    assert ConsulSettings.resolve({"address": flag}, environment).address == expected
+
+
+@pytest.mark.parametrize("address", ["ftp://consul", "http://", "http://host:port", "http://host:99999"])
+def test_an_address_that_is_none_is_named(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"CONSUL_HTTP_ADDR"):
+        ConsulSettings.resolve({}, {"CONSUL_HTTP_ADDR": address})
+
+
+def test_files_must_be_there_and_a_certificate_needs_its_key() -> None:
+    with pytest.raises(SettingsError, match=r"the CA file '/nowhere.pem' does not exist"):
+        ConsulSettings.resolve({"ca_file": "/nowhere.pem"}, {})
+    with pytest.raises(SettingsError, match="needs its key"):
+        ConsulSettings.resolve({}, {"CONSUL_CLIENT_CERT": "/dev/null"})
+
+
+def test_a_token_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("one\n")
+    settings = ConsulSettings.resolve({"token_file": str(file)}, {"CONSUL_HTTP_TOKEN": "ignored"})
+    assert settings.read_token() == "one"
+    file.write_text("two")
+    assert settings.read_token() == "two"
+
+
+def test_a_ca_file_that_is_none_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("nonsense")
+    settings = ConsulSettings.resolve({"address": "https://consul:8501", "ca_file": str(file)}, {})
+    with pytest.raises(SettingsError, match="can't use the TLS files"):
+        settings.ssl_context()

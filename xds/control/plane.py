@@ -223,10 +223,12 @@ class ControlPlane:
                 " it is served the moment it is registered"
             )
         match self.mesh.leaf(proxy.leaf_key):
-            case None:
-                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
-            case LeafRefused(reason=reason):
+            case Leaf() as leaf:
+                proxy.leaf = leaf
+            case LeafRefused(reason=reason) if proxy.leaf is None:
                 return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
+            case None if proxy.leaf is None:
+                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
         return None
 
     def _find_registration(self, proxy: Proxy) -> None:
@@ -247,8 +249,7 @@ class ControlPlane:
             self._demand_stale = True
 
     def _inputs(self, proxy: Proxy) -> SidecarInputs | None:
-        mesh, sidecar = self.mesh, proxy.sidecar
-        leaf = mesh.leaf(proxy.leaf_key)
+        mesh, sidecar, leaf = self.mesh, proxy.sidecar, proxy.leaf
         entries, roots, datacenter, default_allow = (
             mesh.config_entries,
             mesh.roots,
@@ -257,7 +258,7 @@ class ControlPlane:
         )
         if (
             sidecar is None
-            or not isinstance(leaf, Leaf)
+            or leaf is None
             or entries is None
             or roots is None
             or datacenter is None

@@ -10,7 +10,7 @@ from xds.ads.codec import Node
 from xds.ads.session import Received, Rejection, Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
-from xds.mesh.facts import LeafKey, ProxyMode, Sidecar
+from xds.mesh.facts import Leaf, LeafKey, ProxyMode, Sidecar
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, LISTENER, SECRET)
 
@@ -37,6 +37,8 @@ class Proxy:
         self.wake = asyncio.Event()
         self.sidecar: Sidecar | None = None
         self.registered = False
+        self.leaf: Leaf | None = None
+        """The last certificate that it was entitled to."""
         self.ready = False
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"

@@ -112,7 +112,7 @@ class Lab:
         async def ready() -> bool:
             assert self.gossamer is not None
             self.gossamer.alive()
-            status, _ = await self.get(self.control, ADMIN_PORT, "/ready")
+            status, _ = await get(self.control, ADMIN_PORT, "/ready")
             return status == 200
 
         await eventually("gossamer to be ready", ready)
@@ -124,23 +124,12 @@ class Lab:
 
     async def sidecars(self) -> dict[str, Any]:
         """What ``/v1/sidecars`` says, by sidecar ID."""
-        _, found = await self.get(self.control, ADMIN_PORT, "/v1/sidecars")
+        _, found = await get(self.control, ADMIN_PORT, "/v1/sidecars")
         return {sidecar["id"]: sidecar for sidecar in found}
-
-    async def get(self, host: Host, port: int, path: str) -> tuple[int, Any]:
-        """GET from a server on one of the hosts; JSON decoded, anything else as text."""
-        connector = aiohttp.TCPConnector(socket_factory=lambda info: host.socket(info[0], info[1]), force_close=True)
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(f"http://{host.address}:{port}{path}") as answer,
-        ):
-            if answer.content_type == "application/json":
-                return answer.status, await answer.json()
-            return answer.status, await answer.text()
 
     async def stat(self, member: Member, name: str) -> int:
         """A counter or gauge of a member's Envoy; 0 where it has none of that name."""
-        _, text = await self.get(member.host, ENVOY_ADMIN_PORT, f"/stats?filter=^{name}$")
+        _, text = await get(member.host, ENVOY_ADMIN_PORT, f"/stats?filter=^{name}$")
         return int(str(text).rpartition(":")[2] or 0)
 
     # -- members ----------------------------------------------------------------------------------------------------
@@ -296,6 +285,18 @@ class Lab:
     async def virtual_ip(self, member: Member) -> str:
         """The first virtual IP of a member's service."""
         return (await self.consul.virtual_ips(member.service))[0]
+
+
+async def get(host: Host, port: int, path: str) -> tuple[int, Any]:
+    """GET from a server on one of the hosts: the status, and JSON decoded or anything else as text."""
+    connector = aiohttp.TCPConnector(socket_factory=lambda info: host.socket(info[0], info[1]), force_close=True)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10)) as session,
+        session.get(f"http://{host.address}:{port}{path}") as answer,
+    ):
+        if answer.content_type == "application/json":
+            return answer.status, await answer.json()
+        return answer.status, await answer.text()
 
 
 def gossamer(command: str) -> list[str]:

@@ -193,6 +193,18 @@ def test_nothing_is_sent_without_a_leaf_and_the_refusal_is_told(bench: Bench) ->
     assert proxy.ready
 
 
+def test_a_revoked_token_opens_nothing_to_newcomers_and_freezes_nobody(bench: Bench) -> None:
+    """The one that is connected keeps its certificate, and goes on following the intentions."""
+    bench.leaf("api", token="t")
+    connected = bench.connect("api", token="t")
+    bench.plane.apply({Key(Kind.LEAF, LeafKey("api", "t")): LeafRefused("ACL not found")})
+    assert not bench.connect("api", token="t").ready
+    before = connected.get(LISTENER, "public_listener:10.0.0.1:20000")
+    bench.intentions(Intention("web", "api", Action.DENY))
+    assert connected.get(LISTENER, "public_listener:10.0.0.1:20000") != before
+    assert connected.get(SECRET, "leaf") is not None
+
+
 def test_a_first_answer_waits_for_upstreams_but_not_for_ever(bench: Bench) -> None:
     bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "api", "slow"})})
     proxy = bench.connect("web")

@@ -175,6 +175,24 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         reply: Reply = await self.http.get(_reply, path, params=query, headers=headers)
         return reply
 
+    async def check_may_write_service(self, service: str, token: str) -> None:
+        """See that ``token`` has service:write on ``service``; where ACLs are off, every token has.
+
+        Raises:
+            ConsulError: it hasn't (403), Consul doesn't know it (403), or did not answer.
+        """
+        question = json.dumps([{"Resource": "service", "Access": "write", "Segment": service}])
+        headers = {"X-Consul-Token": token} if token else {}
+        try:
+            reply = await self.http.post(_reply, "/v1/internal/acl/authorize", data=question, headers=headers)
+        except ConsulError as error:
+            if error.status == 401:  # ACL support disabled
+                return
+            raise
+        if not (reply.data and reply.data[0].get("Allow")):
+            which = "the token that the sidecar presents" if token else "the sidecar presents no token: it"
+            raise ConsulError(f"{which} needs service:write on {service!r}", 403)
+
     async def services(self, index: int | None, wait_s: float) -> Reply:
         """The names in the catalog, by the library's own endpoint."""
         wait = f"{wait_s:.0f}s"

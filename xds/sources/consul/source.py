@@ -256,6 +256,8 @@ class ConsulSource:
         path = f"/v1/agent/connect/ca/leaf/{key.service}"
 
         async def read(index: int | None, wait_s: float) -> Reply:
+            # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.
+            await self._client.check_may_write_service(key.service, key.token)
             if index is not None:
                 return await self._client.read(path, index=index, wait_s=wait_s, token=key.token)
             async with self._signing:
@@ -269,10 +271,10 @@ class ConsulSource:
             held = True
 
         def failed(error: ConsulError) -> None:
-            # A refusal is a fact only as long as there was never a certificate: one that is held goes on serving.
-            if not held:
-                hint = f"; the sidecar's token needs service:write on {key.service!r}" if error.forbidden else ""
-                self.deliver({Key(Kind.LEAF, key): LeafRefused(f"{error}{hint}")})
+            # Where Consul can't answer, a certificate that is held goes on serving. Where it says no, whoever comes
+            # with that token from now on gets nothing.
+            if error.forbidden or not held:
+                self.deliver({Key(Kind.LEAF, key): LeafRefused(str(error))})
 
         return self.watch(f"leaf certificate of {key.service}", read, take, SHARED_PACE_S, failed)
 

@@ -1,0 +1,197 @@
+"""What gets a clear error and loses nothing: tokens, Consul away, Connect disabled, a restarted control plane."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Mesh
+from tests.integration.helpers import answers
+from xds.lab import binaries
+from xds.lab.application import dial, who_answers
+from xds.lab.consul import LabConsul
+from xds.lab.mesh import ADMIN_PORT, CommandError, Lab, Member, get, gossamer, run_to_end
+from xds.lab.network import Network
+from xds.lab.processes import Process, eventually
+
+PORT = 80
+
+
+async def waits_for(mesh: Mesh, member: Member) -> str:
+    sidecar = (await mesh.lab.sidecars()).get(member.sidecar_id)
+    return str(sidecar["waits_for"]) if sidecar else ""
+
+
+@pytest.mark.parametrize("rules", ['service "web" { policy = "read" } node_prefix "" { policy = "read" }', None])
+async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_told_why(
+    denying: Mesh, rules: str | None
+) -> None:
+    """No service:write, and a token that Consul doesn't know."""
+    lab = denying.lab
+    token = await lab.consul.make_token(rules) if rules else "11111111-1111-1111-1111-111111111111"
+    number = "weak" if rules else "unknown"
+    member = await lab.member("web", instance=number, start=False)
+    await lab.application(f"web-{number}", member.host)
+    # Its bootstrap needs a token that may look up the registration; the stream presents the weak one.
+    await start_with_stream_token(lab, member, token)
+    said = await eventually(
+        "the refusal to be told", lambda: waits_for(denying, member), until=lambda text: "no leaf certificate" in text
+    )
+    assert ("service:write on 'web'" if rules else "ACL not found") in said
+    sidecar = (await lab.sidecars())[member.sidecar_id]
+    assert not sidecar["served"]
+    assert sidecar["resources"]["secrets"]["sent"] == {}
+    await answers(denying.web.host, denying.api_ip, PORT, "api-1")
+    await lab.deregister(member)
+
+
+async def start_with_stream_token(lab: Lab, member: Member, token: str) -> None:
+    """Run a sidecar whose stream presents ``token``."""
+    command = [
+        *gossamer("bootstrap"), member.sidecar_id, "--node-name", member.node, "--consul", lab.consul.url,
+        "--xds", f"{lab.control.address}:18000", "--admin", f"{member.host.address}:19000", "--format", "json",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONSUL_HTTP_TOKEN", lab.consul.token)
+        printed = await run_to_end(*lab.control.command(*command))
+    assert lab.consul.token in printed
+    file = lab.folder / f"{member.sidecar_id}.json"
+    file.write_text(printed.replace(lab.consul.token, token))
+    process = await lab.run(member.sidecar_id, member.host, binaries.envoy(), "-c", str(file), "--concurrency", "1")
+    member.processes["sidecar"] = process
+
+
+async def test_connections_and_new_dials_survive_the_control_planes_restart(denying: Mesh) -> None:
+    lab = denying.lab
+    async with await dial(denying.web.host, denying.api_ip, PORT) as held:
+        await lab.stop_gossamer()
+        assert await held.echo("no control plane") == "no control plane"
+        await answers(denying.web.host, denying.api_ip, PORT, "api-1")
+        await lab.start_gossamer()
+        await lab.served(denying.web, denying.api)
+        assert await held.echo("back again") == "back again"
+    resources = (await lab.sidecars())[denying.web.sidecar_id]["resources"]
+    # They came back with what they had: nothing was sent again.
+    assert resources["clusters"]["responses"] == 0
+    assert resources["endpoints"]["responses"] == 0
+    await lab.consul.intention("web", "api", "deny")
+    await answers(denying.web.host, denying.api_ip, PORT, None)
+    await lab.consul.intention("web", "api", "allow")
+    await answers(denying.web.host, denying.api_ip, PORT, "api-1")
+
+
+async def test_a_dead_control_plane_leaves_the_mesh_running(denying: Mesh) -> None:
+    lab = denying.lab
+    assert lab.gossamer is not None
+    await lab.gossamer.stop(signal.SIGKILL)
+    await answers(denying.web.host, denying.api_ip, PORT, "api-1")
+    await lab.start_gossamer()
+    await lab.served(denying.web, denying.api)
+    await answers(denying.web.host, denying.api_ip, PORT, "api-1")
+
+
+@pytest.fixture
+async def fragile() -> AsyncIterator[Mesh]:
+    """A mesh whose Consul may be hurt."""
+    async with Lab() as lab:
+        web = await lab.member("web", virtual_ip="240.0.0.10")
+        api = await lab.member("api", virtual_ip="240.0.0.11")
+        await lab.served(web, api)
+        yield Mesh(lab, web, api, "240.0.0.11")
+
+
+async def test_a_consul_that_goes_away_leaves_the_mesh_running_and_is_reported(fragile: Mesh) -> None:
+    lab = fragile.lab
+    assert lab.consul.process is not None
+    await lab.consul.process.stop(signal.SIGKILL)
+
+    async def troubles() -> dict[str, str]:
+        status, about = await get(lab.control, ADMIN_PORT, "/ready")
+        assert status == 200
+        return dict(about["troubles"])
+
+    found = await eventually("the trouble to be reported", troubles, until=lambda t: "intentions" in t)
+    assert "can't reach Consul" in found["intentions"]
+    await answers(fragile.web.host, fragile.api_ip, PORT, "api-1")
+    await fragile.web.processes["sidecar"].stop()
+    assert await who_answers(fragile.web.host, fragile.api_ip, PORT) is None
+    assert "Traceback" not in (lab.folder / "gossamer.log").read_text()
+
+
+async def test_a_consul_that_is_replaced_by_an_empty_one_is_followed_again(fragile: Mesh) -> None:
+    """A development server forgets everything: new certificate authority, lower indexes, an empty catalog."""
+    lab = fragile.lab
+    assert lab.consul.process is not None
+    await lab.consul.process.stop(signal.SIGKILL)
+    await lab.consul.start()
+    for member in (fragile.web, fragile.api):
+        await lab.register(member)
+    await answers(fragile.web.host, fragile.api_ip, PORT, "api-1")
+    await lab.consul.intention("web", "api", "deny")
+    await answers(fragile.web.host, fragile.api_ip, PORT, None)
+
+
+async def test_gossamer_starts_without_a_consul_and_is_ready_once_it_comes(tmp_path: Path) -> None:
+    with Network() as network:
+        host = network.host("alone")
+        address = host.address
+        command = [*gossamer("serve"), "--consul", f"http://{address}:8500", "--admin", f"{address}:{ADMIN_PORT}"]
+        process = await Process.start("gossamer", host.command(*command), tmp_path / "log")
+        consul = LabConsul(host, tmp_path, acl=False)
+
+        async def status() -> int:
+            process.alive()
+            code, about = await get(host, ADMIN_PORT, "/ready")
+            assert code == 200 or about["not_read_yet"]
+            return code
+
+        try:
+            await eventually("it to say that it is not ready", status, until=lambda code: code == 503)
+            await consul.start()
+            await eventually("it to be ready", status, until=lambda code: code == 200)
+        finally:
+            await process.stop()
+            await consul.close()
+        assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+async def test_connect_disabled_is_said_in_consuls_words(fragile: Mesh) -> None:
+    lab = fragile.lab
+    assert lab.consul.process is not None
+    await lab.consul.process.stop(signal.SIGKILL)
+    config = lab.folder / "consul.json"
+    settings = json.loads(config.read_text())
+    settings["connect"]["enabled"] = False
+    config.write_text(json.dumps(settings))
+    # Without -dev, which switches Connect on whatever the file says.
+    command = [
+        binaries.consul(), "agent", "-server", "-bootstrap-expect", "1", "-config-file", str(config),
+        "-data-dir", str(lab.folder / "data"),
+    ]  # fmt: skip
+    (lab.folder / "consul.sock").unlink(missing_ok=True)
+    lab.consul.process = await Process.start("consul", lab.control.command(*command), lab.folder / "consul.log")
+
+    async def troubles() -> dict[str, str]:
+        _, about = await get(lab.control, ADMIN_PORT, "/ready")
+        return dict(about["troubles"])
+
+    found = await eventually(
+        "Connect's absence to be reported", troubles, until=lambda t: "Connect must be enabled" in t.get("CA roots", "")
+    )
+    assert "/v1/connect/ca/roots" in found["CA roots"]
+    await answers(fragile.web.host, fragile.api_ip, PORT, None)
+
+
+async def test_a_sidecar_that_is_not_registered_is_named_with_those_that_are(denying: Mesh) -> None:
+    lab, web = denying.lab, denying.web
+    command = [*gossamer("bootstrap"), "nobody", "--node-name", web.node, "--consul", lab.consul.url]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONSUL_HTTP_TOKEN", lab.consul.token)
+        with pytest.raises(CommandError) as caught:
+            await run_to_end(*lab.control.command(*command))
+    assert "no sidecar with service ID 'nobody' is registered" in str(caught.value)
+    assert web.sidecar_id in str(caught.value)

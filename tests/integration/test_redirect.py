@@ -1,0 +1,188 @@
+"""The kernel's redirection: what is excluded really is, and the tables are afterwards what they were before."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.integration.helpers import answers, ask_as
+from xds.lab.application import who_answers
+from xds.lab.mesh import CommandError, Lab, Member, gossamer, run_to_end
+from xds.lab.network import Host, Network
+
+EXCLUDED_PORT, OTHER_PORT, INBOUND_PORT = 9001, 9002, 9100
+EXCLUDED_UID, OTHER_UID = 7777, 8888
+
+
+@dataclass(slots=True)
+class Closed:
+    """A mesh of virtual IPs only, so that whatever reaches an outside host went past the sidecar."""
+
+    lab: Lab
+    web: Member
+    near: Host
+    far: Host
+
+
+@pytest.fixture(scope="module")
+async def closed() -> AsyncIterator[Closed]:
+    async with Lab(serve_arguments=("--mesh-destinations-only",)) as lab:
+        near, far = lab.host("near"), lab.host("far")
+        for host in (near, far):
+            for port in (EXCLUDED_PORT, OTHER_PORT):
+                await lab.application(host.name, host, port, host.address)
+        web = await lab.member(
+            "web",
+            virtual_ip="240.0.0.10",
+            redirect=(
+                "--exclude-outbound-port", str(EXCLUDED_PORT),
+                "--exclude-outbound-cidr", f"{far.address}/32",
+                "--exclude-uid", str(EXCLUDED_UID),
+                "--exclude-inbound-port", str(INBOUND_PORT),
+            ),
+        )  # fmt: skip
+        await lab.member("api", virtual_ip="240.0.0.11")
+        await lab.served(*lab.members)
+        yield Closed(lab, web, near, far)
+
+
+async def test_with_destinations_only_nothing_goes_past_the_mesh(closed: Closed) -> None:
+    await answers(closed.web.host, "240.0.0.11", 80, "api-1")
+    assert await who_answers(closed.web.host, closed.near.address, OTHER_PORT) is None
+
+
+async def test_an_excluded_outbound_port_is_dialed_directly(closed: Closed) -> None:
+    await answers(closed.web.host, closed.near.address, EXCLUDED_PORT, "near")
+
+
+async def test_an_excluded_network_is_dialed_directly(closed: Closed) -> None:
+    await answers(closed.web.host, closed.far.address, OTHER_PORT, "far")
+
+
+async def test_an_excluded_user_dials_directly_and_no_other_does(closed: Closed) -> None:
+    assert await ask_as(closed.web.host, EXCLUDED_UID, closed.near.address, OTHER_PORT) == "near"
+    assert await ask_as(closed.web.host, OTHER_UID, closed.near.address, OTHER_PORT) is None
+
+
+async def test_an_excluded_inbound_port_is_reached_without_the_sidecar(closed: Closed) -> None:
+    host = closed.web.host
+    for port in (INBOUND_PORT, INBOUND_PORT + 1):
+        await closed.lab.run(f"plain-{port}", host, *_server("plain", port, host.address))
+    await answers(closed.near, host.address, INBOUND_PORT, "plain")
+    assert await who_answers(closed.near, host.address, INBOUND_PORT + 1, say="hello") is None
+
+
+def _server(name: str, port: int, address: str) -> list[str]:
+    return [sys.executable, "-m", "xds.lab.application", name, str(port), address]
+
+
+async def test_the_ports_come_from_the_registration_where_only_the_sidecar_is_named(closed: Closed) -> None:
+    lab, web = closed.lab, closed.web
+    command = [
+        *gossamer("redirect-traffic"), "-proxy-id", web.sidecar_id, "-node-name", web.node, "-proxy-uid", "5678",
+        "--consul", lab.consul.url, "--dry-run",
+    ]  # fmt: skip
+    rules = await run_to_end(*lab.control.command(*command))
+    assert "redirect to :20000" in rules
+    assert "redirect to :15001" in rules
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with Network() as network:
+        yield network.host("alone")
+
+
+SAMPLE = [
+    "--proxy-uid", "5678", "--proxy-inbound-port", "20000", "--exclude-inbound-port", "22",
+    "--exclude-outbound-cidr", "10.1.0.0/16", "--exclude-outbound-cidr", "fd00::/8", "--exclude-uid", "7",
+    "--consul-dns-ip", "127.0.0.1", "--consul-dns-port", "8600",
+]  # fmt: skip
+
+
+async def tables(host: Host) -> str:
+    """Everything that nft knows there, counters left out."""
+    return await run_to_end(*host.command("nft", "--stateless", "list", "ruleset"))
+
+
+@pytest.mark.parametrize("backend", ["nft", "iptables"])
+async def test_redirect_again_and_undo_leave_the_tables_as_they_were(
+    host: Host, backend: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "iptables":
+        # A PATH without nft, as on a host that has only iptables.
+        folder = tmp_path_factory.mktemp("path")
+        for tool in (
+            "nsenter",
+            "unshare",
+            "sh",
+            "iptables-save",
+            "iptables-restore",
+            "ip6tables-save",
+            "ip6tables-restore",
+        ):
+            found = shutil.which(tool)
+            assert found, f"{tool} is not installed"
+            (folder / tool).symlink_to(found)
+        environment_path = str(folder)
+    else:
+        environment_path = ""
+
+    async def redirect(*more: str, fails: bool = False) -> str:
+        command = [*gossamer("redirect-traffic"), "--netns", host.path, *more]
+        with monkeypatch.context() as patch:
+            if environment_path:
+                patch.setenv("PATH", environment_path)
+            if not fails:
+                return await run_to_end(*command)
+            with pytest.raises(CommandError) as caught:
+                await run_to_end(*command)
+            return str(caught.value)
+
+    await run_to_end(*host.command("nft", "add", "table", "inet", "someone_elses"))
+    if backend == "iptables":
+        # iptables makes its own empty tables on first use, and never takes them away.
+        for tool in ("iptables", "ip6tables"):
+            await run_to_end(*host.command(tool, "-t", "nat", "-N", "SOMEONE_ELSES"))
+            for chain in ("OUTPUT", "PREROUTING"):
+                await run_to_end(*host.command(tool, "-t", "nat", "-A", chain, "-j", "SOMEONE_ELSES"))
+    before = await tables(host)
+    assert "do not stand" in await redirect(*SAMPLE, "--verify", fails=True)
+    await redirect(*SAMPLE)
+    once = await tables(host)
+    assert once != before
+    assert "the rules stand" in await redirect(*SAMPLE, "--verify")
+    await redirect(*SAMPLE)
+    assert sorted((await tables(host)).splitlines()) == sorted(once.splitlines())
+    assert "the rules stand" in await redirect(*SAMPLE, "--verify")
+    assert "do not stand" in await redirect(*SAMPLE, "--exclude-inbound-port", "23", "--verify", fails=True)
+    await redirect("--undo")
+    assert await tables(host) == before
+    await redirect("--undo")
+    assert await tables(host) == before
+
+
+async def test_rules_that_someone_changed_do_not_stand(host: Host) -> None:
+    command = [*gossamer("redirect-traffic"), "--netns", host.path, *SAMPLE]
+    await run_to_end(*command)
+    await run_to_end(
+        *host.command("nft", "insert", "rule", "inet", "gossamer", "proxy_output", "tcp", "dport", "1", "return")
+    )
+    with pytest.raises(CommandError, match="code 3"):
+        await run_to_end(*command, "--verify")
+
+
+async def test_a_refusal_by_the_kernel_is_one_line_that_says_what_to_do(host: Host) -> None:
+    command = [*gossamer("redirect-traffic"), "--proxy-uid", "1", "--proxy-inbound-port", "20000"]
+    with pytest.raises(CommandError) as caught:
+        await run_to_end(*host.command(*command, uid=7))
+    assert "it needs root or CAP_NET_ADMIN" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(CommandError) as caught:
+        await run_to_end(*command, "--netns", "/run/netns/not-there")
+    assert "Traceback" not in str(caught.value)
+    assert "/run/netns/not-there" in str(caught.value)

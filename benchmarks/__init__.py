@@ -1,0 +1,1 @@
+"""What Gossamer costs, measured. ``make bench`` runs it and rewrites ``docs/performance.md``."""

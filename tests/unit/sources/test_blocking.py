@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xds.sources.consul.blocking import Backoff, IndexRules, Watch
+from xds.sources.consul.blocking import Backoff, IndexRules, Pace, Watch
 from xds.sources.consul.client import ConsulError, Reply
 
 WAIT = 40.0
@@ -63,6 +63,12 @@ def test_a_lacking_permission_and_a_full_server_are_not_hammered() -> None:
     backoff = Backoff(random.Random(1))
     assert backoff.after(ConsulError("no", 403)) >= 5
     assert backoff.after(ConsulError("too many", 429)) >= 2.5
+
+
+def test_a_few_reads_in_a_row_do_not_wait_and_many_are_paced() -> None:
+    pace = Pace(1.0)
+    assert [pace.next_wait(100.0) for _ in range(5)] == [0, 0, 0, 1, 2]
+    assert pace.next_wait(200.0) == 0
 
 
 class Script:

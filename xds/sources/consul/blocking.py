@@ -25,6 +25,8 @@ FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
 FORBIDDEN_BACKOFF_S = 10.0
 EARLY_MARGIN_S = 0.25
+BURST = 3
+"""How many reads in a row the pace lets through."""
 
 
 class IndexRules:
@@ -73,6 +75,19 @@ class Backoff:
         return base * self._chance.uniform(0.5, 1.0)
 
 
+class Pace:
+    """At most one read each ``every_s`` seconds on average; a few in a row that came after a pause don't wait."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._spent_until = 0.0
+
+    def next_wait(self, now: float) -> float:
+        """Seconds to wait before the read that follows one that began at ``now``."""
+        self._spent_until = max(self._spent_until, now) + self._every_s
+        return max(0.0, self._spent_until - now - BURST * self._every_s)
+
+
 @dataclass(slots=True)
 class WatchState:
     """How a watch is doing, for `/ready` and the logs."""
@@ -90,7 +105,7 @@ class Watch:
         deliver: takes each answer; it may raise `ConsulError` to refuse one, which is then treated like a failure.
         on_replaced: called when an answer shows that Consul's state was replaced.
         on_failed: told of every failure.
-        pace_s: the shortest time between two reads that did not block.
+        pace_s: the average time between two reads, at the least.
         chance: jitter.
     """
 
@@ -112,7 +127,7 @@ class Watch:
         self._deliver = deliver
         self._on_replaced = on_replaced
         self._on_failed = on_failed
-        self._pace_s = pace_s
+        self._pace = Pace(pace_s)
         self._chance = chance
         self._rules = IndexRules()
         self._backoff = Backoff(chance)
@@ -144,7 +159,7 @@ class Watch:
             self._failed(error)
             await self._pause(self._backoff.after(error))
             return
-        await self._pause(began + self._pace_s - loop.time())
+        await self._pause(self._pace.next_wait(loop.time()))
 
     def _take(self, reply: Reply, elapsed_s: float, wait_s: float) -> None:
         first = self._rules.index is None

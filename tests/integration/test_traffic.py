@@ -82,6 +82,7 @@ async def test_by_default_allow_everyone_may_call_everyone(allowing: Mesh) -> No
     await allowing.lab.consul.intention("web", "api", "allow")
     await answers(allowing.web.host, allowing.api_ip, PORT, "api-1")
     await allowing.lab.consul.intention("web", "api", None)
+    await answers(allowing.web.host, allowing.api_ip, PORT, None)
     await allowing.lab.consul.intention("*", "api", None)
     await answers(allowing.web.host, allowing.api_ip, PORT, "api-1")
 

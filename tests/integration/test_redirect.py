@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,31 @@ from tests.integration.helpers import answers, ask_as
 from xds.lab.application import who_answers
 from xds.lab.mesh import CommandError, Lab, Member, gossamer, run_to_end
 from xds.lab.network import Host, Network
+from xds.lab.processes import eventually
 
 EXCLUDED_PORT, OTHER_PORT, INBOUND_PORT = 9001, 9002, 9100
 EXCLUDED_UID, OTHER_UID = 7777, 8888
+
+
+UDP_ECHO = """
+import socket, sys
+server = socket.socket(type=socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+while True:
+    _, client = server.recvfrom(100)
+    server.sendto(b"resolved on " + sys.argv[1].encode(), client)
+"""
+UDP_ASK = """
+import socket, sys
+client = socket.socket(type=socket.SOCK_DGRAM)
+client.settimeout(0.5)
+client.connect((sys.argv[1], int(sys.argv[2])))
+try:
+    client.send(b"?")
+    print(client.recv(100).decode())
+except OSError:
+    print()
+"""
 
 
 @dataclass(slots=True)
@@ -91,6 +114,49 @@ async def test_the_ports_come_from_the_registration_where_only_the_sidecar_is_na
     assert "redirect to :15001" in rules
 
 
+async def test_dns_queries_go_where_they_are_sent(closed: Closed) -> None:
+    """Consul's own form: queries for 127.0.0.1, where an agent listens on a port that needs no root."""
+    host, lab = closed.near, closed.lab
+    await lab.run("dns", host, sys.executable, "-c", UDP_ECHO, "8600")
+    command = [*gossamer("redirect-traffic"), "--netns", host.path, "--proxy-uid", "5678", "--proxy-inbound-port", "1"]
+    await run_to_end(*command, "--consul-dns-ip", "127.0.0.1", "--consul-dns-port", "8600")
+    try:
+
+        async def answered() -> str:
+            return (await run_to_end(*host.command(sys.executable, "-c", UDP_ASK, "127.0.0.1", "53"))).strip()
+
+        assert await eventually("the resolver to answer", answered) == "resolved on 8600"
+    finally:
+        await run_to_end(*gossamer("redirect-traffic"), "--netns", host.path, "--undo")
+
+
+async def test_iptables_redirects_just_as_well(closed: Closed, only_iptables: str) -> None:
+    lab = closed.lab
+    member = await lab.member("old-school", virtual_ip="240.0.0.12", start=False)
+    await lab.application("old-school-1", member.host)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", only_iptables)
+        await lab.redirect(member, "--exclude-outbound-port", str(EXCLUDED_PORT))
+    assert "CONSUL_PROXY_OUTPUT" in await run_to_end(*member.host.command("iptables-save"))
+    await lab.start_sidecar(member)
+    await lab.served(member)
+    await answers(member.host, "240.0.0.11", 80, "api-1")
+    await answers(closed.web.host, "240.0.0.12", 80, "old-school-1")
+    await answers(member.host, closed.near.address, EXCLUDED_PORT, "near")
+    assert await who_answers(member.host, closed.near.address, OTHER_PORT) is None
+
+
+@pytest.fixture
+def only_iptables(tmp_path: Path) -> str:
+    """A PATH without nft, as on a host that has only iptables."""
+    tools = [f"{family}-{verb}" for family in ("iptables", "ip6tables") for verb in ("save", "restore")]
+    for tool in ("nsenter", *tools):
+        found = shutil.which(tool)
+        assert found, f"{tool} is not installed"
+        (tmp_path / tool).symlink_to(found)
+    return str(tmp_path)
+
+
 @pytest.fixture
 def host() -> Iterator[Host]:
     with Network() as network:
@@ -111,32 +177,13 @@ async def tables(host: Host) -> str:
 
 @pytest.mark.parametrize("backend", ["nft", "iptables"])
 async def test_redirect_again_and_undo_leave_the_tables_as_they_were(
-    host: Host, backend: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    host: Host, backend: str, only_iptables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend == "iptables":
-        # A PATH without nft, as on a host that has only iptables.
-        folder = tmp_path_factory.mktemp("path")
-        for tool in (
-            "nsenter",
-            "unshare",
-            "sh",
-            "iptables-save",
-            "iptables-restore",
-            "ip6tables-save",
-            "ip6tables-restore",
-        ):
-            found = shutil.which(tool)
-            assert found, f"{tool} is not installed"
-            (folder / tool).symlink_to(found)
-        environment_path = str(folder)
-    else:
-        environment_path = ""
-
     async def redirect(*more: str, fails: bool = False) -> str:
         command = [*gossamer("redirect-traffic"), "--netns", host.path, *more]
         with monkeypatch.context() as patch:
-            if environment_path:
-                patch.setenv("PATH", environment_path)
+            if backend == "iptables":
+                patch.setenv("PATH", only_iptables)
             if not fails:
                 return await run_to_end(*command)
             with pytest.raises(CommandError) as caught:

@@ -271,6 +271,31 @@ def test_a_direct_sidecar_has_no_outbound_listener() -> None:
     assert "vip:240.0.0.2" in names(proxy, CLUSTER)
 
 
+def test_the_outbound_port_can_be_another() -> None:
+    bench = Bench()
+    settings = ProxySettings(mode=ProxyMode.TRANSPARENT, outbound_listener_port=15999)
+    instance = make_instance("web", 1, sidecar=make_sidecar("web", settings=settings))
+    bench.service("web", instances=ServiceInstances("web", (instance,)))
+    bench.leaf("web")
+    assert "outbound_listener:127.0.0.1:15999" in names(bench.connect("web"), LISTENER)
+
+
+def test_an_explicit_upstream_without_instances_is_said_and_served_empty() -> None:
+    bench = Bench()
+    upstream = ExplicitUpstream("ghost", "", "127.0.0.1", 9191)
+    instance = make_instance("web", 1, sidecar=make_sidecar("web", upstreams=(upstream,)))
+    bench.service("web", instances=ServiceInstances("web", (instance,)))
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert not proxy.ready, "its endpoints have not been read"
+    bench.plane.apply(
+        {Key(Kind.INSTANCES, "ghost"): ServiceInstances("ghost"), Key(Kind.CHAIN, "ghost"): DiscoveryChain("ghost")}
+    )
+    assert proxy.ready
+    assert "ghost:127.0.0.1:9191" in names(proxy, LISTENER)
+    assert "upstream 'ghost': has no instances" in proxy.problems()["web"][0]
+
+
 def test_destinations_only_comes_from_the_mesh_entry_too(bench: Bench) -> None:
     proxy = bench.connect("web")
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(mesh_destinations_only=True)})

@@ -1,0 +1,157 @@
+"""The gRPC server with a real client on loopback: how streams begin, wait, and end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.unit.control.test_plane import Bench
+from xds.ads import server as ads_server
+from xds.ads.server import SERVICE, AdsServer, ListenError
+from xds.control.registry import PlaneRegistry
+from xds.envoy.resource import CLUSTER, LISTENER
+from xds.mesh import mesh
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.service import discovery_pb2 as discovery
+
+NODE = core.Node(id="web-1-sidecar-proxy", cluster="web")
+
+
+class Serving:
+    """A server over a control plane that the test feeds."""
+
+    def __init__(self, bench: Bench, port: int) -> None:
+        self.bench = bench
+        self.port = port
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+
+    def stream(self, *, delta: bool = True) -> Any:
+        method = "DeltaAggregatedResources" if delta else "StreamAggregatedResources"
+        return self.channel.stream_stream(f"/{SERVICE}/{method}")(metadata=(("x-consul-token", ""),))
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Serving]:
+    bench = Bench()
+    server = AdsServer(PlaneRegistry(bench.plane))
+    made = Serving(bench, await server.start("127.0.0.1:0"))
+    yield made
+    await made.channel.close()
+    await server.stop()
+    assert bench.plane.proxies() == []
+
+
+def first_request(type_url: str = CLUSTER, node: core.Node | None = NODE) -> bytes:
+    return discovery.DeltaDiscoveryRequest(node=node, type_url=type_url).SerializeToString()
+
+
+async def read(stream: Any) -> discovery.DeltaDiscoveryResponse:
+    async with asyncio.timeout(20):
+        return discovery.DeltaDiscoveryResponse.FromString(await stream.read())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"\xff\xff",
+        first_request(node=None),
+        first_request(node=core.Node(id="web-1-sidecar-proxy")),
+        first_request(node=core.Node(cluster="web")),
+    ],
+    ids=["garbage", "no node", "no service", "no id"],
+)
+@pytest.mark.parametrize("delta", [True, False])
+async def test_a_stream_that_does_not_say_who_it_is_is_told_what_to_say(
+    serving: Serving, first: bytes, delta: bool
+) -> None:
+    stream = serving.stream(delta=delta)
+    await stream.write(first)
+    async with asyncio.timeout(20):
+        assert await stream.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "not a discovery request" in await stream.details() or "node.cluster" in await stream.details()
+
+
+async def test_a_proxy_is_answered_when_everything_about_it_is_known(serving: Serving) -> None:
+    stream = serving.stream()
+    await stream.write(first_request())
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.service("api", "240.0.0.2")
+    serving.bench.leaf("web")
+    answer = await read(stream)
+    assert {resource.name for resource in answer.resources} == {"local_app", "original-destination", "vip:240.0.0.2"}
+    stream.cancel()
+
+
+async def test_a_first_answer_does_not_wait_for_ever(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ads_server, "FIRST_ANSWER_WAIT_S", 0.05)
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    serving.bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "never-read"})})
+    stream = serving.stream()
+    await stream.write(first_request())
+    answer = await read(stream)
+    assert {resource.name for resource in answer.resources} == {"local_app", "original-destination"}
+    stream.cancel()
+
+
+async def test_what_changes_reaches_a_proxy_that_has_acknowledged(serving: Serving) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    stream = serving.stream()
+    await stream.write(first_request())
+    first = await read(stream)
+    await stream.write(
+        discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=first.nonce).SerializeToString()
+    )
+    serving.bench.service("api", "240.0.0.2")
+    assert [resource.name for resource in (await read(stream)).resources] == ["vip:240.0.0.2"]
+    stream.cancel()
+
+
+async def test_a_client_that_leaves_takes_its_stream_and_nothing_else_with_it(serving: Serving) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    leaving, staying = serving.stream(), serving.stream()
+    for stream in (leaving, staying):
+        await stream.write(first_request())
+        await read(stream)
+    assert len(serving.bench.plane.proxies()) == 2
+    leaving.cancel()
+    async with asyncio.timeout(20):
+        while len(serving.bench.plane.proxies()) != 1:
+            await asyncio.sleep(0)
+    await staying.write(discovery.DeltaDiscoveryRequest(type_url=LISTENER).SerializeToString())
+    staying_answer = await asyncio.wait_for(_listeners(staying), 20)
+    assert "outbound_listener:127.0.0.1:15001" in staying_answer
+    staying.cancel()
+
+
+async def _listeners(stream: Any) -> set[str]:
+    """Acknowledges clusters until listeners come."""
+    nonce = "1"
+    await stream.write(discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=nonce).SerializeToString())
+    while (answer := await read(stream)).type_url != LISTENER:
+        pass
+    return {resource.name for resource in answer.resources}
+
+
+async def test_garbage_in_the_middle_ends_that_stream(serving: Serving) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    stream = serving.stream()
+    await stream.write(first_request())
+    await read(stream)
+    await stream.write(b"\xff\xff")
+    async with asyncio.timeout(20):
+        while serving.bench.plane.proxies():
+            await asyncio.sleep(0)
+
+
+async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
+    with pytest.raises(ListenError, match=f"can't listen on 127.0.0.1:{serving.port}"):
+        await AdsServer(PlaneRegistry(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")

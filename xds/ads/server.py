@@ -17,6 +17,7 @@ import grpc.aio
 
 from xds.ads import codec
 from xds.ads.session import Received, Response, Session
+from xds.mesh.facts import usable_name
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class _Stream:
         except codec.BadRequestError as error:
             await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return
-        if node is None or not node.id or not node.cluster:
+        if node is None or not node.id or not usable_name(node.cluster):
             await self._context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "the first request must carry node.id, the sidecar's service ID in Consul, and node.cluster, the"

@@ -7,8 +7,10 @@ subclasses of the codec in `xds.ads.codec`; the rules here hold for both:
 
 * At most one unacknowledged response for a type. What changes meanwhile coalesces: acknowledgement is the clock.
 * Make before break: secrets and clusters, then endpoints, then listeners and routes, removals last (xDS, "Eventual
-  consistency considerations"). Envoy acknowledges clusters only once they are warm, so a listener that waits for that
-  never points at a cluster that can't take traffic.
+  consistency considerations"). A listener waits until the clusters that it names are acknowledged, which Envoy does
+  once they are warm; it waits for no others, so a denial never queues behind somebody else's new upstream.
+* As long as not everything that is meant for a proxy has been read, nothing is taken from it: what a restarted control
+  plane does not know yet may be in use.
 * A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009).
 * What Envoy rejected is never sent again. Envoy names the culprits of a rejected listener or cluster response and
   takes the others; where it does not say, the resources of that response are tried once more one by one, and the one
@@ -28,12 +30,11 @@ MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, LISTENER, ROUTE)
 """The order in which resources are added and changed."""
 BREAK_ORDER = (LISTENER, ROUTE, CLUSTER, ENDPOINT, SECRET)
 """The order in which they are removed."""
-HOLDS_BACK = {LISTENER: (CLUSTER, ENDPOINT), ROUTE: (CLUSTER, ENDPOINT)}
-"""A type waits until the proxy has acknowledged these."""
 FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER})
 """The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification)."""
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
 """The types that an empty first subscription means everything for (xDS specification)."""
+REFUSED_KEPT = 16
 UNCERTAIN = "?"
 """The version of a resource that the proxy has in some version or other; equal to none."""
 
@@ -46,6 +47,9 @@ class ResourceView(Protocol):
 
     def names(self, type_url: str) -> Iterable[str]:
         """Every name of that type."""
+
+    def complete(self) -> bool:
+        """Whether everything that is meant for the proxy has been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Received:
     acknowledged: str | None = None
     """The type whose outstanding response is now acknowledged."""
     rejections: tuple[Rejection, ...] = ()
+    unexplained: str | None = None
+    """Envoy's words where it rejected a response and did not say what of it."""
 
 
 @dataclass(slots=True)
@@ -104,6 +110,11 @@ class TypeState:
     good: dict[str, Resource] = field(default_factory=dict)
     """State of the world only: the last resource under each name that was not rejected, to be listed again."""
     rejected: dict[str, Rejection] = field(default_factory=dict)
+    """The last rejection under each name, unless something newer was accepted."""
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """The versions that were rejected under each name, the last few."""
+    owed: set[str] = field(default_factory=set)
+    """Names to send when this type is first asked for, even if the proxy has them."""
     dirty: set[str] = field(default_factory=set)
     suspects: list[str] = field(default_factory=list)
     """Names from a rejected response whose culprit is unknown, to be tried one by one."""
@@ -158,8 +169,9 @@ class Session:
             state.wildcard = True
             state.dirty.update(self._view.names(request.type_url))
         for name, version in request.initial_versions.items():
-            state.has[name] = version
+            state.has[name] = UNCERTAIN if name in state.owed else version
             state.dirty.add(name)
+        state.owed.clear()
         if request.names is not None:
             state.named.update(n for n in request.names if n != WILDCARD)
             state.dirty.update(state.named)
@@ -225,7 +237,8 @@ class Session:
                 if not self.delta:
                     state.good[resource.name] = resource
             return Received(acknowledged=request.type_url)
-        return Received(rejections=self._reject(state, response, request.error))
+        rejections = self._reject(state, response, request.error)
+        return Received(rejections=rejections, unexplained=None if rejections else request.error)
 
     def _reject(self, state: TypeState, response: Response, reason: str) -> tuple[Rejection, ...]:
         fresh = [r for r in response.resources if self.delta or state.good.get(r.name) != r]
@@ -233,6 +246,9 @@ class Session:
         rejections = tuple(Rejection(response.type_url, r.name, r.version, reason) for r in culprits)
         for rejection in rejections:
             state.rejected[rejection.name] = rejection
+            refused = state.refused.setdefault(rejection.name, [])
+            refused.append(rejection.version)
+            del refused[:-REFUSED_KEPT]
         if culprits:
             if not self.delta:
                 state.good.update({r.name: r for r in fresh if r not in culprits})
@@ -251,29 +267,25 @@ class Session:
 
     def next_response(self) -> Response | None:
         """The response to send now, which is then outstanding; ``None`` when there is nothing to send."""
-        for type_url in MAKE_ORDER:
-            if not self._held_back(type_url):
-                response = self._make(type_url)
-                if response is not None:
-                    return response
-        for type_url in BREAK_ORDER:
-            if not self._break_held_back(type_url):
-                response = self._break(type_url)
-                if response is not None:
-                    return response
+        for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
+            for type_url in order:
+                if self._types[type_url].in_flight is None:
+                    response = attempt(type_url)
+                    if response is not None:
+                        return response
         return None
 
-    def _held_back(self, type_url: str) -> bool:
-        return self._types[type_url].in_flight is not None or any(
-            self._types[earlier].in_flight is not None or self._pending(earlier)
-            for earlier in HOLDS_BACK.get(type_url, ())
-        )
+    def _may_break(self, type_url: str) -> bool:
+        """Whether resources of a type may be removed: not before what refers to them was replaced."""
+        referring = [t for t in (LISTENER, ROUTE) if t != type_url]
+        return self._view.complete() and not any(self._types[t].in_flight or self._pending(t) for t in referring)
 
-    def _break_held_back(self, type_url: str) -> bool:
-        """Removals wait until nothing is being made, so that what replaces a resource is there before it goes."""
-        return self._types[type_url].in_flight is not None or any(
-            (earlier == LISTENER and self._types[earlier].in_flight is not None) or self._pending(earlier)
-            for earlier in (CLUSTER, ENDPOINT, LISTENER, ROUTE)
+    def _clusters_are_there(self, resource: Resource) -> bool:
+        """Whether the proxy has acknowledged the clusters that ``resource`` names; those that exist, that is."""
+        state = self._types[CLUSTER]
+        on_the_way = {r.name for r in state.in_flight.resources} if state.in_flight else set()
+        return not state.asked or all(
+            name not in on_the_way and self._to_send(state, CLUSTER, name) is None for name in resource.clusters
         )
 
     def _pending(self, type_url: str) -> bool:
@@ -287,8 +299,7 @@ class Session:
         resource = self._view.get(type_url, name)
         if resource is None or state.has.get(name) == resource.version:
             return None
-        rejection = state.rejected.get(name)
-        if rejection is not None and rejection.version == resource.version:
+        if resource.version in state.refused.get(name, ()):
             return None
         return resource
 
@@ -296,15 +307,21 @@ class Session:
         state = self._types[type_url]
         if not state.asked:
             return None
-        found = self._next_suspect(state, type_url)
+        found, waiting = self._next_suspect(state, type_url), False
         if not found:
-            found = [r for name in sorted(state.dirty) if (r := self._to_send(state, type_url, name)) is not None]
-        absent = [] if not self.delta else self._unknown_names(state, type_url)
-        first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta)
-        if not found and not absent and not first:
-            self._settle(state, type_url)
+            wanted = [r for name in sorted(state.dirty) if (r := self._to_send(state, type_url, name)) is not None]
+            found = [r for r in wanted if not r.clusters or self._clusters_are_there(r)]
+            waiting = len(found) < len(wanted)
+        removed = [] if not self.delta else self._unknown_names(state, type_url)
+        first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta) and not waiting
+        if not found and not removed and not first:
+            if not waiting:
+                self._settle(state, type_url)
             return None
-        return self._send(state, type_url, found, absent)
+        if self.delta and self._may_break(type_url):
+            # In a message that goes out anyway, lest removals wait for ever behind additions that never end.
+            removed += self._gone(state, type_url)
+        return self._send(state, type_url, found, removed)
 
     def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
         while state.suspects:
@@ -328,14 +345,16 @@ class Session:
     def _is_gone(self, state: TypeState, type_url: str, name: str) -> bool:
         return bool(state.has.get(name)) and self._view.get(type_url, name) is None
 
+    def _gone(self, state: TypeState, type_url: str) -> list[str]:
+        return sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+
     def _break(self, type_url: str) -> Response | None:
         state = self._types[type_url]
-        gone = sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+        gone = self._gone(state, type_url) if self._may_break(type_url) else []
         if not gone:
             return None
         for name in gone:
             state.good.pop(name, None)
-            state.rejected.pop(name, None)
         if not self.delta and type_url not in FULL_STATE_TYPES:
             # State of the world has no word for this: the proxy drops it when it drops what refers to it.
             for name in gone:
@@ -355,6 +374,8 @@ class Session:
                 del state.has[name]
             if name in state.named:
                 state.has[name] = ""
+            state.rejected.pop(name, None)
+            state.refused.pop(name, None)
             state.dirty.discard(name)
         listed = resources if self.delta else self._whole(state, type_url, resources)
         self._nonce += 1
@@ -373,7 +394,9 @@ class Session:
 
     def _resend(self, type_url: str, name: str) -> None:
         state = self._types[type_url]
-        if state.wants(name):
+        if not state.asked:
+            state.owed.add(name)
+        elif state.wants(name):
             state.has.pop(name, None)
             state.dirty.add(name)
 

@@ -114,6 +114,11 @@ class ControlPlane:
         """Log and count what a proxy answered."""
         if received.acknowledged is not None:
             self.metrics.acknowledged.labels(describe(received.acknowledged)).inc()
+        if received.unexplained is not None:
+            log.error(
+                "sidecar %s rejected a response without saying what of it: %s (each resource is tried alone)",
+                proxy.client.node.id, received.unexplained,
+            )  # fmt: skip
         for rejection in proxy.note(received):
             kind = describe(rejection.type_url)
             self.metrics.rejected.labels(kind).inc()
@@ -174,6 +179,10 @@ class ControlPlane:
             self._tell(service, changes)
             if view.outside_ranges != listed:
                 relisted.add(service)
+            if touched & view.upstreams and not view.unknown:
+                # What was held back until everything had been read need not wait any more.
+                for proxy in self._proxies.get(service, ()):
+                    proxy.wake.set()
         return relisted
 
     def _tell(self, service: str, changes: Changes) -> None:
@@ -198,11 +207,19 @@ class ControlPlane:
                     self._update(proxy)
 
     def _update(self, proxy: Proxy) -> None:
-        """Bring one proxy's own resources up to date, or note what keeps it from being served."""
+        """Bring one proxy's own resources up to date, or note what keeps it from being served.
+
+        Whatever its registration may hold, it is nobody else's problem.
+        """
         blocker = self._blocker(proxy)
         inputs = self._inputs(proxy) if blocker is None else None
         if inputs is not None:
-            proxy.update(inputs)
+            try:
+                proxy.update(inputs)
+            except Exception as error:
+                blocker = Blocker(f"its registration can't be turned into Envoy's configuration: {error!r}")
+                if proxy.ready:
+                    log.error("sidecar %s keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         news = proxy.blocked_by(blocker.reason if blocker else None)
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
@@ -213,6 +230,15 @@ class ControlPlane:
         missing = self.mesh.missing()
         if missing:
             return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
+        # First whether it may have its key at all: nothing else is read on behalf of someone who may not.
+        match self.mesh.leaf(proxy.leaf_key):
+            case Leaf() as leaf:
+                self._demand_stale |= proxy.leaf is None
+                proxy.leaf = leaf
+            case LeafRefused(reason=reason) if proxy.leaf is None:
+                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
+            case None if proxy.leaf is None:
+                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
         self._find_registration(proxy)
         if proxy.sidecar is None:
             if self.mesh.instances(node.cluster) is None:
@@ -222,13 +248,6 @@ class ControlPlane:
                 f"no sidecar with service ID {node.id!r}{where} is registered for service {node.cluster!r};"
                 " it is served the moment it is registered"
             )
-        match self.mesh.leaf(proxy.leaf_key):
-            case Leaf() as leaf:
-                proxy.leaf = leaf
-            case LeafRefused(reason=reason) if proxy.leaf is None:
-                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
-            case None if proxy.leaf is None:
-                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
         return None
 
     def _find_registration(self, proxy: Proxy) -> None:
@@ -238,7 +257,12 @@ class ControlPlane:
         registered = None
         for instance in found.instances if found else ():
             sidecar = instance.sidecar
-            if sidecar and sidecar.service_id == node.id and node.node_name in ("", sidecar.node):
+            if (
+                sidecar
+                and sidecar.service == node.cluster
+                and sidecar.service_id == node.id
+                and node.node_name in ("", sidecar.node)
+            ):
                 registered = sidecar
                 break
         if proxy.registered and registered is None:
@@ -292,13 +316,13 @@ class ControlPlane:
         if not self._demand_stale:
             return
         self._demand_stale = False
-        services: set[str] = set(self._proxies)
+        services: set[str] = set()
         leaves: set[LeafKey] = set()
         for service, siblings in self._proxies.items():
-            services |= self._views[service].upstreams
             for proxy in siblings:
                 leaves.add(proxy.leaf_key)
-                services |= proxy.explicit_upstreams()
+                if proxy.leaf is not None:
+                    services |= {service} | self._views[service].upstreams | proxy.explicit_upstreams()
         demand = Demand(frozenset(services), frozenset(leaves))
         if demand != self._demand:
             self._demand = demand

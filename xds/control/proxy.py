@@ -84,6 +84,10 @@ class Proxy:
             return list(mine)
         return [*mine, *self._view.resources.get(type_url, {})]
 
+    def complete(self) -> bool:
+        """Whether all of its upstreams have been read."""
+        return not (self.transparent and self._view.unknown) and not self._unread_explicit()
+
     # -- what changes it ------------------------------------------------------------------------------------------
 
     def update(self, inputs: SidecarInputs) -> None:
@@ -91,8 +95,8 @@ class Proxy:
         if inputs == self._inputs:
             return
         was_transparent = self.transparent
-        self._inputs = inputs
-        before, self._own = self._own, own_resources(inputs)
+        made = own_resources(inputs)
+        before, self._own, self._inputs = self._own, made, inputs
         self.changed(differences(before.resources, self._own.resources))
         if was_transparent != self.transparent:
             self.changed({type_url: set(names) for type_url, names in self._view.resources.items()})
@@ -118,12 +122,14 @@ class Proxy:
 
     def unread(self) -> list[str]:
         """The upstreams that have not been read yet; a first answer without them would not be whole."""
-        explicit = [
+        return sorted({*self._unread_explicit(), *(self._view.unknown if self.transparent else ())})
+
+    def _unread_explicit(self) -> list[str]:
+        return [
             target.upstream.name
             for target in (self._inputs.explicit if self._inputs else ())
             if target.upstream.refusal is None and (target.instances is None or target.chain is None)
         ]
-        return sorted({*explicit, *(self._view.unknown() if self.transparent else ())})
 
     @property
     def incomplete(self) -> bool:

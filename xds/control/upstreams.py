@@ -55,7 +55,11 @@ class UpstreamCatalog:
 
     def _encode(self, service: str) -> bool:
         before = self[service]
-        after = self._encoding(service)
+        try:
+            after = self._encoding(service)
+        except Exception as error:
+            # Whatever is wrong with it, it is set aside alone.
+            after = EncodedUpstream(problems=(f"can't be turned into Envoy's configuration: {error!r}",), known=True)
         if after == before:
             return False
         if after is UNKNOWN:

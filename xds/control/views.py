@@ -22,6 +22,7 @@ from xds.mesh.facts import (
     Roots,
     ServiceInstances,
     Sidecar,
+    is_ip,
 )
 from xds.policy.intentions import ConnectionPolicy
 
@@ -51,6 +52,8 @@ class ServiceView:
         self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}}
         self.outside_ranges: frozenset[str] = frozenset()
         """The upstreams' addresses that the outbound listener has to be told one by one."""
+        self.unknown: set[str] = set()
+        """The upstreams that have not been read yet."""
         self._held: dict[str, ResourcesByType] = {}
         self._outside: dict[str, tuple[str, ...]] = {}
 
@@ -79,6 +82,10 @@ class ServiceView:
                     mine[name] = resource
                 elif not any(name in held.get(type_url, ()) for held in self._other_holders(name)):
                     mine.pop(name, None)
+        if wanted and not encoded.known:
+            self.unknown.add(service)
+        else:
+            self.unknown.discard(service)
         outside = self._outside_ranges(encoded.virtual_ips) if wanted else ()
         if outside != self._outside.get(service, ()):
             self._outside[service] = outside
@@ -97,10 +104,6 @@ class ServiceView:
             for ip in virtual_ips
             if not any(ipaddress.ip_address(ip) in network for network in self._outbound.virtual_ranges)
         )
-
-    def unknown(self) -> list[str]:
-        """The upstreams that have not been read yet."""
-        return sorted(service for service in self.upstreams if not self._catalog[service].known)
 
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream."""
@@ -220,12 +223,3 @@ def _explicit_resources(target: ExplicitTarget, inputs: SidecarInputs) -> Iterat
     yield clusters.service_cluster(cluster, upstream.name, inputs.datacenter, inputs.roots.trust_domain, timeout)
     yield endpoints.load_assignment(cluster, instances)
     yield listeners.explicit(upstream, cluster, inputs.datacenter)
-
-
-def is_ip(text: str) -> bool:
-    """Whether ``text`` is an IP address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -6,7 +6,6 @@ Built from envoy-data-plane's types, so that a field that Envoy doesn't have can
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +20,8 @@ from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
 from envoy_data_plane.google.protobuf import Struct
+
+from xds.mesh.facts import is_ip
 
 CONTROL_PLANE_CLUSTER = "local_agent"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -118,7 +119,7 @@ def _ads() -> core.ConfigSource:
 
 
 def _control_plane(addresses: tuple[tuple[str, int], ...]) -> cluster.Cluster:
-    named = any(not _is_ip(host) for host, _ in addresses)
+    named = any(not is_ip(host) for host, _ in addresses)
     options = http.HttpProtocolOptions(
         explicit_http_config=http.HttpProtocolOptionsExplicitHttpConfig(
             http2_protocol_options=core.Http2ProtocolOptions(
@@ -172,11 +173,3 @@ def _stats(inputs: BootstrapInputs) -> metrics.StatsConfig:
 
 def _address(address: tuple[str, int]) -> core.Address:
     return core.Address(socket_address=core.SocketAddress(address=address[0], port_value=address[1]))
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -21,10 +21,10 @@ def admitted_identities(policy: ConnectionPolicy, trust_domain: str) -> list[mat
     if policy.others_permitted:
         if not policy.exceptions:
             return None
-        return [_matching(names.spiffe_pattern(not_among(policy.exceptions), trust_domain))]
+        return [_matching(names.spiffe_pattern(not_among(map(names.in_path, policy.exceptions)), trust_domain))]
     if not policy.exceptions:
         return [matcher.StringMatcher(exact=f"spiffe://{trust_domain}/nobody")]
-    return [_matching(names.spiffe_pattern(re.escape(name), trust_domain)) for name in policy.exceptions]
+    return [_matching(names.spiffe_pattern(names.service_pattern(name), trust_domain)) for name in policy.exceptions]
 
 
 def _matching(pattern: str) -> matcher.StringMatcher:

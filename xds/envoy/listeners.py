@@ -77,7 +77,8 @@ def outbound(settings: OutboundSettings, port: int, virtual_ips: Collection[str]
         filter_chains=chains,
         filter_chain_matcher=_by_destination(settings, virtual_ips),
     )
-    return encode(LISTENER, name, message)
+    past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
+    return encode(LISTENER, name, message, clusters=past)
 
 
 def _by_destination(settings: OutboundSettings, virtual_ips: Collection[str]) -> xds_matcher.Matcher:
@@ -170,7 +171,7 @@ def public(sidecar: Sidecar, settings: ProxySettings, policy: ConnectionPolicy, 
             )
         ],
     )
-    return encode(LISTENER, name, message)
+    return encode(LISTENER, name, message, clusters=(names.LOCAL_APP,))
 
 
 def explicit(upstream: ExplicitUpstream, cluster: str, datacenter: str) -> Resource:
@@ -186,4 +187,4 @@ def explicit(upstream: ExplicitUpstream, cluster: str, datacenter: str) -> Resou
             )
         ],
     )
-    return encode(LISTENER, name, message)
+    return encode(LISTENER, name, message, clusters=(cluster,))

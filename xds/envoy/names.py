@@ -6,6 +6,7 @@ Community Edition: namespace and partition are always ``default``.
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 LEAF_SECRET = "leaf"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET = "roots"  # noqa: S105
@@ -25,15 +26,28 @@ def virtual_ip_cluster(ip: str) -> str:
 
 def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
     """The identity in the certificate of a service."""
-    return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{service}"
+    return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{in_path(service)}"
+
+
+def in_path(service: str) -> str:
+    """A service's name as it stands in a SPIFFE ID: escaped as Go escapes the path of a URL."""
+    return quote(service, safe="$&+,:;=@")
 
 
 ANY_SERVICE = "[^/]+"
 
 
 def spiffe_pattern(service_pattern: str, trust_domain: str) -> str:
-    """A regular expression (RE2) for the identities, in any datacenter, of services whose name matches one."""
-    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/[^/]+/svc/{service_pattern}$"
+    """A regular expression (RE2) for the identities, in any datacenter, of services whose name matches one.
+
+    Case makes no difference in the name, because it makes none to Consul when it matches intentions.
+    """
+    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/[^/]+/svc/(?i:{service_pattern})$"
+
+
+def service_pattern(service: str) -> str:
+    """A regular expression for the name of one service in a SPIFFE ID."""
+    return re.escape(in_path(service))
 
 
 def upstream_stat_prefix(service: str, datacenter: str) -> str:

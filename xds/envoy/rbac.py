@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from xds.envoy import names
 from xds.policy.intentions import ConnectionPolicy
 from xds.wire.envoy.config import rbac_pb2 as rbac
@@ -19,7 +17,7 @@ def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb
     if policy.every:
         principals = [_every_but(policy.exceptions, trust_domain)]
     else:
-        principals = [_identity(re.escape(source), trust_domain) for source in policy.exceptions]
+        principals = [_identity(names.service_pattern(source), trust_domain) for source in policy.exceptions]
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if policy.allow else rbac.RBAC.DENY)
     if principals:
         rules.policies[POLICY_NAME].CopyFrom(
@@ -39,5 +37,5 @@ def _every_but(excepted: tuple[str, ...], trust_domain: str) -> rbac.Principal:
     anyone = _identity(names.ANY_SERVICE, trust_domain)
     if not excepted:
         return anyone
-    others = [rbac.Principal(not_id=_identity(re.escape(service), trust_domain)) for service in excepted]
+    others = [rbac.Principal(not_id=_identity(names.service_pattern(service), trust_domain)) for service in excepted]
     return rbac.Principal(and_ids=rbac.Principal.Set(ids=[anyone, *others]))

@@ -29,9 +29,13 @@ class Resource:
     body: bytes
     endpoints: str = ""
     """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
+    clusters: tuple[str, ...] = ()
+    """For a listener: the clusters that it names, which have to be there before it is."""
 
 
-def encode(type_url: str, name: str, message: Message, *, endpoints: str = "") -> Resource:
+def encode(
+    type_url: str, name: str, message: Message, *, endpoints: str = "", clusters: tuple[str, ...] = ()
+) -> Resource:
     """Encode ``message``, deterministically, so that the same content always has the same version."""
     body = message.SerializeToString(deterministic=True)
-    return Resource(type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints)
+    return Resource(type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints, clusters)

@@ -7,11 +7,26 @@ questions about themselves; who may call whom is `xds.policy`, how it looks in E
 from __future__ import annotations
 
 import enum
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 WILDCARD = "*"
 """The name that stands for every service in an intention."""
+
+
+def usable_name(name: str) -> bool:
+    """Whether a service of this name can be asked for: one that changes the path of a URL could stand for another."""
+    return bool(name) and name.isprintable() and name not in (".", "..") and not set("/\\?#%") & set(name)
+
+
+def is_ip(text: str) -> bool:
+    """Whether ``text`` is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Health(enum.Enum):

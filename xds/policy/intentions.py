@@ -3,6 +3,8 @@
 Consul's order (Community Edition, "Intentions: precedence and match order"): an exact destination beats a wildcard
 one, then an exact source beats a wildcard one; the first intention that matches decides, and where none matches the
 default does. Permissions on HTTP requests can't be judged on a TCP connection: there they deny.
+
+Names are compared without regard to case, as Consul does.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ def precedence(intention: Intention) -> int:
 class Decisions:
     """What a fixed source says of every destination, or a fixed destination of every source.
 
-    ``exact`` holds the names that some intention singles out, with its action; ``otherwise`` is for all other names,
-    ``None`` when no intention speaks for them and the default decides.
+    ``exact`` holds the names that some intention singles out, in lower case, with its action; ``otherwise`` is for all
+    other names, ``None`` when no intention speaks for them and the default decides.
     """
 
     exact: dict[str, Action]
@@ -33,7 +35,7 @@ class Decisions:
 
     def action(self, name: str, *, default_allow: bool) -> Action:
         """What holds for ``name``."""
-        found = self.exact.get(name, self.otherwise)
+        found = self.exact.get(name.lower(), self.otherwise)
         if found is None:
             return Action.ALLOW if default_allow else Action.DENY
         return found
@@ -46,8 +48,8 @@ class IntentionIndex:
         self._by_source: dict[str, list[Intention]] = {}
         self._by_destination: dict[str, list[Intention]] = {}
         for intention in sorted(intentions, key=lambda i: (-precedence(i), i.source, i.destination)):
-            self._by_source.setdefault(intention.source, []).append(intention)
-            self._by_destination.setdefault(intention.destination, []).append(intention)
+            self._by_source.setdefault(intention.source.lower(), []).append(intention)
+            self._by_destination.setdefault(intention.destination.lower(), []).append(intention)
 
     def from_source(self, source: str) -> Decisions:
         """What the intentions say of ``source`` calling each destination."""
@@ -59,14 +61,14 @@ class IntentionIndex:
 
     @staticmethod
     def _matching(index: dict[str, list[Intention]], name: str) -> list[Intention]:
-        found = [*index.get(name, ()), *(index.get(WILDCARD, ()) if name != WILDCARD else ())]
+        found = [*index.get(name.lower(), ()), *(index.get(WILDCARD, ()) if name != WILDCARD else ())]
         return sorted(found, key=precedence, reverse=True)
 
 
 def _decide(in_order: list[Intention], other_side: Callable[[Intention], str]) -> Decisions:
     exact: dict[str, Action] = {}
     for intention in in_order:
-        name = other_side(intention)
+        name = other_side(intention).lower()
         if name == WILDCARD:
             # Whatever comes later has less precedence than an intention that already matches every name.
             return Decisions(exact, intention.action)
@@ -86,6 +88,7 @@ class ConnectionPolicy:
     allow: bool
     every: bool = False
     exceptions: tuple[str, ...] = ()
+    """In lower case."""
 
     @property
     def others_permitted(self) -> bool:
@@ -94,7 +97,7 @@ class ConnectionPolicy:
 
     def permits(self, source: str) -> bool:
         """Whether ``source`` may connect."""
-        return self.others_permitted != (source in self.exceptions)
+        return self.others_permitted != (source.lower() in self.exceptions)
 
 
 def connection_policy(decisions: Decisions, *, default_allow: bool) -> ConnectionPolicy:

@@ -2,7 +2,8 @@
 
 An address belongs to one service. Where two claim it, the one that was registered earlier keeps it (Consul's
 CreateIndex, the name where that is equal), the other's claim is set aside and nothing else is touched. The table is a
-function of the claims alone: every control plane that sees the same mesh, restarted or not, comes to the same owners.
+function of the claims alone, not of how they came about, so a restart changes no owner. Claims are known of services
+that some connected sidecar may call.
 """
 
 from __future__ import annotations

@@ -43,7 +43,6 @@ class Redirector:
     Args:
         backend: which.
         netns: path of a network namespace; empty is this one.
-        scratch: makes the command prefix that runs in a namespace with no rules; for ``verify``.
     """
 
     def __init__(self, backend: Backend, netns: str = "") -> None:
@@ -60,7 +59,8 @@ class Redirector:
         """Make ``rules`` stand, whatever rules of ours stood before.
 
         Raises:
-            RedirectError: the kernel or the tool refused; nothing was changed.
+            RedirectError: the kernel or the tool refused. With nft nothing was changed then; with iptables each family
+                is one transaction, IPv6 first, so one refused for IPv4 leaves that for IPv6.
         """
         if self._backend is Backend.NFT:
             self._run(["nft", "-f", "-"], nftables.transaction(rules))
@@ -125,7 +125,7 @@ class Redirector:
         return done.stdout
 
 
-_FAMILIES = (("iptables", 4), ("ip6tables", 6))
+_FAMILIES = (("ip6tables", 6), ("iptables", 4))
 
 
 def _hint(words: str) -> str:

@@ -13,6 +13,10 @@ class View:
 
     def __init__(self) -> None:
         self.resources: dict[str, dict[str, Resource]] = {t: {} for t in (CLUSTER, ENDPOINT, LISTENER, SECRET)}
+        self.is_complete = True
+
+    def complete(self) -> bool:
+        return self.is_complete
 
     def get(self, type_url: str, name: str) -> Resource | None:
         return self.resources[type_url].get(name)
@@ -29,8 +33,8 @@ class Stream:
         self.session = Session(self.view, delta=delta)
         self.delta = delta
 
-    def put(self, type_url: str, name: str, version: str, endpoints: str = "") -> None:
-        self.view.resources[type_url][name] = Resource(type_url, name, version, version.encode(), endpoints)
+    def put(self, type_url: str, name: str, version: str, endpoints: str = "", clusters: tuple[str, ...] = ()) -> None:
+        self.view.resources[type_url][name] = Resource(type_url, name, version, b"", endpoints, clusters)
         self.session.changed(type_url, [name])
 
     def cluster(self, name: str, version: str) -> None:
@@ -123,23 +127,94 @@ def test_an_old_nonce_acknowledges_nothing(stream: Stream) -> None:
     assert stream.ack(first).acknowledged == CLUSTER
 
 
-def test_listeners_wait_for_clusters_and_endpoints_to_be_acknowledged(stream: Stream) -> None:
+def test_a_listener_waits_for_the_clusters_it_names_to_be_acknowledged(stream: Stream) -> None:
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
     stream.subscribe(LISTENER)
     stream.ack(stream.next())
     stream.cluster("a", "1")
-    stream.put(ENDPOINT, "a", "1")
-    stream.put(LISTENER, "l", "1")
-    stream.subscribe(CLUSTER)
+    stream.put(LISTENER, "l", "1", clusters=("a",))
     clusters = stream.next()
     assert clusters.type_url == CLUSTER
     assert stream.nothing_to_send()
-    stream.subscribe(ENDPOINT, "a")
-    endpoints = stream.next()
-    assert endpoints.type_url == ENDPOINT
-    stream.ack(endpoints)
+    stream.ack(clusters)
+    assert sent(stream.next()) == ["l@1"]
+
+
+def test_a_listener_waits_for_no_other_clusters(stream: Stream) -> None:
+    """A denial must not queue behind somebody else's new upstream that is slow to warm."""
+    stream.cluster("local_app", "1")
+    stream.put(LISTENER, "public", "1", clusters=("local_app",))
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(LISTENER)
+    stream.ack(stream.next())
+    stream.cluster("slow", "1")
+    assert sent(stream.next()) == ["slow@1"]
+    stream.put(LISTENER, "public", "2", clusters=("local_app",))
+    assert sent(stream.next()) == ["public@2"]
+
+
+def test_a_first_listener_answer_is_not_empty_because_its_clusters_are_on_the_way(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.put(LISTENER, "l", "1", clusters=("a",))
+    stream.subscribe(CLUSTER)
+    stream.subscribe(LISTENER)
+    clusters = stream.next()
     assert stream.nothing_to_send()
     stream.ack(clusters)
     assert sent(stream.next()) == ["l@1"]
+
+
+def test_removals_are_not_kept_waiting_by_additions_that_never_end(stream: Stream) -> None:
+    stream.cluster("denied", "1")
+    stream.subscribe(CLUSTER)
+    response = stream.next()
+    stream.drop(CLUSTER, "denied")
+    stream.cluster("busy", "1")
+    stream.ack(response)
+    response = stream.next()
+    assert (sent(response), response.removed) == (["busy@1"], ("denied",))
+
+
+def test_nothing_is_taken_away_before_everything_has_been_read(stream: Stream) -> None:
+    """A restarted control plane that does not know an upstream yet must not remove it."""
+    stream.view.is_complete = False
+    stream.cluster("known", "1")
+    stream.subscribe(CLUSTER, known={"known": "1", "in use": "1", "really gone": "1"})
+    assert stream.nothing_to_send()
+    stream.cluster("in use", "1")
+    assert stream.nothing_to_send()
+    stream.view.is_complete = True
+    assert stream.next().removed == ("really gone",)
+
+
+def test_endpoints_of_a_cluster_that_changed_before_they_were_asked_for_are_sent_too(stream: Stream) -> None:
+    """A reconnect: clusters are answered at once, then the endpoints are asked for with the version they have."""
+    stream.cluster("a", "2")
+    stream.put(ENDPOINT, "a", "1")
+    stream.subscribe(CLUSTER, known={"a": "1"})
+    assert sent(stream.next()) == ["a@2"]
+    stream.subscribe(ENDPOINT, "a", known={"a": "1"})
+    assert sent(stream.next()) == ["a@1"]
+
+
+def test_a_rejected_version_is_not_sent_again_after_a_good_one_either(stream: Stream) -> None:
+    stream.cluster("a", "bad")
+    stream.subscribe(CLUSTER)
+    stream.nack(stream.next(), "cluster(s) a: no")
+    stream.cluster("a", "good")
+    stream.ack(stream.next())
+    stream.cluster("a", "bad")
+    assert stream.nothing_to_send()
+
+
+def test_a_rejection_without_a_culprit_is_told(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.cluster("b", "1")
+    stream.subscribe(CLUSTER)
+    received = stream.nack(stream.next(), "no")
+    assert (received.rejections, received.unexplained) == ((), "no")
 
 
 def test_a_cluster_goes_only_after_the_listener_that_used_it_was_replaced(stream: Stream) -> None:
@@ -179,9 +254,7 @@ def test_a_reconnecting_proxy_gets_only_what_differs(stream: Stream) -> None:
     stream.cluster("new", "1")
     stream.subscribe(CLUSTER, known={"same": "1", "changed": "1", "gone": "7"})
     first = stream.next()
-    assert sent(first) == ["changed@2", "new@1"]
-    stream.ack(first)
-    assert stream.next().removed == ("gone",)
+    assert (sent(first), first.removed) == (["changed@2", "new@1"], ("gone",))
 
 
 def test_a_reconnecting_proxy_that_has_everything_gets_nothing(stream: Stream) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, make_sidecar
 from xds.ads.codec import Node
+from xds.control import proxy as proxy_module
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
+from xds.control.views import OwnResources, SidecarInputs, own_resources
 from xds.envoy.listeners import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET
 from xds.mesh import mesh
@@ -312,6 +314,43 @@ def test_a_leaf_rotation_touches_the_secret_alone(bench: Bench) -> None:
     bench.leaf("web", serial="02")
     after = {(t, n): proxy.get(t, n) for t in SERVED_TYPES for n in names(proxy, t)}
     assert {key for key in after if after[key] != before[key]} == {(SECRET, "leaf")}
+
+
+def test_what_can_not_be_encoded_is_its_own_problem_and_nobody_elses(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else a registration may hold one day: the others still get the deny."""
+    bench.leaf("api")
+    proxies = [bench.connect("web"), bench.connect("api")]
+    real = own_resources
+
+    def fails_for_web(inputs: SidecarInputs) -> OwnResources:
+        if inputs.sidecar.service == "web":
+            raise ValueError("value out of range")
+        return real(inputs)
+
+    monkeypatch.setattr(proxy_module, "own_resources", fails_for_web)
+    before = proxies[1].get(LISTENER, "public_listener:10.0.0.1:20000")
+    bench.intentions(Intention("*", "*", Action.DENY))
+    assert proxies[1].get(LISTENER, "public_listener:10.0.0.1:20000") != before
+    assert "value out of range" in str(proxies[0].blocker)
+    assert not bench.connect("web").ready
+    monkeypatch.undo()
+    bench.intentions(Intention("web", "*", Action.DENY))
+    assert proxies[0].blocker is None
+
+
+def test_nothing_is_read_for_one_that_may_not_have_its_key(bench: Bench) -> None:
+    bench.connect("db", token="stolen")
+    assert bench.demand == Demand(leaves=frozenset({LeafKey("db", "stolen")}))
+
+
+def test_a_sidecar_of_another_service_is_none_of_this_one() -> None:
+    bench = Bench()
+    theirs = make_instance("web", 1, sidecar=make_sidecar("db", service_id="web-1-sidecar-proxy"))
+    bench.service("web", instances=ServiceInstances("web", (theirs,)))
+    bench.leaf("web")
+    assert not bench.connect("web").ready
 
 
 def test_a_registration_that_disappears_goes_on_being_followed(bench: Bench) -> None:

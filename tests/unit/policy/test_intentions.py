@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds.envoy.identities import admitted_identities, not_among
+from xds.envoy.names import spiffe_id
 from xds.envoy.rbac import network_rbac
 from xds.mesh.facts import WILDCARD, Action, Intention
 from xds.policy.intentions import ConnectionPolicy, IntentionIndex, connection_policy, precedence
 from xds.wire.envoy.config import rbac_pb2 as rbac
 
-SERVICES = ["api", "web", "a.b", "db"]
+SERVICES = ["api", "web", "a.b", "my web"]
 NAMES = st.sampled_from([*SERVICES, WILDCARD])
 INTENTIONS = st.lists(
     st.builds(Intention, NAMES, NAMES, st.sampled_from(Action)), unique_by=lambda i: (i.source, i.destination)
@@ -23,6 +24,7 @@ TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 
 def by_the_book(intentions: list[Intention], source: str, destination: str) -> Action | None:
     """Consul's rule read aloud: of those that match, the one with the most precise destination, then source."""
+    source, destination = source.lower(), destination.lower()
     for candidate in ((source, destination), (WILDCARD, destination), (source, WILDCARD), (WILDCARD, WILDCARD)):
         for intention in intentions:
             if (intention.source, intention.destination) == candidate:
@@ -48,7 +50,9 @@ def test_both_sides_decide_by_the_book(
     assert index.to_destination(destination).action(source, default_allow=default_allow) is expected
 
 
-@given(INTENTIONS, st.sampled_from([*SERVICES, "unheard-of"]), st.sampled_from(SERVICES), st.booleans())
+@given(
+    INTENTIONS, st.sampled_from([*SERVICES, "unheard-of", "WEB", "My Web"]), st.sampled_from(SERVICES), st.booleans()
+)
 def test_the_rbac_filter_lets_in_exactly_whom_the_intentions_allow(
     intentions: list[Intention], source: str, destination: str, default_allow: bool
 ) -> None:
@@ -57,9 +61,14 @@ def test_the_rbac_filter_lets_in_exactly_whom_the_intentions_allow(
     decisions = IntentionIndex(intentions).to_destination(destination)
     policy = connection_policy(decisions, default_allow=default_allow)
     assert policy.permits(source) is allowed
-    identity = f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/{source}"
+    identity = spiffe_id(source, "dc1", TRUST_DOMAIN)
     assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is allowed
     assert takes_certificate(policy, identity) is allowed
+
+
+def test_identities_are_escaped_as_consul_writes_them() -> None:
+    assert spiffe_id("my web", "dc1", "td") == "spiffe://td/ns/default/dc/dc1/svc/my%20web"
+    assert spiffe_id("caf\u00e9", "dc1", "td") == "spiffe://td/ns/default/dc/dc1/svc/caf%C3%A9"
 
 
 def test_names_are_taken_literally_in_the_expressions() -> None:

@@ -25,8 +25,8 @@ async def _broken(_request: web.Request) -> web.Response:
     return web.Response(text="<html>")
 
 
-async def _services(_request: web.Request) -> web.Response:
-    return web.json_response({"web": []}, headers={"X-Consul-Index": "12"})
+async def _about(request: web.Request) -> web.Response:
+    return web.json_response(["dc1", str(request.headers.get("X-Consul-Token"))])
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def consul() -> AsyncIterator[Consul]:
     app = web.Application()
     app.router.add_get("/v1/thing", _answer)
     app.router.add_get("/v1/broken", _broken)
-    app.router.add_get("/v1/catalog/services", _services)
+    app.router.add_get("/v1/agent/self", _about)
     async with TestServer(app) as server:
         client = Consul(ConsulSettings(address=str(server.make_url("/")).rstrip("/"), token="own", datacenter="dc9"))
         yield client
@@ -52,16 +52,16 @@ async def test_a_presented_token_stands_in_for_our_own_even_when_it_is_empty(con
     assert (await consul.read("/v1/thing", token="")).data["token"] is None
 
 
+async def test_a_token_that_is_no_header_is_an_error(consul: Consul) -> None:
+    with pytest.raises(ConsulError, match="can't reach Consul"):
+        await consul.read("/v1/thing", token="one\r\ntwo: 3")
+
+
 async def test_the_librarys_own_endpoint_works_over_the_pool(consul: Consul) -> None:
-    reply = await consul.services(3, 30)
-    assert (reply.data, reply.index) == ({"web": []}, 12)
+    assert await consul.awaited(consul.agent.self()) == ["dc1", "own"]
 
 
-async def test_what_does_not_exist_is_no_error(consul: Consul) -> None:
-    assert (await consul.read("/v1/nothing")).data is None
-
-
-@pytest.mark.parametrize("status", [400, 403, 429, 500])
+@pytest.mark.parametrize("status", [301, 400, 403, 404, 429, 500])
 async def test_any_other_status_is_an_error_with_consuls_words(consul: Consul, status: int) -> None:
     with pytest.raises(ConsulError, match="No cluster leader") as caught:
         await consul.read("/v1/thing", params=[("status", status)])

@@ -69,6 +69,9 @@ def test_what_can_not_be_followed_is_said() -> None:
             {"DestinationName": "far", "LocalBindPort": 9192, "Datacenter": "dc2"},
             {"DestinationName": "query", "DestinationType": "prepared_query", "LocalBindPort": 9193},
             {"DestinationName": "port", "LocalBindPort": 70000},
+            {"DestinationName": "host", "LocalBindPort": 9194, "LocalBindAddress": "localhost"},
+            {"DestinationName": "../path", "LocalBindPort": 9195},
+            {"DestinationName": "slow", "LocalBindPort": 9196, "Config": {"connect_timeout_ms": 1e25}},
             {"DestinationName": "*", "CentrallyConfigured": True},
         ],
     }
@@ -77,12 +80,12 @@ def test_what_can_not_be_followed_is_said() -> None:
     assert found.sidecar.settings.local_connect_timeout_ms == 250
     assert found.sidecar.problems == (
         "Config[\"mode\"] is 'tranparent': expected 'transparent' or 'direct'; taken as not given",
-        "bind_port is 'many': expected a number; taken as not given",
+        "bind_port is 'many': expected a number from 0 to 2147483647; taken as not given",
     )
     refusals = {upstream.name: upstream.refusal for upstream in found.sidecar.upstreams}
-    assert refusals.keys() == {"api", "far", "query", "port"}
-    assert refusals["api"] is None
-    assert all(refusals[name] for name in ("far", "query", "port"))
+    assert refusals.pop("api") is None
+    assert refusals.keys() == {"far", "query", "port", "host", "../path", "slow"}
+    assert all(refusals.values())
 
 
 def test_intentions_of_this_cluster() -> None:
@@ -93,6 +96,7 @@ def test_intentions_of_this_cluster() -> None:
             {"SourceName": "web", "DestinationName": "db", "Action": "", "Permissions": [{"Action": "deny"}]},
             {"SourceName": "web", "DestinationName": "far", "Action": "allow", "SourcePeer": "east"},
             {"SourceName": "web", "DestinationName": "new", "Action": "something new"},
+            {"SourceName": "web", "DestinationName": "jwt", "Action": "allow", "JWT": {"Providers": []}},
         ]
     )
     assert set(found) == {
@@ -100,6 +104,7 @@ def test_intentions_of_this_cluster() -> None:
         Intention("*", "api", Action.DENY),
         Intention("web", "db", Action.PERMISSIONS),
         Intention("web", "new", Action.DENY),
+        Intention("web", "jwt", Action.PERMISSIONS),
     }
 
 
@@ -177,3 +182,9 @@ def test_config_entries() -> None:
 )
 def test_the_default_for_intentions(debug: dict[str, Any], expected: bool) -> None:
     assert decode.agent_default_allow({"DebugConfig": debug}) is expected
+
+
+@pytest.mark.parametrize("debug", [{}, {"ACLsEnabled": True}])
+def test_an_agent_that_does_not_say_is_not_taken_for_one_that_allows(debug: dict[str, Any]) -> None:
+    with pytest.raises(KeyError):
+        decode.agent_default_allow({"DebugConfig": debug})

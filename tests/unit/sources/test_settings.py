@@ -52,3 +52,11 @@ def test_a_ca_file_that_is_none_is_an_error_not_a_traceback(tmp_path: Path) -> N
     settings = ConsulSettings.resolve({"address": "https://consul:8501", "ca_file": str(file)}, {})
     with pytest.raises(SettingsError, match="can't use the TLS files"):
         settings.ssl_context()
+
+
+@pytest.mark.parametrize("content", [b"one\ntwo\n", b"\xff\xfe"])
+def test_a_token_file_that_holds_no_token_is_an_error(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match="token file"):
+        ConsulSettings.resolve({"token_file": str(file)}, {}).read_token()

@@ -24,6 +24,9 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 """For an answer that does not block. Consul itself holds a request 7 s while it has no leader."""
 
+ANONYMOUS = "anonymous"
+"""Stands for "no token" where an empty one would be replaced by the agent's own default token."""
+
 Params = Sequence[tuple[str, str | int]]
 
 
@@ -45,7 +48,6 @@ class Reply:
     """An answer: its body decoded, and what its headers say."""
 
     data: Any
-    """``None`` for a 404: what was asked for does not exist."""
     index: int
     """X-Consul-Index, at least 1."""
     filtered: bool = False
@@ -55,7 +57,11 @@ class Reply:
 
 
 class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is not typed
-    """python-consul2's transport over a shared session. Any status but 200 and 404 is a `ConsulError`."""
+    """python-consul2's transport over a shared session. Any status but 200 is a `ConsulError`.
+
+    That includes 404, which the library takes for "empty": nothing that is read here ever answers so, but a proxy in
+    front of Consul may, and an empty list of intentions would open what they close.
+    """
 
     def __init__(self, settings: ConsulSettings) -> None:
         self._settings = settings
@@ -103,14 +109,15 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
                 headers=headers,
                 timeout=timeout,
                 server_hostname=server_name,
+                allow_redirects=False,
             ) as response:
                 body = await response.read()
                 answer = base.Response(response.status, response.headers, body.decode("utf-8", "replace"), body)
         except TimeoutError as error:
             raise ConsulError(f"Consul at {self._settings.address} did not answer {path} in time") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ConsulError(f"can't reach Consul at {self._settings.address}: {_reason(error)}") from error
-        if answer.code not in (200, 404):
+        if answer.code != 200:
             words = " ".join(answer.body.split())[:300] or "no reason given"
             raise ConsulError(f"Consul refused {path} with status {answer.code}: {words}", answer.code)
         try:
@@ -159,11 +166,11 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             path: from ``/v1/`` on.
             index: X-Consul-Index of the last answer; ``None`` doesn't block.
             wait_s: how long to block.
-            token: in place of this client's own; an empty one is none at all.
+            token: in place of this client's own.
             params: more query parameters.
 
         Raises:
-            ConsulError: no answer, or one with a status other than 200 and 404.
+            ConsulError: no answer, or one with a status other than 200.
         """
         query: list[tuple[str, str | int]] = [*params]
         if self.dc:
@@ -181,23 +188,42 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         Raises:
             ConsulError: it hasn't (403), Consul doesn't know it (403), or did not answer.
         """
-        question = json.dumps([{"Resource": "service", "Access": "write", "Segment": service}])
-        headers = {"X-Consul-Token": token} if token else {}
-        try:
-            reply = await self.http.post(_reply, "/v1/internal/acl/authorize", data=question, headers=headers)
-        except ConsulError as error:
-            if error.status == 401:  # ACL support disabled
-                return
-            raise
-        if not (reply.data and reply.data[0].get("Allow")):
-            which = "the token that the sidecar presents" if token else "the sidecar presents no token: it"
+        denied = await self._denied("write", [("service", service)], token)
+        if denied:
+            which = (
+                "the sidecar presents no token, and" if token == ANONYMOUS else "the token that the sidecar presents"
+            )
             raise ConsulError(f"{which} needs service:write on {service!r}", 403)
 
-    async def services(self, index: int | None, wait_s: float) -> Reply:
-        """The names in the catalog, by the library's own endpoint."""
-        wait = f"{wait_s:.0f}s"
-        found = await self.awaited(self.catalog.services(index=index, wait=wait))
-        return Reply(found[1], max(1, int(found[0])))
+    async def check_may_read(self, what: Sequence[tuple[str, str]]) -> None:
+        """See that this client's own token may read each of ``what``: pairs of a kind of resource and a name.
+
+        For an answer that lost something: a token without the permission gets it without, and no error.
+
+        Raises:
+            ConsulError: it may not (403), or Consul did not answer.
+        """
+        denied = await self._denied("read", what, self.token)
+        if denied:
+            kind, name = denied[0]
+            raise ConsulError(f"the token may not read every {kind}: it lacks {kind}:read on {name!r}", 403)
+
+    async def _denied(self, access: str, what: Sequence[tuple[str, str]], token: str) -> list[tuple[str, str]]:
+        """Those of ``what`` that ``token`` has no such access to; none where ACLs are off."""
+        if not what:
+            return []
+        question = [{"Resource": kind, "Access": access, "Segment": name} for kind, name in what]
+        headers = {"X-Consul-Token": token} if token else {}
+        try:
+            reply = await self.http.post(
+                _reply, "/v1/internal/acl/authorize", data=json.dumps(question), headers=headers
+            )
+        except ConsulError as error:
+            if error.status == 401:  # ACL support disabled
+                return []
+            raise
+        allowed = {(a["Resource"], a["Segment"]) for a in reply.data or () if a.get("Allow") is True}
+        return [one for one in what if one not in allowed]
 
     @staticmethod
     async def awaited(answer: Awaitable[Any]) -> Any:
@@ -212,7 +238,7 @@ Read = Callable[[int | None, float], Awaitable[Reply]]
 def _reply(response: Any) -> Reply:
     headers = response.headers
     return Reply(
-        data=json.loads(response.body) if response.code == 200 else None,
+        data=json.loads(response.body),
         index=max(1, int(headers.get("X-Consul-Index", "1"))),
         filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
         default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),

@@ -20,12 +20,16 @@ from xds.mesh.facts import (
     Roots,
     ServiceInstances,
     Sidecar,
+    is_ip,
+    usable_name,
 )
 
 CONNECT_PROXY = "connect-proxy"
 TERMINATING_GATEWAY = "terminating-gateway"
 DEFAULT = "default"
 DEFAULT_CONNECT_TIMEOUT_MS = 5000
+LARGEST = 2**31 - 1
+"""The largest number that is taken from a configuration; Envoy's fields hold no more."""
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6}
@@ -69,8 +73,8 @@ def intentions(data: Any) -> tuple[Intention, ...]:
 
 
 def _action(entry: Any) -> Action:
-    if entry.get("Permissions"):
-        return Action.PERMISSIONS
+    if entry.get("Permissions") or entry.get("JWT"):
+        return Action.PERMISSIONS  # Both need the HTTP request, which nobody sees on a TCP connection.
     return Action.ALLOW if entry.get("Action") == "allow" else Action.DENY
 
 
@@ -94,6 +98,7 @@ def chain(service: str, data: Any) -> DiscoveryChain:
     elif target.get("Peer") or target.get("Datacenter") != compiled.get("Datacenter"):
         refusal = "its discovery chain leads to another datacenter or peer, which is not served yet"
     timeout = milliseconds(target.get("ConnectTimeout") or resolver.get("ConnectTimeout") or "")
+    timeout = min(timeout, LARGEST) if timeout else None
     problems = ("failover in its discovery chain is not served yet",) if resolver.get("Failover") else ()
     return DiscoveryChain(service, virtual_ips, timeout or DEFAULT_CONNECT_TIMEOUT_MS, refusal, problems)
 
@@ -169,6 +174,11 @@ def _explicit_upstream(upstream: Any) -> ExplicitUpstream:
         problems.append(f"destination type {upstream['DestinationType']!r} is not served yet")
     if upstream.get("Datacenter") or upstream.get("DestinationPeer"):
         problems.append("upstreams in another datacenter or peer are not served yet")
+    address = upstream.get("LocalBindAddress") or "127.0.0.1"
+    if not usable_name(name):
+        problems.append(f"{name!r} can't be asked for by name")
+    if not is_ip(address):
+        problems.append(f"LocalBindAddress {address!r} is not an IP address")
     if upstream.get("LocalBindSocketPath"):
         problems.append("LocalBindSocketPath is not served yet")
     elif not 0 < port < 65536:
@@ -176,7 +186,7 @@ def _explicit_upstream(upstream: Any) -> ExplicitUpstream:
     return ExplicitUpstream(
         name=name,
         datacenter=upstream.get("Datacenter") or "",
-        local_bind_address=upstream.get("LocalBindAddress") or "127.0.0.1",
+        local_bind_address=address,
         local_bind_port=port,
         connect_timeout_ms=timeout if timeout and timeout > 0 else None,
         refusal="; ".join(problems) or None,
@@ -228,10 +238,13 @@ def _integer(source: Mapping[str, Any], key: str, problem: Callable[[str], None]
     if value is None:
         return None
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        problem(f"{key} is {value!r}: expected a number; taken as not given")
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if not 0 <= number <= LARGEST:
+        problem(f"{key} is {value!r}: expected a number from 0 to {LARGEST}; taken as not given")
         return None
+    return number
 
 
 def _port(source: Mapping[str, Any], key: str, problem: Callable[[str], None]) -> int | None:
@@ -274,7 +287,8 @@ def agent_default_allow(data: Any) -> bool:
     if policy:
         return bool(policy == "allow")
     resolver = debug.get("ACLResolverSettings") or {}
-    if not debug.get("ACLsEnabled", resolver.get("ACLsEnabled", False)):
+    enabled = debug["ACLsEnabled"] if "ACLsEnabled" in debug else resolver["ACLsEnabled"]
+    if not enabled:
         return True
     policy = debug.get("ACLDefaultPolicy") or resolver.get("ACLDefaultPolicy")
     if policy is None:

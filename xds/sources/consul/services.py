@@ -23,6 +23,8 @@ PACE_S = 0.1
 READS_AT_ONCE = 16
 """Reads that do not block, over all services: a cold start must not be a storm."""
 CHAIN_RETRY_S = 5.0
+CHAIN_EVERY_S = 30.0
+"""Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
 
 MakeWatch = Callable[[str, Read, Callable[[Reply], object], float], Watch]
 
@@ -37,6 +39,9 @@ class ServiceWatches:
         self._wanted: frozenset[str] = frozenset()
         self._watches: dict[str, Watch] = {}
         self._parked: dict[str, asyncio.Event] = {}
+        self._nodes: dict[str, frozenset[str]] = {}
+        self._chains_being_read: set[str] = set()
+        self._chain_read_at: dict[str, float] = {}
         self._names: frozenset[str] | None = None
         self._names_known = asyncio.Event()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
@@ -64,8 +69,9 @@ class ServiceWatches:
         moved = names ^ (self._names or frozenset())
         self._names = names
         self._names_known.set()
-        if moved:
-            for event in self._parked.values():
+        for service, event in self._parked.items() if moved else ():
+            # A sidecar may be registered for a service that itself is not: then any new name may be that sidecar's.
+            if service in moved or service not in names:
                 event.set()
 
     def config_changed(self) -> None:
@@ -79,9 +85,15 @@ class ServiceWatches:
 
         async def read(index: int | None, wait_s: float) -> Reply:
             if index is not None:
-                return await self._client.read(path, index=index, wait_s=wait_s)
-            async with self._reading:
-                return await self._client.read(path)
+                reply = await self._client.read(path, index=index, wait_s=wait_s)
+            else:
+                async with self._reading:
+                    reply = await self._client.read(path)
+            if not reply.data and self._nodes.get(service):
+                # All gone at once: because they are, or because the token may not see them any more.
+                nodes = [("node", node) for node in sorted(self._nodes[service])]
+                await self._client.check_may_read([("service", service), *nodes])
+            return reply
 
         def take(reply: Reply) -> None:
             if reply.filtered:
@@ -92,25 +104,30 @@ class ServiceWatches:
 
     def _take(self, instances: ServiceInstances) -> None:
         service = instances.service
+        self._nodes[service] = frozenset(i.node for i in instances.instances)
         shape = [(i.node, i.service_id, i.virtual_ips) for i in instances.instances]
         if self._shapes.get(service) != shape:
-            # Consul wakes no query for a chain when its virtual IPs change; who comes and goes is the hint to read it.
             self._shapes[service] = shape
             self._refresh_chains([service])
         self._deliver({Key(Kind.INSTANCES, service): instances})
 
     async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:
         """Watch one service until nobody wants it."""
+        loop = asyncio.get_running_loop()
         await self._names_known.wait()
         while watch.wanted:
             names = self._names
             await watch.turn()
+            if loop.time() - self._chain_read_at.get(service, 0.0) > CHAIN_EVERY_S:
+                self._refresh_chains([service])
             if watch.state.answered and watch.state.error is None and await self._idle(service):
                 if watch.wanted and names is self._names:
                     await self._park(service)
                 watch.read_again()
         del self._watches[service]
         self._shapes.pop(service, None)
+        self._nodes.pop(service, None)
+        self._chain_read_at.pop(service, None)
         self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
         if service in self._wanted:
             self.follow(self._wanted, tasks)
@@ -147,9 +164,18 @@ class ServiceWatches:
             while True:
                 await self._chains_stale.wait()
                 self._chains_stale.clear()
-                stale, self._stale_chains = self._stale_chains, set()
+                stale = self._stale_chains - self._chains_being_read
+                self._stale_chains -= stale
+                self._chains_being_read |= stale
                 for service in sorted(stale):
-                    tasks.create_task(self._read_chain(service))
+                    tasks.create_task(self._read_chain_once(service))
+
+    async def _read_chain_once(self, service: str) -> None:
+        """One read of a service's chain at a time, so that an older answer can't come after a newer one."""
+        self._chain_read_at[service] = asyncio.get_running_loop().time()
+        await self._read_chain(service)
+        self._chains_being_read.discard(service)
+        self._chains_stale.set()
 
     async def _read_chain(self, service: str) -> None:
         try:

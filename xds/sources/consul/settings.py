@@ -94,9 +94,12 @@ class ConsulSettings:
         if not self.token_file:
             return self.token
         try:
-            return Path(self.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"can't read the token file {self.token_file!r}: {error.strerror}") from error
+            token = Path(self.token_file).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"can't read the token file {self.token_file!r}: {error}") from error
+        if not token.isprintable():
+            raise SettingsError(f"the token file {self.token_file!r} holds more than one line: expected a token alone")
+        return token
 
 
 def _address(given: str, ssl_variable: str) -> str:

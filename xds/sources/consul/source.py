@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from xds.mesh.facts import LeafKey, LeafRefused
+from xds.mesh.facts import LeafKey, LeafRefused, usable_name
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -26,7 +28,7 @@ from xds.mesh.mesh import (
 )
 from xds.sources.consul import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
-from xds.sources.consul.client import Consul, ConsulError, Read, Reply
+from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply
 from xds.sources.consul.services import ServiceWatches
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,19 @@ NAMES_PACE_S = 1.0
 AGENT_EVERY_S = 60.0
 FIRST_LEAVES_AT_ONCE = 16
 """Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
+
+
+class FollowingError(Exception):
+    """The control plane failed on facts; not to be taken for an answer of Consul's that makes no sense."""
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Turn what decoding an unexpected answer raises into a `ConsulError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
 
 
 class ConsulSource:
@@ -67,11 +82,12 @@ class ConsulSource:
         self._demand = Demand()
         self._leaves: dict[LeafKey, Watch] = {}
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
-        self._intentions_seen = -1
+        self._intentions_seen: set[tuple[str, str]] | None = None
+        self._names_seen: frozenset[str] = frozenset()
         self._agent_state = WatchState()
         self._base = {
             "intentions": self.watch("intentions", self._read_intentions, self._take_intentions, SHARED_PACE_S),
-            "catalog": self.watch("catalog", client.services, self._take_names, NAMES_PACE_S),
+            "catalog": self.watch("catalog", self._read_names, self._take_names, NAMES_PACE_S),
             "config entries": self.watch(
                 "config entries", self._reader("/v1/config/"), self._take_entries, SHARED_PACE_S
             ),
@@ -115,16 +131,18 @@ class ConsulSource:
     ) -> Watch:
         """A watch whose answers are taken by ``deliver``; one that makes no sense counts as a failure."""
 
-        def sound(reply: Reply) -> None:
-            try:
+        def take(reply: Reply) -> None:
+            with understanding():
                 deliver(reply)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
+
+        async def sound(index: int | None, wait_s: float) -> Reply:
+            with understanding():
+                return await read(index, wait_s)
 
         return Watch(
             name,
-            read,
             sound,
+            take,
             on_replaced=self.read_everything_again,
             on_failed=on_failed,
             pace_s=pace_s,
@@ -143,8 +161,15 @@ class ConsulSource:
             watch.read_again()
 
     def deliver(self, batch: Batch) -> None:
-        """Hand facts over."""
-        self._sink(batch)
+        """Hand facts over.
+
+        Raises:
+            FollowingError: they could not be followed, which is nobody's fault but ours.
+        """
+        try:
+            self._sink(batch)
+        except Exception as error:
+            raise FollowingError(f"following {', '.join(str(key) for key in batch)} failed") from error
 
     def _follow_demand(self, tasks: asyncio.TaskGroup) -> None:
         self._services.follow(self._demand.services, tasks)
@@ -164,27 +189,36 @@ class ConsulSource:
         """The list of intentions, and the certainty that it is whole.
 
         A token without the right to read intentions gets an empty list and no error. Under a default of allow that
-        would open everything. So a list that is empty or became shorter is believed only if the token may ask what
-        matches an arbitrary service, which is refused outright without the right.
+        would open everything; so would a list that lacks some. So the first list, and any that lost an intention, is
+        believed only if the token may ask what matches an arbitrary service, which is refused outright without it.
         """
         reply = await self._client.read("/v1/connect/intentions", index=index, wait_s=wait_s)
         if reply.filtered:
             raise ConsulError("the token may not read every intention: it needs intentions:read on all services", 403)
-        if len(reply.data or ()) < max(1, self._intentions_seen):
+        if self._intentions_seen is None or not self._intentions_seen <= _pairs(reply.data):
             params = (("by", "destination"), ("name", "gossamer-may-read-intentions"))
             await self._client.read("/v1/connect/intentions/match", params=params)
         return reply
 
     def _take_intentions(self, reply: Reply) -> None:
         found = decode.intentions(reply.data)
-        self._intentions_seen = len(reply.data or ())
-        batch: dict[Key, object] = {INTENTIONS: found}
-        if self._default_allow is None and reply.default_policy:
-            batch[DEFAULT_ALLOW] = reply.default_policy == "allow"
-        self.deliver(batch)
+        self._intentions_seen = _pairs(reply.data)
+        self.deliver({INTENTIONS: found})
+
+    async def _read_names(self, index: int | None, wait_s: float) -> Reply:
+        reply = await self._client.read("/v1/catalog/services", index=index, wait_s=wait_s)
+        if reply.filtered:
+            raise ConsulError("the token may not see every service: it needs service:read on all services", 403)
+        lost = sorted(self._names_seen - frozenset(reply.data))
+        await self._client.check_may_read([("service", name) for name in lost])
+        return reply
 
     def _take_names(self, reply: Reply) -> None:
-        names = frozenset(reply.data)
+        self._names_seen = frozenset(reply.data)
+        unusable = sorted(name for name in self._names_seen if not usable_name(name))
+        if unusable:
+            log.warning("services that can't be asked for by name are left out: %s", ", ".join(map(repr, unusable)))
+        names = self._names_seen - set(unusable)
         self._services.names_changed(names)
         self.deliver({SERVICE_NAMES: names})
 
@@ -207,7 +241,8 @@ class ConsulSource:
         backoff = Backoff(self._chance)
         while True:
             try:
-                await self._read_agent()
+                with understanding():
+                    await self._read_agent()
                 self._agent_state = WatchState(answered=True)
                 backoff.reset()
                 pause = AGENT_EVERY_S
@@ -232,8 +267,9 @@ class ConsulSource:
                     DATACENTER: about["Config"]["Datacenter"],
                     DEFAULT_ALLOW: decode.agent_default_allow(about),
                 } | batch
-            except (KeyError, TypeError, ConsulError) as error:
-                if isinstance(error, ConsulError) and not error.forbidden:
+            except (KeyError, TypeError, AttributeError, ConsulError) as error:
+                # What was known once is not replaced by a guess.
+                if self._agent_state.answered or (isinstance(error, ConsulError) and not error.forbidden):
                     raise
                 batch = await self._without_agent(error) | batch
         self.deliver(batch)
@@ -254,20 +290,24 @@ class ConsulSource:
 
     def _leaf_watch(self, key: LeafKey) -> Watch:
         path = f"/v1/agent/connect/ca/leaf/{key.service}"
+        token = key.token or ANONYMOUS
 
         async def read(index: int | None, wait_s: float) -> Reply:
             # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.
-            await self._client.check_may_write_service(key.service, key.token)
+            await self._client.check_may_write_service(key.service, token)
             if index is not None:
-                return await self._client.read(path, index=index, wait_s=wait_s, token=key.token)
+                return await self._client.read(path, index=index, wait_s=wait_s, token=token)
             async with self._signing:
-                return await self._client.read(path, token=key.token)
+                return await self._client.read(path, token=token)
 
         held = False
 
         def take(reply: Reply) -> None:
             nonlocal held
-            self.deliver({Key(Kind.LEAF, key): decode.leaf(reply.data)})
+            leaf = decode.leaf(reply.data)
+            if leaf.service != key.service:
+                raise ConsulError(f"Consul gave the certificate of {leaf.service!r} for {key.service!r}", 403)
+            self.deliver({Key(Kind.LEAF, key): leaf})
             held = True
 
         def failed(error: ConsulError) -> None:
@@ -287,3 +327,7 @@ class ConsulSource:
         self._count()
         if key in self._demand.leaves and self._tasks is not None:
             self._follow_demand(self._tasks)
+
+
+def _pairs(data: Any) -> set[tuple[str, str]]:
+    return {(entry["SourceName"], entry["DestinationName"]) for entry in data or ()}

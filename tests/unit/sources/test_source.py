@@ -1,0 +1,236 @@
+"""Answers that a real Consul gives only on bad days: what they must not do to what was read before.
+
+The server here plays Consul's part, because no Consul can be made to answer like this on demand. How a real one is read
+is for the integration tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from xds.mesh import mesh
+from xds.mesh.facts import Action, Intention, Leaf, LeafKey, LeafRefused
+from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
+from xds.sources.consul.client import Consul
+from xds.sources.consul.settings import ConsulSettings
+from xds.sources.consul.source import ConsulSource
+
+ROOTS = {"TrustDomain": "td.consul", "Roots": [{"ID": "1", "RootCert": "root", "Active": True}]}
+AGENT = {"Config": {"Datacenter": "dc1"}, "DebugConfig": {"ACLsEnabled": True, "ACLDefaultPolicy": "deny"}}
+DENY_DB = {"SourceName": "*", "DestinationName": "db", "Action": "deny"}
+
+
+class PretendConsul:
+    """Answers by path, blocking as Consul does. ``say`` changes an answer and wakes whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any, dict[str, str]]] = {}
+        self.index = 10
+        self.changed = asyncio.Event()
+        self.tokens: list[tuple[str, str | None]] = []
+        self.say("/v1/connect/intentions", [DENY_DB])
+        self.say("/v1/connect/intentions/match", {})
+        self.say("/v1/catalog/services", {"web": [], "db": []})
+        self.say("/v1/config/", [{"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}}])
+        self.say("/v1/connect/ca/roots", ROOTS)
+        self.say("/v1/agent/self", AGENT)
+        self.say("/v1/catalog/datacenters", ["dc1"])
+        self.allow("service", "write", "web")
+
+    def say(self, path: str, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.index += 1
+        self.answers[path] = (status, body, headers or {})
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def allow(self, kind: str, access: str, name: str, allowed: bool = True) -> None:
+        body = [{"Resource": kind, "Access": access, "Segment": name, "Allow": allowed}]
+        self.say("/v1/internal/acl/authorize", body)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.tokens.append((request.path, request.headers.get("X-Consul-Token")))
+        while int(request.query.get("index", "0")) >= self.index:
+            await self.changed.wait()
+        status, body, headers = self.answers.get(request.path, (404, None, {}))
+        if status != 200:
+            return web.Response(status=status, text=str(body))
+        return web.json_response(body, headers={"X-Consul-Index": str(self.index), **headers})
+
+
+class Reading:
+    """A source that reads the pretended Consul, and what came of it."""
+
+    def __init__(self, consul: PretendConsul, url: str) -> None:
+        self.consul = consul
+        self.mesh = Mesh()
+        self.batch = asyncio.Event()
+        self.client = Consul(ConsulSettings(address=url))
+        self.watches = 0
+        self.source = ConsulSource(self.client, self._take, default_allow=None, on_watches=self._count)
+        self.task = asyncio.create_task(self.source.run())
+
+    def _take(self, batch: Batch) -> None:
+        self.mesh.apply(batch)
+        self.batch.set()
+
+    def _count(self, watches: int) -> None:
+        self.watches = watches
+
+    async def until_trouble(self, name: str) -> str:
+        await self.until_true(lambda: name in self.source.troubles())
+        return self.source.troubles()[name]
+
+    async def until_true(self, what: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not what():
+                assert not self.task.done(), self.task.exception()
+                await asyncio.sleep(0.01)
+
+    async def until(self, key: Key, kind: type) -> Any:
+        async with asyncio.timeout(20):
+            while not isinstance(self.mesh._facts.get(key), kind):
+                self.batch.clear()
+                await self.batch.wait()
+        return self.mesh._facts[key]
+
+
+@pytest.fixture
+async def reading() -> AsyncIterator[Reading]:
+    consul = PretendConsul()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", consul.answer)
+    async with TestServer(app) as server:
+        made = Reading(consul, str(server.make_url("/")).rstrip("/"))
+        async with asyncio.timeout(20):
+            while made.mesh.missing():
+                made.batch.clear()
+                await made.batch.wait()
+        yield made
+        made.task.cancel()
+        await asyncio.gather(made.task, return_exceptions=True)
+        await made.client.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "key"),
+    [
+        ("/v1/connect/intentions", "intentions", mesh.INTENTIONS),
+        ("/v1/catalog/services", "catalog", mesh.SERVICE_NAMES),
+        ("/v1/config/", "config entries", mesh.CONFIG_ENTRIES),
+        ("/v1/connect/ca/roots", "CA roots", mesh.ROOTS),
+    ],
+)
+@pytest.mark.parametrize("status", [404, 403, 500, 301])
+async def test_an_error_is_never_taken_for_an_empty_answer(
+    reading: Reading, path: str, name: str, key: Key, status: int
+) -> None:
+    before = reading.mesh._facts[key]
+    reading.consul.say(path, "No cluster leader", status=status)
+    assert str(status) in await reading.until_trouble(name)
+    assert reading.mesh._facts[key] == before
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/connect/intentions", "/v1/catalog/services", "/v1/config/", "/v1/connect/ca/roots"]
+)
+@pytest.mark.parametrize("body", [7, "text", [7], [{"unexpected": None}], {"Roots": None}])
+async def test_an_answer_that_makes_no_sense_ends_nothing(reading: Reading, path: str, body: Any) -> None:
+    reading.consul.say(path, body)
+    reading.consul.say("/v1/connect/ca/roots", ROOTS | {"TrustDomain": "moved.consul"}) if "ca" not in path else None
+    await asyncio.sleep(0.3)
+    assert not reading.task.done()
+
+
+async def test_intentions_that_went_are_believed_only_of_a_token_that_may_read_them_all(reading: Reading) -> None:
+    reading.consul.answers["/v1/connect/intentions/match"] = (403, "Permission denied", {})
+    reading.consul.say("/v1/connect/intentions", [])
+    assert "403" in await reading.until_trouble("intentions")
+    assert reading.mesh.intentions == (Intention("*", "db", Action.DENY),)
+
+
+async def test_a_first_list_of_intentions_is_checked_too() -> None:
+    consul = PretendConsul()
+    consul.say("/v1/connect/intentions/match", "Permission denied", status=403)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", consul.answer)
+    async with TestServer(app) as server:
+        reading = Reading(consul, str(server.make_url("/")).rstrip("/"))
+        await reading.until_trouble("intentions")
+        assert reading.mesh.intentions is None
+        reading.task.cancel()
+        await asyncio.gather(reading.task, return_exceptions=True)
+        await reading.client.close()
+
+
+async def test_services_that_went_are_believed_only_of_a_token_that_may_see_them(reading: Reading) -> None:
+    reading.consul.allow("service", "read", "db", allowed=False)
+    reading.consul.say("/v1/catalog/services", {"web": []})
+    assert "service:read on 'db'" in await reading.until_trouble("catalog")
+    assert reading.mesh.service_names == frozenset({"web", "db"})
+
+
+async def test_an_answer_that_consul_says_is_filtered_is_refused(reading: Reading) -> None:
+    reading.consul.say("/v1/config/", [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
+    await reading.until_trouble("config entries")
+    assert reading.mesh.config_entries is not None
+    assert reading.mesh.config_entries.mesh_destinations_only
+
+
+async def test_the_acl_default_in_a_header_does_not_override_what_the_agent_says_of_intentions(
+    reading: Reading,
+) -> None:
+    reading.consul.say("/v1/connect/intentions", [], headers={"X-Consul-Default-ACL-Policy": "allow"})
+    await reading.until_true(lambda: not reading.mesh.intentions)
+    assert reading.mesh.default_allow is False
+
+
+@pytest.mark.parametrize("about", [{}, {"Config": {"Datacenter": "dc1"}, "DebugConfig": None}, [], None])
+async def test_an_agent_that_does_not_say_leaves_what_is_known(reading: Reading, about: Any) -> None:
+    reading.consul.say("/v1/agent/self", about)
+    with pytest.raises((KeyError, TypeError, AttributeError)):
+        await reading.source._read_agent()
+    assert reading.mesh.default_allow is False
+    assert reading.mesh.datacenter == "dc1"
+
+
+async def test_a_sidecar_without_a_token_is_nobody_rather_than_the_agent(reading: Reading) -> None:
+    key = LeafKey("web", "")
+    reading.consul.say(
+        "/v1/agent/connect/ca/leaf/web", {"Service": "web", "CertPEM": "c", "PrivateKeyPEM": "k", "SerialNumber": "1"}
+    )
+    reading.source.demand(Demand(leaves=frozenset({key})))
+    assert (await reading.until(Key(Kind.LEAF, key), Leaf)).serial_number == "1"
+    used = {token for path, token in reading.consul.tokens if "leaf" in path or "authorize" in path}
+    assert used == {"anonymous"}
+
+
+async def test_a_certificate_of_another_service_is_refused(reading: Reading) -> None:
+    key = LeafKey("web", "t")
+    reading.consul.say("/v1/agent/connect/ca/leaf/web", {"Service": "db", "CertPEM": "c", "PrivateKeyPEM": "k"})
+    reading.source.demand(Demand(leaves=frozenset({key})))
+    assert "'db'" in (await reading.until(Key(Kind.LEAF, key), LeafRefused)).reason
+
+
+async def test_names_that_would_change_the_path_of_a_request_are_left_out(reading: Reading) -> None:
+    reading.consul.say("/v1/catalog/services", {"web": [], "db": [], "web/../db": [], "a?b": [], "..": [], "later": []})
+    await reading.until_true(lambda: "later" in (reading.mesh.service_names or ()))
+    assert reading.mesh.service_names == frozenset({"web", "db", "later"})
+
+
+async def test_everything_ends_with_the_source(reading: Reading) -> None:
+    before = asyncio.all_tasks()
+    reading.source.demand(Demand(frozenset({"web", "db", "not-there"}), frozenset({LeafKey("web", "t")})))
+    await asyncio.sleep(0.1)
+    assert reading.watches == 4 + 3 + 1
+    reading.task.cancel()
+    await asyncio.gather(reading.task, return_exceptions=True)
+    left = {
+        t for t in asyncio.all_tasks() - before if "PretendConsul" not in repr(t) and "RequestHandler" not in repr(t)
+    }
+    assert not left

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xds.ads.messages import Received
 from xds.ads.server import AdsServer
-from xds.ads.session import Received
 from xds.app import Gossamer, ServeSettings, join_host_port
 from xds.control.proxy import Proxy
 from xds.control.registry import PlaneRegistry

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
-from xds.ads.session import Request, Response
+from xds.ads.messages import Request, Response
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 

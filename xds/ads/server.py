@@ -16,7 +16,8 @@ import grpc
 import grpc.aio
 
 from xds.ads import codec
-from xds.ads.session import Received, Response, Session
+from xds.ads.messages import Received, Response
+from xds.ads.session import Session
 from xds.mesh.facts import usable_name
 
 log = logging.getLogger(__name__)

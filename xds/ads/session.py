@@ -19,10 +19,11 @@ subclasses of the codec in `xds.ads.codec`; the rules here hold for both:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from xds.ads.messages import Received, Rejection, Request, Response
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_NAMES, Resource
 
 WILDCARD = "*"
@@ -50,53 +51,6 @@ class ResourceView(Protocol):
 
     def complete(self) -> bool:
         """Whether everything that is meant for the proxy has been read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A discovery request of either variant, decoded."""
-
-    type_url: str
-    nonce: str = ""
-    error: str | None = None
-    """Envoy's words when it rejects the response ``nonce``."""
-    subscribe: tuple[str, ...] = ()
-    unsubscribe: tuple[str, ...] = ()
-    initial_versions: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] | None = None
-    """State of the world only: all names that are wanted now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What to send next. ``version`` is the state-of-the-world version of the whole type."""
-
-    type_url: str
-    nonce: str
-    version: str
-    resources: tuple[Resource, ...]
-    removed: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A resource that Envoy refused, with its reason."""
-
-    type_url: str
-    name: str
-    version: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What a request said about an earlier response."""
-
-    acknowledged: str | None = None
-    """The type whose outstanding response is now acknowledged."""
-    rejections: tuple[Rejection, ...] = ()
-    unexplained: str | None = None
-    """Envoy's words where it rejected a response and did not say what of it."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from xds.ads.session import Received, describe
+from xds.ads.messages import Received
+from xds.ads.session import describe
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
 from xds.control.upstreams import UpstreamCatalog

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xds.ads.codec import Node
-from xds.ads.session import Received, Rejection, Session
+from xds.ads.messages import Received, Rejection
+from xds.ads.session import Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 from xds.mesh.facts import Leaf, LeafKey, ProxyMode, Sidecar

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from xds.ads.codec import Node
-from xds.ads.session import Received, Response, describe
+from xds.ads.messages import Received, Response
+from xds.ads.session import describe
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client, Proxy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xds.ads import codec
-from xds.ads.session import Response
+from xds.ads.messages import Response
 from xds.envoy.resource import CLUSTER, Resource
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xds.ads.session import Received, Request, Response, Session
+from xds.ads.messages import Received, Request, Response
+from xds.ads.session import Session
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.unit.ads.test_session import View
-from xds.ads.session import FULL_STATE_TYPES, Request, Response, Session
+from xds.ads.messages import Request, Response
+from xds.ads.session import FULL_STATE_TYPES, Session
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, Resource
 
 NAMES = ["a", "b", "c"]

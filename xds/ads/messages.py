@@ -1,0 +1,55 @@
+"""What a proxy and the control plane say to each other, free of encoding: both variants of the protocol in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xds.envoy.resource import Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A discovery request of either variant, decoded."""
+
+    type_url: str
+    nonce: str = ""
+    error: str | None = None
+    """Envoy's words when it rejects the response ``nonce``."""
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    initial_versions: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    """State of the world only: all names that are wanted now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What to send next. ``version`` is the state-of-the-world version of the whole type."""
+
+    type_url: str
+    nonce: str
+    version: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A resource that Envoy refused, with its reason."""
+
+    type_url: str
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a request said about an earlier response."""
+
+    acknowledged: str | None = None
+    """The type whose outstanding response is now acknowledged."""
+    rejections: tuple[Rejection, ...] = ()
+    unexplained: str | None = None
+    """Envoy's words where it rejected a response and did not say what of it."""

@@ -29,9 +29,6 @@ class Metrics:
             "gossamer_facts_changed", "Facts that differed from what was known", registry=self.registry
         )
         self.watches = Gauge("gossamer_consul_watches", "Blocking queries kept on Consul", registry=self.registry)
-        self.reads = Counter(
-            "gossamer_consul_reads", "Answers from Consul, by what came of them", ["outcome"], registry=self.registry
-        )
         self.acknowledgement_seconds = Histogram(
             "gossamer_acknowledgement_seconds",
             "From sending a response to its acknowledgement",

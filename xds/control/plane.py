@@ -120,7 +120,7 @@ class ControlPlane:
                 "sidecar %s rejected a response without saying what of it: %s (each resource is tried alone)",
                 proxy.client.node.id, received.unexplained,
             )  # fmt: skip
-        for rejection in proxy.note(received):
+        for rejection in received.rejections:
             kind = describe(rejection.type_url)
             self.metrics.rejected.labels(kind).inc()
             log.error(

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xds.ads.codec import Node
-from xds.ads.messages import Received, Rejection
 from xds.ads.session import Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
@@ -44,7 +43,6 @@ class Proxy:
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"
         """Why nothing can be sent at all, if so."""
-        self.rejections_seen = 0
         self._view = view
         self._patient = True
         self._inputs: SidecarInputs | None = None
@@ -141,13 +139,6 @@ class Proxy:
         """Serve what is known; upstreams that are read later follow then."""
         self._patient = False
         self.settle()
-
-    # -- what it says ---------------------------------------------------------------------------------------------
-
-    def note(self, received: Received) -> tuple[Rejection, ...]:
-        """Count what it rejected."""
-        self.rejections_seen += len(received.rejections)
-        return received.rejections
 
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream; under its own service what of its registration can't be followed."""

@@ -47,6 +47,7 @@ class Lab:
     Args:
         acl: whether Consul enforces ACLs, with ``default_policy``.
         serve_arguments: further arguments of ``gossamer serve``.
+        serve_rules: the ACL rules of its token; the management token where none are given.
         keep_logs: leave the folder with everyone's logs behind.
     """
 
@@ -56,11 +57,14 @@ class Lab:
         acl: bool = False,
         default_policy: str = "deny",
         serve_arguments: tuple[str, ...] = (),
+        serve_rules: str = "",
         keep_logs: bool = False,
     ) -> None:
         self._acl = acl
         self._default_policy = default_policy
         self._serve_arguments = serve_arguments
+        self._serve_rules = serve_rules
+        self._serve_token = ""
         self._keep_logs = keep_logs
         self._exit = AsyncExitStack()
         self.network = Network()
@@ -88,6 +92,8 @@ class Lab:
         self.consul = LabConsul(self.control, self.folder, acl=self._acl, default_policy=self._default_policy)
         self._exit.push_async_callback(self.consul.close)
         await self.consul.start()
+        rules = self._serve_rules
+        self._serve_token = await self.consul.make_token(rules) if rules else self.consul.token
         self._exit.push_async_callback(self.stop_gossamer)
         await self.start_gossamer()
 
@@ -105,7 +111,7 @@ class Lab:
             *gossamer("serve"), "--consul", self.consul.url, "--listen", f"{address}:{XDS_PORT}",
             "--admin", f"{address}:{ADMIN_PORT}", *self._serve_arguments,
         ]  # fmt: skip
-        environment = {"CONSUL_HTTP_TOKEN": self.consul.token, "CONSUL_HTTP_ADDR": ""}
+        environment = {"CONSUL_HTTP_TOKEN": self._serve_token, "CONSUL_HTTP_ADDR": ""}
         log = self.folder / "gossamer.log"
         self.gossamer = await Process.start("gossamer", self.control.command(*command), log, environment)
 

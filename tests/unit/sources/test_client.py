@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from xds.sources.consul.client import Consul, ConsulError
 from xds.sources.consul.settings import ConsulSettings
@@ -79,3 +88,79 @@ async def test_a_consul_that_is_away_is_an_error_that_names_it() -> None:
     with pytest.raises(ConsulError, match=r"can't reach Consul at http://127.0.0.1:1"):
         await client.read("/v1/thing")
     await client.close()
+
+
+async def test_a_private_ca_and_a_client_certificate_are_used(tmp_path: Path) -> None:
+    """A listener that verifies its clients, as Consul's does with verify_incoming."""
+    files = make_certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["server.pem"], files["server.key"])
+    context.load_verify_locations(files["ca.pem"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    app = web.Application()
+    app.router.add_get("/v1/thing", _answer)
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=context)
+    address = f"https://127.0.0.1:{server.port}"
+    both = ConsulSettings(
+        address=address,
+        ca_file=str(files["ca.pem"]),
+        tls_server_name="server.dc1.consul",
+        client_cert=str(files["client.pem"]),
+        client_key=str(files["client.key"]),
+    )
+    client = Consul(both)
+    assert (await client.read("/v1/thing")).filtered
+    await client.close()
+    for less in (replace(both, client_cert="", client_key=""), replace(both, ca_file="")):
+        without = Consul(less)
+        with pytest.raises(ConsulError, match="can't reach Consul"):
+            await without.read("/v1/thing")
+        await without.close()
+    await server.close()
+
+
+def make_certificates(folder: Path) -> dict[str, Path]:
+    """A CA, and a server's and a client's certificate of it."""
+    now = datetime.datetime.now(datetime.UTC)
+    files: dict[str, Path] = {}
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("ca", "server", "client")}
+    for name, key in keys.items():
+        host = "server.dc1.consul" if name == "server" else name
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+            .sign(keys["ca"], hashes.SHA256())
+        )
+        files[f"{name}.pem"], files[f"{name}.key"] = folder / f"{name}.pem", folder / f"{name}.key"
+        files[f"{name}.pem"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[f"{name}.key"].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    return files
+
+
+async def test_a_token_file_that_changes_is_followed(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("one")
+    client = Consul(ConsulSettings(token_file=str(file)))
+    following = asyncio.create_task(client.follow_token_file(every_s=0.01))
+    file.write_text("two")
+    async with asyncio.timeout(20):
+        while client.token != "two":  # noqa: ASYNC110 - the client has no event for it
+            await asyncio.sleep(0.01)
+    file.write_bytes(b"\xff")
+    await asyncio.sleep(0.1)
+    assert (client.token, following.done()) == ("two", False)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)

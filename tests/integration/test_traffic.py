@@ -221,6 +221,25 @@ async def test_a_resource_that_envoy_rejects_is_named_and_everything_else_stays_
     assert "Address already in use" in log or "cannot bind" in log
 
 
+async def test_a_second_transparent_sidecar_on_a_host_is_refused_rather_than_sharing_its_connections(
+    allowing: Mesh,
+) -> None:
+    lab = allowing.lab
+    first = await lab.member("first", virtual_ip="240.0.0.17")
+    await lab.served(first)
+    second = await lab.member("second", virtual_ip="240.0.0.18", start=False, on=first.host)
+    await lab.start_sidecar(second, admin_port=ENVOY_ADMIN_PORT + 1)
+    name = "outbound_listener:127.0.0.1:15001"
+
+    async def rejected() -> bool:
+        sidecar = (await lab.sidecars()).get(second.sidecar_id, {})
+        return bool(sidecar) and name in sidecar["resources"]["listeners"]["rejected"]
+
+    await eventually("the second outbound listener to be rejected", rejected)
+    await answers(first.host, allowing.api_ip, PORT, "api-1")
+    await lab.deregister(second)
+
+
 async def test_who_a_sidecar_is_shows_in_the_certificate_it_presents(denying: Mesh) -> None:
     lab = denying.lab
     await native(lab, "identity", "240.0.0.50", leaf_of="identity")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -104,10 +105,11 @@ class AdsServer:
                 ),
             )
         )
+        await _check_free(address)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ListenError(f"can't listen on {address}: it is in use, or not an address of this machine") from error
+            raise ListenError(f"can't listen on {address}") from error
         await server.start()
         self._server = server
         return int(port)
@@ -126,6 +128,25 @@ class AdsServer:
                 log.debug("stream from %s ended", context.peer())
 
         return handle
+
+
+async def _check_free(address: str) -> None:
+    """See that ``address`` can be listened on: gRPC itself does not say why it can't.
+
+    Raises:
+        ListenError: it can't; the message has the system's words.
+    """
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        family, kind, protocol, _, resolved = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(resolved)
+            trial.listen()
+    except OSError as error:
+        raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
 
 
 class _Stream:

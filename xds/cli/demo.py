@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 
 import click
@@ -25,8 +26,18 @@ def demo(keep_logs: bool) -> None:
     from xds.lab.tour import Tour
 
     logging.basicConfig(level="ERROR")
+
+    async def tour() -> bool:
+        running = asyncio.current_task()
+        assert running is not None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+        return await Tour(keep_logs=keep_logs).run()
+
     try:
-        ok = asyncio.run(Tour(keep_logs=keep_logs).run())
+        ok = asyncio.run(tour())
+    except asyncio.CancelledError:
+        raise Failure("interrupted; everything that was started is stopped and removed") from None
     except (MissingError, NetworkError) as error:
         raise Failure(str(error)) from error
     sys.exit(0 if ok else 1)

@@ -10,6 +10,7 @@ import click
 
 from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, consul_flags
+from xds.mesh.facts import ProxyMode
 from xds.redirect.apply import RedirectError, Redirector, choose_backend
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
 from xds.sources.consul.settings import ConsulSettings
@@ -95,7 +96,12 @@ class Ip(click.ParamType[IPAddress]):
 @click.option(
     "--consul-dns-port", type=PORT, help="Send DNS queries for --consul-dns-ip (127.0.0.1) to this port of it."
 )
-@click.option("--netns", metavar="PATH", default="", help="Work in this network namespace, /var/run/netns/NAME say.")
+@click.option(
+    "--netns",
+    metavar="PATH",
+    default="",
+    help="Work in this network namespace: its name as in ip netns, or the path of its file.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
 @click.option("--undo", is_flag=True, help="Remove the rules.")
 @click.option("--verify", is_flag=True, help="Say whether the rules stand; exit code 3 if not.")
@@ -135,6 +141,8 @@ def redirect_traffic(
             redirector.undo()
             return
         ports = _ports(consul, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
+        if ports[0] == ports[1]:
+            raise click.UsageError(f"the inbound and the outbound port are both {ports[0]}: they are two listeners")
         if proxy_uid is None:
             raise click.UsageError("--proxy-uid is missing: the user that Envoy runs as")
         rules = Rules(
@@ -173,6 +181,11 @@ def _ports(
     if outbound is not None:
         raise click.UsageError("--proxy-outbound-port comes from the registration when --proxy-id is given")
     found = look_up(consul, proxy_id, "", node_name)
+    if found.settings.mode is not ProxyMode.TRANSPARENT:
+        raise Failure(
+            f"sidecar {proxy_id!r} is not transparent, so nothing would listen where connections are redirected to: set"
+            " its mode, or give --proxy-inbound-port"
+        )
     return (
         found.settings.bind_port or found.sidecar.port,
         found.settings.outbound_listener_port or DEFAULT_OUTBOUND_PORT,

@@ -83,6 +83,7 @@ def serve(
       agent_prefix "" { policy = "read" }   and from Consul 1.11 on   mesh = "read"
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
+    logging.getLogger("grpc").setLevel(logging.ERROR)
     settings = ServeSettings(
         consul=consul,
         listen=listen,

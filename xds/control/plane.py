@@ -268,6 +268,8 @@ class ControlPlane:
                 break
         if proxy.registered and registered is None:
             log.warning("sidecar %s is no longer registered; it keeps its last registration", node.id)
+        if registered is not None and proxy.sidecar is not None and not proxy.registered:
+            log.info("sidecar %s is registered again", node.id)
         proxy.registered = registered is not None
         if registered is not None and registered != proxy.sidecar:
             proxy.sidecar = registered

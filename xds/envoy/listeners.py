@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
+from google.protobuf.wrappers_pb2 import BoolValue, StringValue, UInt32Value
 
 from xds.envoy import names
 from xds.envoy.clusters import socket_address
@@ -75,6 +75,8 @@ def outbound(settings: OutboundSettings, port: int, virtual_ips: Collection[str]
             )
         ],
         filter_chains=chains,
+        # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
+        enable_reuse_port=BoolValue(value=False),
         filter_chain_matcher=_by_destination(settings, virtual_ips),
     )
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)

@@ -16,7 +16,7 @@ import aiohttp
 
 from xds.lab import binaries
 from xds.lab.consul import LabConsul
-from xds.lab.network import Host, Network
+from xds.lab.network import Host, Network, folder
 from xds.lab.processes import Process, eventually
 
 ENVOY_UID = 5678
@@ -84,8 +84,10 @@ class Lab:
         return self
 
     async def _start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="gossamer-lab-"))
-        if not self._keep_logs:
+        if self._keep_logs:
+            self.folder = Path(tempfile.mkdtemp(prefix="gossamer-logs-"))
+        else:
+            self.folder = folder()
             self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._exit.enter_context(self.network)
         self.control = self.network.host("control")
@@ -182,6 +184,7 @@ class Lab:
         register: bool = True,
         config: dict[str, Any] | None = None,
         proxy: dict[str, Any] | None = None,
+        on: Host | None = None,
     ) -> Member:
         """A new host with an application and its sidecar, all of it running where ``start`` says so.
 
@@ -195,8 +198,9 @@ class Lab:
             register: put it into the catalog.
             config: further keys of ``Proxy.Config``.
             proxy: further keys of ``Proxy``.
+            on: a host that there is already, in place of a new one.
         """
-        host = self.network.host(f"{service}-{instance}")
+        host = on or self.network.host(f"{service}-{instance}")
         member = Member(service, host, f"node-{service}-{instance}", instance, token or self.consul.token)
         member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
         tagged = {"virtual": {"Address": virtual_ip, "Port": APPLICATION_PORT}} if virtual_ip else {}
@@ -207,7 +211,7 @@ class Lab:
             "ID": member.sidecar_id,
             "Service": f"{service}-sidecar-proxy",
             "Address": host.address,
-            "Port": PUBLIC_PORT,
+            "Port": PUBLIC_PORT if on is None else PUBLIC_PORT + 1,
             "TaggedAddresses": tagged,
             "Proxy": {
                 "DestinationServiceName": service,
@@ -261,11 +265,11 @@ class Lab:
         """Redirect a member's traffic."""
         await run_to_end(*self.redirect_command(member, *more))
 
-    async def start_sidecar(self, member: Member) -> None:
+    async def start_sidecar(self, member: Member, admin_port: int = ENVOY_ADMIN_PORT) -> None:
         """Run a member's sidecar. It asks Consul who it is, then Gossamer for everything else."""
         command = [
             *gossamer("sidecar"), member.sidecar_id, "--node-name", member.node, "--consul", self.consul.url,
-            "--xds", f"{self.control.address}:{XDS_PORT}", "--admin", f"{member.host.address}:{ENVOY_ADMIN_PORT}",
+            "--xds", f"{self.control.address}:{XDS_PORT}", "--admin", f"{member.host.address}:{admin_port}",
             "--envoy", binaries.envoy(), "--", "--concurrency", "1", "--log-level", "warning",
         ]  # fmt: skip
         environment = {"CONSUL_HTTP_TOKEN": member.token, "CONSUL_HTTP_ADDR": ""}

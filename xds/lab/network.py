@@ -11,8 +11,10 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +58,8 @@ class Host:
         if uid is None:
             return [*enter, *arguments]
         capability = "+dac_read_search"
-        user = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        # The kernel forgets who is to die with its parent when the user changes, so it is told after that.
+        user = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--pdeathsig=KILL"]
         return [*enter, "setpriv", *user, f"--inh-caps={capability}", f"--ambient-caps={capability}", *arguments]
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -127,10 +130,20 @@ class Network:
         return host
 
 
+def folder() -> Path:
+    """A new folder for what a run writes; one that is left over is removed by a later run."""
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-lab-"))
+
+
 def remove_left_over() -> None:
-    """Remove the namespaces of runs that are no longer there."""
-    for path in _NETNS.glob(f"{PREFIX}-*") if _NETNS.is_dir() else ():
+    """Remove the namespaces and folders of runs that are no longer there."""
+    folders = Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-lab-*")
+    for path in (*(_NETNS.glob(f"{PREFIX}-*") if _NETNS.is_dir() else ()), *folders):
         owner = re.match(rf"{PREFIX}-(\d+)-", path.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
+        if owner is None or Path(f"/proc/{owner[1]}").exists():
+            continue
+        if path.parent == _NETNS:
             with contextlib.suppress(NetworkError):
                 _ip("netns", "delete", path.name)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

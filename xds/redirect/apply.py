@@ -42,12 +42,13 @@ class Redirector:
 
     Args:
         backend: which.
-        netns: path of a network namespace; empty is this one.
+        netns: a network namespace, by its name or the path of its file; empty is this one.
     """
 
     def __init__(self, backend: Backend, netns: str = "") -> None:
         self._backend = backend
-        self._prefix = ["nsenter", f"--net={netns}", "--"] if netns else []
+        path = netns if "/" in netns else f"/var/run/netns/{netns}"
+        self._prefix = ["nsenter", f"--net={path}", "--"] if netns else []
 
     def text(self, rules: Rules) -> str:
         """What would be applied."""
@@ -129,6 +130,8 @@ _FAMILIES = (("ip6tables", 6), ("iptables", 4))
 
 
 def _hint(words: str) -> str:
+    if words.startswith("nsenter: cannot open"):
+        return "; name a network namespace as in 'ip netns', or by the path of its file"
     if "not permitted" in words or "must be root" in words or "Permission denied" in words:
         return "; it needs root or CAP_NET_ADMIN in that network namespace"
     if "not supported" in words or "No such file or directory" in words:

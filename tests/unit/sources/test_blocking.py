@@ -96,7 +96,9 @@ class Script:
 
 
 def watch(script: Script, deliver: Callable[[Reply], object], replaced: Callable[[], None] = lambda: None) -> Watch:
-    return Watch("test", script.read, deliver, on_replaced=replaced, pace_s=0, chance=random.Random(1))
+    return Watch(
+        "test", script.read, deliver, on_replaced=replaced, tell=lambda *_: None, pace_s=0, chance=random.Random(1)
+    )
 
 
 async def run_until_blocked(script: Script, watched: Watch) -> None:

@@ -105,6 +105,7 @@ class Watch:
         deliver: takes each answer; it may raise `ConsulError` to refuse one, which is then treated like a failure.
         on_replaced: called when an answer shows that Consul's state was replaced.
         on_failed: told of every failure.
+        tell: told the watch's name and a failure when it is a new one, for the operator.
         pace_s: the average time between two reads, at the least.
         chance: jitter.
     """
@@ -117,6 +118,7 @@ class Watch:
         *,
         on_replaced: Callable[[], None],
         on_failed: Callable[[ConsulError], None] | None = None,
+        tell: Callable[[str, ConsulError], None],
         pace_s: float,
         chance: random.Random,
     ) -> None:
@@ -127,6 +129,7 @@ class Watch:
         self._deliver = deliver
         self._on_replaced = on_replaced
         self._on_failed = on_failed
+        self._tell = tell
         self._pace = Pace(pace_s)
         self._chance = chance
         self._rules = IndexRules()
@@ -169,7 +172,7 @@ class Watch:
             self._deliver(reply)
         self._backoff.reset()
         if self.state.error is not None:
-            log.info("%s: Consul answers again", self.name)
+            log.debug("%s: Consul answers again", self.name)
         self.state = WatchState(answered=True)
         if replaced:
             log.warning("%s: Consul's state was replaced (index went back); everything is read again", self.name)
@@ -179,7 +182,7 @@ class Watch:
         # An answer that was refused has not been taken: its index must not be slept on.
         self._rules.forget()
         if str(error) != self.state.error:
-            log.warning("%s: %s%s", self.name, error, "; what was read before goes on serving" * self.state.answered)
+            self._tell(self.name, error)
         self.state.error = str(error)
         if self._on_failed is not None:
             self._on_failed(error)

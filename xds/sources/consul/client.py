@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
         return self._session
 
     async def _request(self, callback: Any, method: str, path: str, params: Any, data: Any, headers: Any) -> Any:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=_read_timeout(params))
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=_read_timeout(params))
         server_name = self._settings.tls_server_name or None
         try:
             async with self._open().request(
@@ -118,7 +119,8 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ConsulError(f"can't reach Consul at {self._settings.address}: {_reason(error)}") from error
         if answer.code != 200:
-            words = " ".join(answer.body.split())[:300] or "no reason given"
+            words = "a web page, not Consul's words" if "<html" in answer.body.lower() else answer.body
+            words = " ".join(words.split())[:300] or "no reason given"
             raise ConsulError(f"Consul refused {path} with status {answer.code}: {words}", answer.code)
         try:
             return callback(answer)
@@ -257,4 +259,11 @@ def _reason(error: Exception) -> str:
             "it closed the connection without an answer; where this goes on, raise limits.http_max_conns_per_client"
             " on the agent (200 by default, and every watched service holds a connection)"
         )
-    return str(error) or type(error).__name__
+    words = str(error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        words = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+    if "WRONG_VERSION_NUMBER" in words:
+        return "it does not speak TLS there; is it http:// rather than https://?"
+    if "Bad status line" in words or "Expected HTTP" in words:
+        return "what answers there does not speak HTTP; Consul's HTTP port is 8500 unless configured otherwise"
+    return words.splitlines()[0] if words else type(error).__name__

@@ -85,6 +85,8 @@ class ConsulSource:
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._names_seen: frozenset[str] = frozenset()
         self._agent_state = WatchState()
+        self._told: set[str] = set()
+        """The failures that were logged since Consul last answered."""
         self._base = {
             "intentions": self.watch("intentions", self._read_intentions, self._take_intentions, SHARED_PACE_S),
             "catalog": self.watch("catalog", self._read_names, self._take_names, NAMES_PACE_S),
@@ -134,6 +136,9 @@ class ConsulSource:
         def take(reply: Reply) -> None:
             with understanding():
                 deliver(reply)
+            if self._told:
+                log.info("Consul answers again")
+                self._told.clear()
 
         async def sound(index: int | None, wait_s: float) -> Reply:
             with understanding():
@@ -145,9 +150,17 @@ class ConsulSource:
             take,
             on_replaced=self.read_everything_again,
             on_failed=on_failed,
+            tell=self._tell,
             pace_s=pace_s,
             chance=self._chance,
         )
+
+    def _tell(self, name: str, error: ConsulError) -> None:
+        """Log a failure: once an outage where it is not about this one watch."""
+        what = str(error) if error.status is not None else "unreachable"
+        if what not in self._told:
+            log.warning("reading %s: %s; what was read before goes on serving", name, error)
+        self._told.add(what)
 
     def _reader(self, path: str) -> Read:
         async def read(index: int | None, wait_s: float) -> Reply:
@@ -248,7 +261,7 @@ class ConsulSource:
                 pause = AGENT_EVERY_S
             except ConsulError as error:
                 if str(error) != self._agent_state.error:
-                    log.warning("agent: %s", error)
+                    self._tell("the agent's description", error)
                 self._agent_state.error = str(error)
                 pause = backoff.after(error)
             await asyncio.sleep(pause)

@@ -23,23 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_core__pb2
 from xds.wire.xds import matcher_pb2 as xds_dot_wire_dot_xds_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$xds/wire/envoy/config/listener.proto\x12\x18\x65nvoy.config.listener.v3\x1a\x19google/protobuf/any.proto\x1a xds/wire/envoy/config/core.proto\x1a\x1axds/wire/xds/matcher.proto\"S\n\x06\x46ilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\x8f\x01\n\x0b\x46ilterChain\x12\x31\n\x07\x66ilters\x18\x03 \x03(\x0b\x32 .envoy.config.listener.v3.Filter\x12?\n\x10transport_socket\x18\x06 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12\x0c\n\x04name\x18\x07 \x01(\t\"[\n\x0eListenerFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\xc9\x02\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12<\n\rfilter_chains\x18\x03 \x03(\x0b\x32%.envoy.config.listener.v3.FilterChain\x12\x42\n\x10listener_filters\x18\t \x03(\x0b\x32(.envoy.config.listener.v3.ListenerFilter\x12\x41\n\x11traffic_direction\x18\x10 \x01(\x0e\x32&.envoy.config.core.v3.TrafficDirection\x12:\n\x14\x66ilter_chain_matcher\x18  \x01(\x0b\x32\x1c.xds.type.matcher.v3.Matcherb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$xds/wire/envoy/config/listener.proto\x12\x18\x65nvoy.config.listener.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a xds/wire/envoy/config/core.proto\x1a\x1axds/wire/xds/matcher.proto\"S\n\x06\x46ilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\x8f\x01\n\x0b\x46ilterChain\x12\x31\n\x07\x66ilters\x18\x03 \x03(\x0b\x32 .envoy.config.listener.v3.Filter\x12?\n\x10transport_socket\x18\x06 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12\x0c\n\x04name\x18\x07 \x01(\t\"[\n\x0eListenerFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\x80\x03\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12<\n\rfilter_chains\x18\x03 \x03(\x0b\x32%.envoy.config.listener.v3.FilterChain\x12\x42\n\x10listener_filters\x18\t \x03(\x0b\x32(.envoy.config.listener.v3.ListenerFilter\x12\x41\n\x11traffic_direction\x18\x10 \x01(\x0e\x32&.envoy.config.core.v3.TrafficDirection\x12\x35\n\x11\x65nable_reuse_port\x18\x1d \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12:\n\x14\x66ilter_chain_matcher\x18  \x01(\x0b\x32\x1c.xds.type.matcher.v3.Matcherb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.config.listener_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILTER']._serialized_start=155
-  _globals['_FILTER']._serialized_end=238
-  _globals['_FILTERCHAIN']._serialized_start=241
-  _globals['_FILTERCHAIN']._serialized_end=384
-  _globals['_LISTENERFILTER']._serialized_start=386
-  _globals['_LISTENERFILTER']._serialized_end=477
-  _globals['_LISTENER']._serialized_start=480
-  _globals['_LISTENER']._serialized_end=809
+  _globals['_FILTER']._serialized_start=187
+  _globals['_FILTER']._serialized_end=270
+  _globals['_FILTERCHAIN']._serialized_start=273
+  _globals['_FILTERCHAIN']._serialized_end=416
+  _globals['_LISTENERFILTER']._serialized_start=418
+  _globals['_LISTENERFILTER']._serialized_end=509
+  _globals['_LISTENER']._serialized_start=512
+  _globals['_LISTENER']._serialized_end=896
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from xds.wire.envoy.config import core_pb2 as _core_pb2
 from xds.wire.xds import matcher_pb2 as _matcher_pb2
 from google.protobuf.internal import containers as _containers
@@ -36,17 +37,19 @@ class ListenerFilter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
 
 class Listener(_message.Message):
-    __slots__ = ("name", "address", "filter_chains", "listener_filters", "traffic_direction", "filter_chain_matcher")
+    __slots__ = ("name", "address", "filter_chains", "listener_filters", "traffic_direction", "enable_reuse_port", "filter_chain_matcher")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FILTER_CHAINS_FIELD_NUMBER: _ClassVar[int]
     LISTENER_FILTERS_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_REUSE_PORT_FIELD_NUMBER: _ClassVar[int]
     FILTER_CHAIN_MATCHER_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: _core_pb2.Address
     filter_chains: _containers.RepeatedCompositeFieldContainer[FilterChain]
     listener_filters: _containers.RepeatedCompositeFieldContainer[ListenerFilter]
     traffic_direction: _core_pb2.TrafficDirection
+    enable_reuse_port: _wrappers_pb2.BoolValue
     filter_chain_matcher: _matcher_pb2.Matcher
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[_Union[_core_pb2.Address, _Mapping]] = ..., filter_chains: _Optional[_Iterable[_Union[FilterChain, _Mapping]]] = ..., listener_filters: _Optional[_Iterable[_Union[ListenerFilter, _Mapping]]] = ..., traffic_direction: _Optional[_Union[_core_pb2.TrafficDirection, str]] = ..., filter_chain_matcher: _Optional[_Union[_matcher_pb2.Matcher, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[_Union[_core_pb2.Address, _Mapping]] = ..., filter_chains: _Optional[_Iterable[_Union[FilterChain, _Mapping]]] = ..., listener_filters: _Optional[_Iterable[_Union[ListenerFilter, _Mapping]]] = ..., traffic_direction: _Optional[_Union[_core_pb2.TrafficDirection, str]] = ..., enable_reuse_port: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., filter_chain_matcher: _Optional[_Union[_matcher_pb2.Matcher, _Mapping]] = ...) -> None: ...

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,15 @@ class ConsulError(Exception):
     def forbidden(self) -> bool:
         """Whether the token lacks a permission or is unknown."""
         return self.status == 403
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Turn what decoding an unexpected answer raises into a `ConsulError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True, slots=True)

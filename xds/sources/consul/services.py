@@ -15,7 +15,7 @@ from xds.mesh.facts import DiscoveryChain, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
 from xds.sources.consul import decode
 from xds.sources.consul.blocking import Watch
-from xds.sources.consul.client import Consul, ConsulError, Read, Reply
+from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 
 log = logging.getLogger(__name__)
 
@@ -140,10 +140,11 @@ class ServiceWatches:
             return True
         try:
             async with self._reading:
-                _, registered = await self._client.awaited(self._client.catalog.service(service))
+                with understanding():
+                    _, registered = await self._client.awaited(self._client.catalog.service(service))
+                    return bool(registered) and all(entry.get("ServiceKind") for entry in registered)
         except ConsulError:
             return False
-        return bool(registered) and all(entry.get("ServiceKind") for entry in registered)
 
     async def _park(self, service: str) -> None:
         event = self._parked[service] = asyncio.Event()
@@ -183,13 +184,15 @@ class ServiceWatches:
                 if service not in self._watches:
                     return
                 reply = await self._client.read(f"/v1/discovery-chain/{service}")
-            chain = decode.chain(service, reply.data)
         except ConsulError as error:
             log.warning("discovery chain of %s: %s", service, error)
             await asyncio.sleep(CHAIN_RETRY_S)
             self._refresh_chains([service])
             return
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            chain = DiscoveryChain(service, refusal=f"its discovery chain is not understood: {error!r}")
+        try:
+            with understanding():
+                chain = decode.chain(service, reply.data)
+        except ConsulError as error:
+            chain = DiscoveryChain(service, refusal=f"its discovery chain: {error}")
         if service in self._watches:
             self._deliver({Key(Kind.CHAIN, service): chain})

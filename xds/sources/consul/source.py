@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from xds.mesh.facts import LeafKey, LeafRefused, usable_name
@@ -28,7 +27,7 @@ from xds.mesh.mesh import (
 )
 from xds.sources.consul import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
-from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply
+from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.services import ServiceWatches
 
 log = logging.getLogger(__name__)
@@ -44,15 +43,6 @@ FIRST_LEAVES_AT_ONCE = 16
 
 class FollowingError(Exception):
     """The control plane failed on facts; not to be taken for an answer of Consul's that makes no sense."""
-
-
-@contextmanager
-def understanding() -> Iterator[None]:
-    """Turn what decoding an unexpected answer raises into a `ConsulError`."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
 
 
 class ConsulSource:

@@ -213,6 +213,23 @@ async def test_redirect_again_and_undo_leave_the_tables_as_they_were(
     assert await tables(host) == before
 
 
+async def test_rules_of_the_other_kind_do_not_stay_behind(host: Host, only_iptables: str) -> None:
+    """Redirected with iptables, then nftables was installed."""
+    command = [*gossamer("redirect-traffic"), "--netns", host.path]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", only_iptables)
+        await run_to_end(*command, *SAMPLE)
+    assert "CONSUL_PROXY" in await tables(host)
+    await run_to_end(*command, *SAMPLE)
+    assert "CONSUL_PROXY" not in await tables(host)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", only_iptables)
+        await run_to_end(*command, *SAMPLE)
+    await run_to_end(*command, "--undo")
+    assert "CONSUL_PROXY" not in await tables(host)
+    assert "table inet gossamer" not in await tables(host)
+
+
 async def test_rules_that_someone_changed_do_not_stand(host: Host) -> None:
     command = [*gossamer("redirect-traffic"), "--netns", host.path, *SAMPLE]
     await run_to_end(*command)

@@ -9,12 +9,13 @@ subclasses of the codec in `xds.ads.codec`; the rules here hold for both:
 * Make before break: secrets and clusters, then endpoints, then listeners and routes, removals last (xDS, "Eventual
   consistency considerations"). A listener waits until the clusters that it names are acknowledged, which Envoy does
   once they are warm; it waits for no others, so a denial never queues behind somebody else's new upstream.
-* As long as not everything that is meant for a proxy has been read, nothing is taken from it: what a restarted control
-  plane does not know yet may be in use.
+* What a proxy brings along over a reconnect is not taken from it before everything that is meant for it has been read:
+  what a restarted control plane does not know yet may be in use. (Delta only; in state of the world a proxy does not
+  say what it has.)
 * A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009).
-* What Envoy rejected is never sent again. Envoy names the culprits of a rejected listener or cluster response and
-  takes the others; where it does not say, the resources of that response are tried once more one by one, and the one
-  that is rejected alone is the culprit.
+* What Envoy rejected is never sent again. Of a rejected listener or cluster response Envoy names the culprits and takes
+  the others; where it does not say so, the resources of that response are tried once more one by one, and the one that
+  is rejected alone is the culprit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER})
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
 """The types that an empty first subscription means everything for (xDS specification)."""
 REFUSED_KEPT = 16
+PARTLY_TAKEN = "adding/updating"
+"""In Envoy's words when it took a response but for the resources that it names. Otherwise it took nothing of it."""
 UNCERTAIN = "?"
 """The version of a resource that the proxy has in some version or other; equal to none."""
 
@@ -67,6 +70,8 @@ class TypeState:
     """The last rejection under each name, unless something newer was accepted."""
     refused: dict[str, list[str]] = field(default_factory=dict)
     """The versions that were rejected under each name, the last few."""
+    inherited: set[str] = field(default_factory=set)
+    """Names that the proxy brought along, and that nobody here has spoken of yet."""
     owed: set[str] = field(default_factory=set)
     """Names to send when this type is first asked for, even if the proxy has them."""
     dirty: set[str] = field(default_factory=set)
@@ -126,6 +131,8 @@ class Session:
             state.has[name] = UNCERTAIN if name in state.owed else version
             state.dirty.add(name)
         state.owed.clear()
+        state.inherited = set(request.initial_versions)
+        self._seen(state, request.type_url, request.initial_versions)
         if request.names is not None:
             state.named.update(n for n in request.names if n != WILDCARD)
             state.dirty.update(state.named)
@@ -203,24 +210,41 @@ class Session:
             refused = state.refused.setdefault(rejection.name, [])
             refused.append(rejection.version)
             del refused[:-REFUSED_KEPT]
-        if culprits:
+        others = [r for r in fresh if r not in culprits]
+        if culprits and PARTLY_TAKEN in reason:
             if not self.delta:
-                state.good.update({r.name: r for r in fresh if r not in culprits})
+                state.good.update({r.name: r for r in others})
         else:
-            state.suspects.extend(r.name for r in fresh)
-            state.has.update((r.name, UNCERTAIN) for r in fresh)
+            state.suspects.extend(r.name for r in others)
+            state.has.update((r.name, UNCERTAIN) for r in others)
+        if response.resources:
+            # Whether the removals beside them were taken can't be known; once more does no harm.
+            state.has.update((name, UNCERTAIN) for name in response.removed)
+            state.dirty.update(response.removed)
         return rejections
 
     def changed(self, type_url: str, names: Iterable[str]) -> None:
         """These resources may differ from what the view held before: look at them for the next response."""
         state = self._types[type_url]
         if state.asked:
-            state.dirty.update(names)
+            known = list(names)
+            state.dirty.update(known)
+            self._seen(state, type_url, known)
+
+    def _seen(self, state: TypeState, type_url: str, names: Iterable[str]) -> None:
+        """What the view holds is no longer merely inherited; but for a listener that may lack what is not read yet."""
+        for name in [n for n in names if n in state.inherited]:
+            resource = self._view.get(type_url, name)
+            if resource is not None and not resource.of_all_upstreams:
+                state.inherited.discard(name)
 
     # -- what goes out ------------------------------------------------------------------------------------------
 
     def next_response(self) -> Response | None:
         """The response to send now, which is then outstanding; ``None`` when there is nothing to send."""
+        if self._view.complete():
+            for state in self._types.values():
+                state.inherited.clear()
         for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
             for type_url in order:
                 if self._types[type_url].in_flight is None:
@@ -231,13 +255,16 @@ class Session:
 
     def _may_break(self, type_url: str) -> bool:
         """Whether resources of a type may be removed: not before what refers to them was replaced."""
-        referring = [t for t in (LISTENER, ROUTE) if t != type_url]
-        return self._view.complete() and not any(self._types[t].in_flight or self._pending(t) for t in referring)
+        if type_url in (LISTENER, ROUTE):
+            return True
+        referring = [(t, self._types[t]) for t in (LISTENER, ROUTE)]
+        return not any(state.in_flight or self._pending(t) or self._gone(state, t) for t, state in referring)
 
     def _clusters_are_there(self, resource: Resource) -> bool:
         """Whether the proxy has acknowledged the clusters that ``resource`` names; those that exist, that is."""
         state = self._types[CLUSTER]
-        on_the_way = {r.name for r in state.in_flight.resources} if state.in_flight else set()
+        sent = state.in_flight.resources if state.in_flight else ()
+        on_the_way = {r.name for r in sent if self.delta or state.good.get(r.name) != r}
         return not state.asked or all(
             name not in on_the_way and self._to_send(state, CLUSTER, name) is None for name in resource.clusters
         )
@@ -264,7 +291,7 @@ class Session:
         found, waiting = self._next_suspect(state, type_url), False
         if not found:
             wanted = [r for name in sorted(state.dirty) if (r := self._to_send(state, type_url, name)) is not None]
-            found = [r for r in wanted if not r.clusters or self._clusters_are_there(r)]
+            found = [r for r in wanted if self._may_make(state, r)]
             waiting = len(found) < len(wanted)
         removed = [] if not self.delta else self._unknown_names(state, type_url)
         first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta) and not waiting
@@ -272,16 +299,23 @@ class Session:
             if not waiting:
                 self._settle(state, type_url)
             return None
-        if self.delta and self._may_break(type_url):
+        if (self.delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):
             # In a message that goes out anyway, lest removals wait for ever behind additions that never end.
-            removed += self._gone(state, type_url)
+            removed += self._take_gone(state, type_url)
         return self._send(state, type_url, found, removed)
 
+    def _may_make(self, state: TypeState, resource: Resource) -> bool:
+        if resource.of_all_upstreams and resource.name in state.inherited:
+            return False
+        return not resource.clusters or self._clusters_are_there(resource)
+
     def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
-        while state.suspects:
-            resource = self._to_send(state, type_url, state.suspects.pop(0))
-            if resource is not None:
-                return [resource]
+        for name in list(state.suspects):
+            resource = self._to_send(state, type_url, name)
+            if resource is None or self._may_make(state, resource):
+                state.suspects.remove(name)
+                if resource is not None:
+                    return [resource]
         return []
 
     def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
@@ -300,15 +334,20 @@ class Session:
         return bool(state.has.get(name)) and self._view.get(type_url, name) is None
 
     def _gone(self, state: TypeState, type_url: str) -> list[str]:
-        return sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+        gone = sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+        return [name for name in gone if name not in state.inherited]
+
+    def _take_gone(self, state: TypeState, type_url: str) -> list[str]:
+        gone = self._gone(state, type_url)
+        for name in gone:
+            state.good.pop(name, None)
+        return gone
 
     def _break(self, type_url: str) -> Response | None:
         state = self._types[type_url]
-        gone = self._gone(state, type_url) if self._may_break(type_url) else []
+        gone = self._take_gone(state, type_url) if self._may_break(type_url) else []
         if not gone:
             return None
-        for name in gone:
-            state.good.pop(name, None)
         if not self.delta and type_url not in FULL_STATE_TYPES:
             # State of the world has no word for this: the proxy drops it when it drops what refers to it.
             for name in gone:

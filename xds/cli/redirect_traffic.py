@@ -11,7 +11,7 @@ import click
 from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, consul_flags
 from xds.mesh.facts import ProxyMode
-from xds.redirect.apply import RedirectError, Redirector, choose_backend
+from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
 from xds.sources.consul.settings import ConsulSettings
 
@@ -136,9 +136,10 @@ def redirect_traffic(
     if sum((dry_run, undo, verify)) > 1:
         raise click.UsageError("--dry-run, --undo and --verify exclude each other")
     try:
-        redirector = Redirector(choose_backend(), netns)
+        redirector, *others = [Redirector(backend, netns) for backend in installed_backends()]
         if undo:
-            redirector.undo()
+            for each in (redirector, *others):
+                each.undo()
             return
         ports = _ports(consul, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
         if ports[0] == ports[1]:
@@ -159,6 +160,8 @@ def redirect_traffic(
             click.echo(redirector.text(rules), nl=False)
         elif not verify:
             redirector.apply(rules)
+            for other in others:
+                other.undo()  # what a run before nft was installed may have left
         elif redirector.stands(rules):
             click.echo("the rules stand")
         else:

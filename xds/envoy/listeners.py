@@ -80,16 +80,21 @@ def outbound(settings: OutboundSettings, port: int, virtual_ips: Collection[str]
         filter_chain_matcher=_by_destination(settings, virtual_ips),
     )
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
-    return encode(LISTENER, name, message, clusters=past)
+    singles = tuple(names.virtual_ip_cluster(str(address)) for address in _outside_ranges(settings, virtual_ips))
+    return encode(LISTENER, name, message, clusters=(*past, *singles), of_all_upstreams=True)
+
+
+def _outside_ranges(
+    settings: OutboundSettings, virtual_ips: Collection[str]
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    addresses = (ipaddress.ip_address(ip) for ip in virtual_ips)
+    outside = (a for a in addresses if not any(a in network for network in settings.virtual_ranges))
+    return sorted(outside, key=lambda a: (a.version, int(a)))
 
 
 def _by_destination(settings: OutboundSettings, virtual_ips: Collection[str]) -> xds_matcher.Matcher:
-    addresses = (ipaddress.ip_address(ip) for ip in virtual_ips)
-    singles = sorted(
-        (a for a in addresses if not any(a in network for network in settings.virtual_ranges)),
-        key=lambda a: (a.version, int(a)),
-    )
-    networks = [*settings.virtual_ranges, *(ipaddress.ip_network(a) for a in singles)]
+    singles = [ipaddress.ip_network(address) for address in _outside_ranges(settings, virtual_ips)]
+    networks = [*settings.virtual_ranges, *singles]
     ranges = xds_matcher.IPMatcher.IPRangeMatcher(
         ranges=[
             xds_core.CidrRange(

@@ -31,11 +31,21 @@ class Resource:
     """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
     clusters: tuple[str, ...] = ()
     """For a listener: the clusters that it names, which have to be there before it is."""
+    of_all_upstreams: bool = False
+    """Whether its content is right only once all upstreams have been read."""
 
 
 def encode(
-    type_url: str, name: str, message: Message, *, endpoints: str = "", clusters: tuple[str, ...] = ()
+    type_url: str,
+    name: str,
+    message: Message,
+    *,
+    endpoints: str = "",
+    clusters: tuple[str, ...] = (),
+    of_all_upstreams: bool = False,
 ) -> Resource:
     """Encode ``message``, deterministically, so that the same content always has the same version."""
     body = message.SerializeToString(deterministic=True)
-    return Resource(type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints, clusters)
+    return Resource(
+        type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints, clusters, of_all_upstreams
+    )

@@ -24,17 +24,19 @@ class Backend(enum.Enum):
     IPTABLES = "iptables"
 
 
-def choose_backend() -> Backend:
-    """nft where it is installed, else iptables.
+def installed_backends() -> list[Backend]:
+    """What is installed, nft first: it is preferred.
 
     Raises:
-        RedirectError: neither is.
+        RedirectError: nothing is.
     """
-    if shutil.which("nft"):
-        return Backend.NFT
-    if shutil.which("iptables-restore"):
-        return Backend.IPTABLES
-    raise RedirectError("neither nft nor iptables-restore is installed: install nftables (preferred) or iptables")
+    found = [backend for backend, tool in _TOOLS.items() if shutil.which(tool)]
+    if not found:
+        raise RedirectError("neither nft nor iptables-restore is installed: install nftables (preferred) or iptables")
+    return found
+
+
+_TOOLS = {Backend.NFT: "nft", Backend.IPTABLES: "iptables-restore"}
 
 
 class Redirector:

@@ -34,8 +34,17 @@ class Stream:
         self.session = Session(self.view, delta=delta)
         self.delta = delta
 
-    def put(self, type_url: str, name: str, version: str, endpoints: str = "", clusters: tuple[str, ...] = ()) -> None:
-        self.view.resources[type_url][name] = Resource(type_url, name, version, b"", endpoints, clusters)
+    def put(
+        self,
+        type_url: str,
+        name: str,
+        version: str,
+        endpoints: str = "",
+        clusters: tuple[str, ...] = (),
+        of_all_upstreams: bool = False,
+    ) -> None:
+        resource = Resource(type_url, name, version, b"", endpoints, clusters, of_all_upstreams)
+        self.view.resources[type_url][name] = resource
         self.session.changed(type_url, [name])
 
     def cluster(self, name: str, version: str) -> None:
@@ -178,7 +187,7 @@ def test_removals_are_not_kept_waiting_by_additions_that_never_end(stream: Strea
     assert (sent(response), response.removed) == (["busy@1"], ("denied",))
 
 
-def test_nothing_is_taken_away_before_everything_has_been_read(stream: Stream) -> None:
+def test_what_was_brought_along_is_not_taken_before_everything_has_been_read(stream: Stream) -> None:
     """A restarted control plane that does not know an upstream yet must not remove it."""
     stream.view.is_complete = False
     stream.cluster("known", "1")
@@ -188,6 +197,120 @@ def test_nothing_is_taken_away_before_everything_has_been_read(stream: Stream) -
     assert stream.nothing_to_send()
     stream.view.is_complete = True
     assert stream.next().removed == ("really gone",)
+
+
+def test_what_is_known_to_have_gone_is_taken_though_something_else_can_not_be_read(stream: Stream) -> None:
+    """One unreadable upstream must not keep a denied one alive."""
+    stream.view.is_complete = False
+    stream.cluster("brought along", "1")
+    stream.subscribe(CLUSTER, known={"brought along": "1"})
+    stream.cluster("new", "1")
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "brought along")
+    stream.drop(CLUSTER, "new")
+    assert stream.next().removed == ("brought along", "new")
+
+
+def test_a_listener_that_was_brought_along_keeps_the_addresses_that_are_not_read_yet(stream: Stream) -> None:
+    """Without them, connections to those addresses would go past the mesh."""
+    stream.view.is_complete = False
+    stream.put(LISTENER, "outbound", "fewer", of_all_upstreams=True)
+    stream.put(LISTENER, "public", "2")
+    stream.subscribe(LISTENER, known={"outbound": "all", "public": "1"})
+    response = stream.next()
+    assert sent(response) == ["public@2"]
+    stream.ack(response)
+    assert stream.nothing_to_send()
+    stream.put(LISTENER, "outbound", "all", of_all_upstreams=True)
+    stream.view.is_complete = True
+    assert stream.nothing_to_send()
+    stream.put(LISTENER, "outbound", "more", of_all_upstreams=True)
+    assert sent(stream.next()) == ["outbound@more"]
+
+
+def test_what_was_complete_once_does_not_hold_back_any_more(stream: Stream) -> None:
+    stream.put(LISTENER, "outbound", "1", of_all_upstreams=True)
+    stream.subscribe(LISTENER, known={"outbound": "1"})
+    assert stream.nothing_to_send()
+    stream.view.is_complete = False
+    stream.put(LISTENER, "outbound", "2", of_all_upstreams=True)
+    assert sent(stream.next()) == ["outbound@2"]
+
+
+def test_a_cluster_is_not_removed_before_the_listener_that_names_it(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    stream.put(LISTENER, "l", "1", clusters=("a",))
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(LISTENER)
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "a")
+    stream.drop(LISTENER, "l")
+    stream.cluster("other", "1")
+    added = stream.next()
+    assert (sent(added), added.removed) == (["other@1"], ())
+    listener = stream.next()
+    assert (listener.type_url, listener.removed) == (LISTENER, ("l",))
+    stream.ack(added)
+    stream.ack(listener)
+    assert stream.next().removed == ("a",)
+
+
+def test_a_removal_beside_something_rejected_is_sent_again(stream: Stream) -> None:
+    for name in ("x", "y", "z"):
+        stream.cluster(name, "1")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "y")
+    stream.cluster("x", "2")
+    stream.cluster("z", "2")
+    response = stream.next()
+    assert response.removed == ("y",)
+    stream.nack(response, "boom")
+    removed: set[str] = set()
+    while (again := stream.session.next_response()) is not None:
+        removed |= set(again.removed)
+        stream.ack(again)
+    assert removed == {"y"}
+
+
+def test_others_of_a_response_that_was_not_partly_taken_are_tried_again(stream: Stream) -> None:
+    stream.cluster("x", "1")
+    stream.cluster("y", "1")
+    stream.subscribe(CLUSTER)
+    received = stream.nack(stream.next(), "Proto constraint validation failed: name: x")
+    assert [r.name for r in received.rejections] == ["x"]
+    assert sent(stream.next()) == ["y@1"]
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_a_denial_does_not_starve_while_clusters_keep_changing(delta: bool) -> None:
+    stream = Stream(delta=delta)
+    stream.cluster("local_app", "1")
+    stream.cluster("busy", "0")
+    stream.put(LISTENER, "public", "1", clusters=("local_app",))
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(LISTENER)
+    stream.ack(stream.next())
+    stream.put(LISTENER, "public", "deny", clusters=("local_app",))
+    stream.cluster("busy", "1")
+    busy = stream.next()
+    assert busy.type_url == CLUSTER
+    assert sent(stream.next()) == ["public@deny"]
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_a_removal_does_not_starve_while_clusters_keep_changing(delta: bool) -> None:
+    stream = Stream(delta=delta)
+    stream.cluster("gone", "1")
+    stream.cluster("busy", "0")
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "gone")
+    stream.cluster("busy", "1")
+    response = stream.next()
+    assert (sent(response), response.removed) == (["busy@1"], ("gone",))
 
 
 def test_endpoints_of_a_cluster_that_changed_before_they_were_asked_for_are_sent_too(stream: Stream) -> None:

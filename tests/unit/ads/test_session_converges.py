@@ -121,7 +121,7 @@ class SessionAndEnvoy(RuleBasedStateMachine):
         if culprits and not self.names_culprits and len(response.resources) > 1:
             words = "something is wrong"
         else:
-            words = "; ".join(f"{r.name}: wrong" for r in culprits)
+            words = "; ".join(f"Error adding/updating: {r.name}: wrong" for r in culprits)
             held.update({r.name: r.version for r in response.resources if r not in culprits})
             for name in response.removed:
                 held.pop(name, None)

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 from xds.mesh import mesh
 from xds.mesh.facts import Action, Intention, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
-from xds.sources.consul.client import Consul
+from xds.sources.consul.client import Consul, ConsulError
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 
@@ -32,6 +32,7 @@ class PretendConsul:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, Any, dict[str, str]]] = {}
         self.index = 10
+        self.judges_by_itself = False
         self.changed = asyncio.Event()
         self.tokens: list[tuple[str, str | None]] = []
         self.say("/v1/connect/intentions", [DENY_DB])
@@ -57,6 +58,11 @@ class PretendConsul:
         self.tokens.append((request.path, request.headers.get("X-Consul-Token")))
         while int(request.query.get("index", "0")) >= self.index:
             await self.changed.wait()
+        if self.judges_by_itself and request.path.endswith("/authorize"):
+            asked = await request.json()
+            if len(asked) > 64:
+                return web.Response(status=400, text="Refusing to process more than 64 authorizations at once")
+            return web.json_response([one | {"Allow": True} for one in asked])
         status, body, headers = self.answers.get(request.path, (404, None, {}))
         if status != 200:
             return web.Response(status=status, text=str(body))
@@ -173,6 +179,24 @@ async def test_services_that_went_are_believed_only_of_a_token_that_may_see_them
     reading.consul.say("/v1/catalog/services", {"web": []})
     assert "service:read on 'db'" in await reading.until_trouble("catalog")
     assert reading.mesh.service_names == frozenset({"web", "db"})
+
+
+async def test_many_services_that_go_at_once_are_believed_too(reading: Reading) -> None:
+    """Consul judges no more than 64 permissions in one request."""
+    many = [f"service-{number}" for number in range(150)]
+    reading.consul.say("/v1/catalog/services", {name: [] for name in ["web", "db", *many]})
+    await reading.until_true(lambda: len(reading.mesh.service_names or ()) == 152)
+    reading.consul.judges_by_itself = True
+    reading.consul.say("/v1/catalog/services", {"web": [], "new": []})
+    await reading.until_true(lambda: reading.mesh.service_names == frozenset({"web", "new"}))
+
+
+async def test_a_401_that_is_not_consuls_word_on_acls_allows_nothing(reading: Reading) -> None:
+    reading.consul.say("/v1/internal/acl/authorize", "<html>log in</html>", status=401)
+    with pytest.raises(ConsulError, match="401"):
+        await reading.client.check_may_write_service("web", "any")
+    reading.consul.say("/v1/internal/acl/authorize", "ACL support disabled", status=401)
+    await reading.client.check_may_write_service("web", "any")
 
 
 async def test_an_answer_that_consul_says_is_filtered_is_refused(reading: Reading) -> None:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 PACE_S = 0.1
 READS_AT_ONCE = 16
 """Reads that do not block, over all services: a cold start must not be a storm."""
+PARKED_S = 60.0
+"""How long a parked name is not looked at, at the most."""
 CHAIN_RETRY_S = 5.0
 CHAIN_EVERY_S = 30.0
 """Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
@@ -149,7 +151,10 @@ class ServiceWatches:
     async def _park(self, service: str) -> None:
         event = self._parked[service] = asyncio.Event()
         try:
-            await event.wait()
+            async with asyncio.timeout(PARKED_S):
+                await event.wait()
+        except TimeoutError:
+            return
         finally:
             del self._parked[service]
 

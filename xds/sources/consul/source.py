@@ -74,6 +74,7 @@ class ConsulSource:
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._names_seen: frozenset[str] = frozenset()
+        self._entries_seen: dict[tuple[str, str], int] | None = None
         self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
@@ -233,7 +234,15 @@ class ConsulSource:
         entries = decode.config_entries(reply.data)
         for problem in entries.problems:
             log.warning("config entry %s", problem)
-        self._services.config_changed()
+        # Intentions are entries too, change all the time, and shape no chain.
+        shaping = {
+            (entry.get("Kind"), entry.get("Name")): entry.get("ModifyIndex")
+            for entry in reply.data or ()
+            if entry.get("Kind") != "service-intentions"
+        }
+        if shaping != self._entries_seen:
+            self._entries_seen = shaping
+            self._services.config_changed()
         self.deliver({CONFIG_ENTRIES: entries})
 
     def _take_roots(self, reply: Reply) -> None:

@@ -2,8 +2,8 @@
 
 A `Session` takes the proxy's requests (`receive`) and the names of resources that changed (`changed`), and answers
 `next_response` whenever there is something to send. The resources themselves stay in a `ResourceView` that others
-share; the session only remembers what this proxy has of them. Delta and state-of-the-world differ in two thin
-subclasses of the codec in `xds.ads.codec`; the rules here hold for both:
+share; the session only remembers what this proxy has of them. Delta and state of the world differ in few places, each
+of which asks for ``delta``; the rules hold for both:
 
 * At most one unacknowledged response for a type. What changes meanwhile coalesces: acknowledgement is the clock.
 * Make before break: secrets and clusters, then endpoints, then listeners and routes, removals last (xDS, "Eventual
@@ -270,9 +270,14 @@ class Session:
         )
 
     def _pending(self, type_url: str) -> bool:
-        """Whether something of this type is still to be added or changed."""
+        """Whether something of this type is still to be added or changed, and not held back until all is read."""
         state = self._types[type_url]
-        return bool(state.suspects) or any(self._to_send(state, type_url, name) for name in state.dirty)
+        resources = (self._to_send(state, type_url, name) for name in state.dirty)
+        return bool(state.suspects) or any(r is not None and not self._is_held(state, r) for r in resources)
+
+    @staticmethod
+    def _is_held(state: TypeState, resource: Resource) -> bool:
+        return resource.of_all_upstreams and resource.name in state.inherited
 
     def _to_send(self, state: TypeState, type_url: str, name: str) -> Resource | None:
         if not state.wants(name):
@@ -305,9 +310,7 @@ class Session:
         return self._send(state, type_url, found, removed)
 
     def _may_make(self, state: TypeState, resource: Resource) -> bool:
-        if resource.of_all_upstreams and resource.name in state.inherited:
-            return False
-        return not resource.clusters or self._clusters_are_there(resource)
+        return not self._is_held(state, resource) and self._clusters_are_there(resource)
 
     def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
         for name in list(state.suspects):

@@ -228,6 +228,17 @@ def test_a_listener_that_was_brought_along_keeps_the_addresses_that_are_not_read
     assert sent(stream.next()) == ["outbound@more"]
 
 
+def test_a_listener_that_is_held_back_keeps_no_denied_cluster_alive(stream: Stream) -> None:
+    stream.view.is_complete = False
+    stream.cluster("denied", "1")
+    stream.put(LISTENER, "outbound", "fewer", of_all_upstreams=True)
+    stream.subscribe(CLUSTER, known={"denied": "1"})
+    stream.subscribe(LISTENER, known={"outbound": "all"})
+    assert stream.nothing_to_send()
+    stream.drop(CLUSTER, "denied")
+    assert stream.next().removed == ("denied",)
+
+
 def test_what_was_complete_once_does_not_hold_back_any_more(stream: Stream) -> None:
     stream.put(LISTENER, "outbound", "1", of_all_upstreams=True)
     stream.subscribe(LISTENER, known={"outbound": "1"})

@@ -15,7 +15,6 @@ def make_sidecar(service: str, number: int = 1, **more: Any) -> Sidecar:
         "service_id": f"{service}-{number}-sidecar-proxy",
         "node": f"node-{service}-{number}",
         "service": service,
-        "proxy_name": f"{service}-sidecar-proxy",
         "address": f"10.0.0.{number}",
         "port": 20000,
         "local_service_address": "127.0.0.1",

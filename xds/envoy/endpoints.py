@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from xds.envoy.clusters import socket_address
 from xds.envoy.resource import ENDPOINT, Resource, encode
-from xds.mesh.facts import Health, Instance, ServiceInstances
+from xds.mesh.facts import Health, Instance, ServiceInstances, is_ip
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 
@@ -30,9 +28,7 @@ def load_assignment(name: str, instances: ServiceInstances) -> Resource:
 
 def unreachable(instance: Instance) -> str | None:
     """Why Envoy could not be given this instance: it would reject the whole list for one address that is no IP."""
-    try:
-        ipaddress.ip_address(instance.address)
-    except ValueError:
+    if not is_ip(instance.address):
         return f"instance {instance.service_id}: address {instance.address!r} is not an IP address"
     if not 0 < instance.port < 65536:
         return f"instance {instance.service_id}: port {instance.port} is not between 1 and 65535"

@@ -87,8 +87,6 @@ class Sidecar:
     node: str
     service: str
     """The destination service: whose traffic this proxy carries."""
-    proxy_name: str
-    """The service name the proxy itself is registered under, ``web-sidecar-proxy`` say."""
     address: str
     """The address that was registered for the service; empty when the node's is used."""
     port: int
@@ -181,7 +179,6 @@ class Leaf:
     certificate_chain: str
     private_key: str = field(repr=False)
     serial_number: str = ""
-    valid_before: str = ""
 
 
 @dataclass(frozen=True, slots=True)

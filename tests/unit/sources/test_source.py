@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 from xds.mesh import mesh
 from xds.mesh.facts import Action, Intention, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
+from xds.sources.consul import services
 from xds.sources.consul.client import Consul, ConsulError
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
@@ -179,6 +180,18 @@ async def test_services_that_went_are_believed_only_of_a_token_that_may_see_them
     reading.consul.say("/v1/catalog/services", {"web": []})
     assert "service:read on 'db'" in await reading.until_trouble("catalog")
     assert reading.mesh.service_names == frozenset({"web", "db"})
+
+
+async def test_a_chain_that_can_not_be_read_is_said_once(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(services, "CHAIN_RETRY_S", 0.01)
+    reading.consul.say("/v1/health/connect/web", [])
+    reading.consul.say("/v1/discovery-chain/web", "no", status=403)
+    reading.source.demand(Demand(services=frozenset({"web"})))
+    tries = ("/v1/discovery-chain/web", None)
+    await reading.until_true(lambda: reading.consul.tokens.count(tries) >= 5)
+    assert len([r for r in caplog.records if "discovery chain of web" in r.message]) == 1
 
 
 async def test_many_services_that_go_at_once_are_believed_too(reading: Reading) -> None:

@@ -19,6 +19,9 @@ from xds.sources.consul.client import ConsulError, Read, Reply
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[str, ConsulError], None]
+"""Told what could not be read and why, for the operator."""
+
 WAIT_S = (30.0, 60.0)
 """Bounds how long a query can sleep on a stale index, and how long a dead client's slot is held."""
 FIRST_BACKOFF_S = 0.1
@@ -118,7 +121,7 @@ class Watch:
         *,
         on_replaced: Callable[[], None],
         on_failed: Callable[[ConsulError], None] | None = None,
-        tell: Callable[[str, ConsulError], None],
+        tell: Tell,
         pace_s: float,
         chance: random.Random,
     ) -> None:

@@ -56,7 +56,6 @@ def leaf(data: Any) -> Leaf:
         certificate_chain=data["CertPEM"],
         private_key=data["PrivateKeyPEM"],
         serial_number=data.get("SerialNumber", ""),
-        valid_before=data.get("ValidBefore", ""),
     )
 
 
@@ -152,7 +151,6 @@ def sidecar(node: str, registered: Any) -> Sidecar:
         service_id=registered["ID"],
         node=node,
         service=proxy.get("DestinationServiceName") or "",
-        proxy_name=registered.get("Service") or "",
         address=registered.get("Address") or "",
         port=registered.get("Port") or 0,
         local_service_address=proxy.get("LocalServiceAddress") or "127.0.0.1",

@@ -8,16 +8,13 @@ until the catalog's names change: polling an absent name wakes on every change o
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 
 from xds.mesh.facts import DiscoveryChain, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
 from xds.sources.consul import decode
-from xds.sources.consul.blocking import Watch
+from xds.sources.consul.blocking import Tell, Watch
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
-
-log = logging.getLogger(__name__)
 
 PACE_S = 0.1
 READS_AT_ONCE = 16
@@ -34,16 +31,18 @@ MakeWatch = Callable[[str, Read, Callable[[Reply], object], float], Watch]
 class ServiceWatches:
     """The watches of every service that is wanted."""
 
-    def __init__(self, client: Consul, make_watch: MakeWatch, deliver: Callable[[Batch], None]) -> None:
+    def __init__(self, client: Consul, make_watch: MakeWatch, deliver: Callable[[Batch], None], tell: Tell) -> None:
         self._client = client
         self._make_watch = make_watch
         self._deliver = deliver
+        self._tell = tell
         self._wanted: frozenset[str] = frozenset()
         self._watches: dict[str, Watch] = {}
         self._parked: dict[str, asyncio.Event] = {}
         self._nodes: dict[str, frozenset[str]] = {}
         self._chains_being_read: set[str] = set()
         self._chain_read_at: dict[str, float] = {}
+        self._chain_errors: dict[str, str] = {}
         self._names: frozenset[str] | None = None
         self._names_known = asyncio.Event()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
@@ -120,7 +119,7 @@ class ServiceWatches:
         while watch.wanted:
             names = self._names
             await watch.turn()
-            if loop.time() - self._chain_read_at.get(service, 0.0) > CHAIN_EVERY_S:
+            if watch.state.error is None and loop.time() - self._chain_read_at.get(service, 0.0) > CHAIN_EVERY_S:
                 self._refresh_chains([service])
             if watch.state.answered and watch.state.error is None and await self._idle(service):
                 if watch.wanted and names is self._names:
@@ -130,6 +129,7 @@ class ServiceWatches:
         self._shapes.pop(service, None)
         self._nodes.pop(service, None)
         self._chain_read_at.pop(service, None)
+        self._chain_errors.pop(service, None)
         self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
         if service in self._wanted:
             self.follow(self._wanted, tasks)
@@ -190,10 +190,13 @@ class ServiceWatches:
                     return
                 reply = await self._client.read(f"/v1/discovery-chain/{service}")
         except ConsulError as error:
-            log.warning("discovery chain of %s: %s", service, error)
+            if self._chain_errors.get(service) != str(error):
+                self._chain_errors[service] = str(error)
+                self._tell(f"discovery chain of {service}", error)
             await asyncio.sleep(CHAIN_RETRY_S)
             self._refresh_chains([service])
             return
+        self._chain_errors.pop(service, None)
         try:
             with understanding():
                 chain = decode.chain(service, reply.data)

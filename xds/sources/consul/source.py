@@ -86,7 +86,7 @@ class ConsulSource:
             ),
             "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
         }
-        self._services = ServiceWatches(client, self.watch, self.deliver)
+        self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
 
     # -- from outside ---------------------------------------------------------------------------------------------
 

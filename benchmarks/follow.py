@@ -136,7 +136,7 @@ class Bench:
     def settings(self) -> ServeSettings:
         """Of a control plane in this process."""
         return ServeSettings(
-            consul=ConsulSettings(address=self.consul.url),
+            source=ConsulSettings(address=self.consul.url),
             listen=(self.host.address, XDS_PORT),
             admin=(self.host.address, ADMIN_PORT),
         )

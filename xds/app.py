@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from xds.admin.server import AdminServer
 from xds.ads.server import AdsServer, ListenError
@@ -13,10 +15,11 @@ from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
 from xds.envoy.listeners import OutboundSettings
-from xds.mesh.mesh import Demand
+from xds.mesh.mesh import Batch, Demand
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
+from xds.sources.file.source import FileSettings, FileSource
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +28,30 @@ log = logging.getLogger(__name__)
 class ServeSettings:
     """Everything that ``gossamer serve`` can be told."""
 
-    consul: ConsulSettings
+    source: ConsulSettings | FileSettings
+    """What the mesh is read from."""
     listen: tuple[str, int] = ("127.0.0.1", 18000)
     """Where Envoys connect. Port 0 takes a free one."""
     admin: tuple[str, int] = ("127.0.0.1", 18001)
     outbound: OutboundSettings = OutboundSettings()
     default_allow: bool | None = None
-    """What holds where no intention matches; ``None`` is what Consul says."""
+    """What holds where no intention matches; ``None`` is what the source says."""
+
+
+class Source(Protocol):
+    """What a mesh is read from. It is given a sink for batches of facts when it is made."""
+
+    def demand(self, demand: Demand) -> None:
+        """Read what ``demand`` names from now on, and let go what it no longer names."""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+
+    async def close(self) -> None:
+        """Let go of what it holds open."""
+
+    def troubles(self) -> dict[str, str]:
+        """What can't be read right now."""
 
 
 def join_host_port(address: tuple[str, int]) -> str:
@@ -47,21 +67,16 @@ class Gossamer:
 
     Raises:
         SettingsError: Consul's settings can't be used.
+        RefusedError: the mesh file can't be used.
+        StateError: its state folder can't be used.
         ListenError: on entering, an address can't be listened on.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         metrics = Metrics()
-        settings.consul.ssl_context()
-        self._consul = Consul(settings.consul)
         self.plane = ControlPlane(settings.outbound, self._demand, metrics)
-        self._source = ConsulSource(
-            self._consul,
-            self.plane.apply,
-            default_allow=settings.default_allow,
-            on_watches=metrics.watches.set,
-        )
+        self._source = _source(settings, self.plane.apply, metrics)
         self._ads = AdsServer(PlaneRegistry(self.plane))
         self._admin = AdminServer(self.plane, self._source.troubles)
         self._reading: asyncio.Task[None] | None = None
@@ -80,8 +95,8 @@ class Gossamer:
         self.settings = replace(self.settings, listen=listen, admin=admin)
         self._reading = asyncio.create_task(self._source.run())
         log.info(
-            "serving xDS on %s, admin on http://%s, from Consul at %s",
-            join_host_port(listen), join_host_port(admin), self.settings.consul.address,
+            "serving xDS on %s, admin on http://%s, from %s",
+            join_host_port(listen), join_host_port(admin), _named(self.settings.source),
         )  # fmt: skip
         if not _is_loopback(listen[0]):
             log.warning("xDS on %s is plain text and carries private keys: keep that network private", listen[0])
@@ -110,7 +125,25 @@ class Gossamer:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        await self._consul.close()
+        await self._source.close()
+
+
+def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Metrics) -> Source:
+    if isinstance(settings.source, FileSettings):
+        return FileSource(
+            settings.source,
+            sink,
+            tokens_needed=not _is_loopback(settings.listen[0]),
+            default_allow=settings.default_allow,
+        )
+    settings.source.ssl_context()
+    return ConsulSource(
+        Consul(settings.source), sink, default_allow=settings.default_allow, on_watches=metrics.watches.set
+    )
+
+
+def _named(source: ConsulSettings | FileSettings) -> str:
+    return str(source.mesh) if isinstance(source, FileSettings) else f"Consul at {source.address}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from xds.cli.common import Failure, HostPort, consul_flags
+from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag
+from xds.sources.consul import registration as in_consul
 from xds.sources.consul.client import ConsulError
-from xds.sources.consul.registration import NotRegisteredError, Registration, find
 from xds.sources.consul.settings import ConsulSettings, SettingsError
+from xds.sources.file import registration as in_file
+from xds.sources.file.document import RefusedError
+from xds.sources.registration import NotRegisteredError, Registration
 
 
 def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,18 +54,19 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for flag in reversed(flags):
         command = flag(command)
-    return consul_flags(command)
+    return consul_flags(mesh_flag(command))
 
 
 def make_bootstrap(
     consul: ConsulSettings,
+    mesh: Path | None,
     proxy_id: str,
     sidecar_for: str,
     node_name: str,
     xds: tuple[tuple[str, int], ...],
     admin: tuple[str, int],
 ) -> dict[str, Any]:
-    """The bootstrap for a sidecar that is registered in Consul.
+    """The bootstrap for a sidecar that is registered in Consul or in the file ``mesh``.
 
     Raises:
         click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
@@ -69,7 +74,7 @@ def make_bootstrap(
     """
     from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
 
-    registration = look_up(consul, proxy_id, sidecar_for, node_name)
+    registration = look_up(consul, mesh, proxy_id, sidecar_for, node_name)
     sidecar = registration.sidecar
     return sidecar_bootstrap(
         BootstrapInputs(
@@ -78,24 +83,29 @@ def make_bootstrap(
             node_name=node_name,
             control_planes=xds,
             admin=admin,
-            token=consul.read_token(),
+            token=consul.read_token() or registration.token,
             datacenter=registration.datacenter,
         )
     )
 
 
-def look_up(consul: ConsulSettings, proxy_id: str, sidecar_for: str, node_name: str) -> Registration:
+def look_up(consul: ConsulSettings, mesh: Path | None, proxy_id: str, sidecar_for: str, node_name: str) -> Registration:
     """The registration of a sidecar.
 
     Raises:
         click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
-        Failure: it is not registered, or Consul can't be read.
+        Failure: it is not registered, or Consul or the mesh file can't be read.
     """
     if bool(proxy_id) == bool(sidecar_for):
         raise click.UsageError("name the sidecar by either its own service ID (PROXY_ID) or --sidecar-for SERVICE_ID")
+    if mesh is not None and node_name:
+        raise click.UsageError("--node-name is for Consul: a mesh file knows no nodes")
     try:
-        found = asyncio.run(find(consul, proxy_id=proxy_id, sidecar_for=sidecar_for, node_name=node_name))
-    except (ConsulError, NotRegisteredError, SettingsError) as error:
+        if mesh is not None:
+            found = in_file.find(mesh, proxy_id=proxy_id, sidecar_for=sidecar_for)
+        else:
+            found = asyncio.run(in_consul.find(consul, proxy_id=proxy_id, sidecar_for=sidecar_for, node_name=node_name))
+    except (ConsulError, NotRegisteredError, SettingsError, RefusedError) as error:
         raise Failure(str(error)) from error
     if not found.sidecar.service:
         raise Failure(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 
@@ -58,6 +60,31 @@ def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for flag in reversed(flags):
         resolved = flag(resolved)
     return resolved
+
+
+def mesh_flag(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--mesh``, a mesh file in place of Consul; the command gets ``mesh``, ``None`` where it is not given."""
+
+    @functools.wraps(command)
+    def checked(**arguments: Any) -> Any:
+        context = click.get_current_context()
+        if arguments["mesh"] is not None and context.get_parameter_source("address") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--mesh and --consul exclude each other: a mesh is read from one of them")
+        return command(**arguments)
+
+    return click.option(
+        "--mesh", metavar="FILE", type=click.Path(path_type=Path), help="Read the mesh from this file, not from Consul."
+    )(checked)
+
+
+def state_flag(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--state``, the folder of a mesh file's certificate authority and virtual IPs."""
+    return click.option(
+        "--state",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: mesh.state]",
+    )(command)
 
 
 class HostPort(click.ParamType[tuple[str, int]]):

@@ -6,7 +6,9 @@ import click
 
 from xds import __version__
 from xds.cli.bootstrap import bootstrap
+from xds.cli.ca import ca
 from xds.cli.demo import demo
+from xds.cli.mesh import mesh_group
 from xds.cli.redirect_traffic import redirect_traffic
 from xds.cli.serve import serve
 from xds.cli.sidecar import sidecar
@@ -18,7 +20,7 @@ def gossamer() -> None:
     """The control plane that makes a Consul service mesh transparent.
 
     \b
-    gossamer serve              the control plane, beside a Consul
+    gossamer serve              the control plane, beside a Consul or on a mesh file
     gossamer sidecar            on each host: an Envoy that gets its configuration from it
     gossamer redirect-traffic   on each host: the kernel's redirection into that Envoy
 
@@ -27,5 +29,5 @@ def gossamer() -> None:
     """
 
 
-for command in (serve, bootstrap, sidecar, redirect_traffic, demo):
+for command in (serve, bootstrap, sidecar, redirect_traffic, mesh_group, ca, demo):
     gossamer.add_command(command)

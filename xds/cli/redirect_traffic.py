@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import pwd
+from pathlib import Path
 from typing import Any
 
 import click
 
 from xds.cli.bootstrap import look_up
-from xds.cli.common import Failure, consul_flags
+from xds.cli.common import Failure, consul_flags, mesh_flag
 from xds.mesh.facts import ProxyMode
 from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
@@ -60,7 +61,8 @@ class Ip(click.ParamType[IPAddress]):
 
 @click.command()
 @consul_flags
-@click.option("--proxy-id", metavar="ID", default="", help="Take the ports from this sidecar's registration in Consul.")
+@mesh_flag
+@click.option("--proxy-id", metavar="ID", default="", help="Take the ports from this sidecar's registration.")
 @click.option(
     "--node-name", metavar="NODE", default="", help="The Consul node it is registered on, when that is not the agent's."
 )
@@ -107,6 +109,7 @@ class Ip(click.ParamType[IPAddress]):
 @click.option("--verify", is_flag=True, help="Say whether the rules stand; exit code 3 if not.")
 def redirect_traffic(
     consul: ConsulSettings,
+    mesh: Path | None,
     proxy_id: str,
     node_name: str,
     proxy_uid: int | None,
@@ -141,7 +144,7 @@ def redirect_traffic(
             for each in (redirector, *others):
                 each.undo()
             return
-        ports = _ports(consul, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
+        ports = _ports(consul, mesh, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
         if ports[0] == ports[1]:
             raise click.UsageError(f"the inbound and the outbound port are both {ports[0]}: they are two listeners")
         if proxy_uid is None:
@@ -172,18 +175,23 @@ def redirect_traffic(
 
 
 def _ports(
-    consul: ConsulSettings, proxy_id: str, node_name: str, inbound: int | None, outbound: int | None
+    consul: ConsulSettings,
+    mesh: Path | None,
+    proxy_id: str,
+    node_name: str,
+    inbound: int | None,
+    outbound: int | None,
 ) -> tuple[int, int, tuple[int, ...]]:
     """The inbound and the outbound port, and the sidecar's ports that are not part of the mesh."""
     if bool(proxy_id) == bool(inbound):
         raise click.UsageError(
-            "give either --proxy-id, to take the ports from the registration in Consul, or --proxy-inbound-port"
+            "give either --proxy-id, to take the ports from the registration, or --proxy-inbound-port"
         )
     if inbound is not None:
         return inbound, outbound or DEFAULT_OUTBOUND_PORT, ()
     if outbound is not None:
         raise click.UsageError("--proxy-outbound-port comes from the registration when --proxy-id is given")
-    found = look_up(consul, proxy_id, "", node_name)
+    found = look_up(consul, mesh, proxy_id, "", node_name)
     if found.settings.mode is not ProxyMode.TRANSPARENT:
         raise Failure(
             f"sidecar {proxy_id!r} is not transparent, so nothing would listen where connections are redirected to: set"

@@ -6,14 +6,18 @@ import asyncio
 import ipaddress
 import logging
 import signal
+from pathlib import Path
 
 import click
 
 from xds.ads.server import ListenError
 from xds.app import Gossamer, ServeSettings
-from xds.cli.common import Failure, HostPort, consul_flags
+from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag, state_flag
 from xds.envoy.listeners import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
 from xds.sources.consul.settings import ConsulSettings, SettingsError
+from xds.sources.file.document import RefusedError
+from xds.sources.file.source import FileSettings
+from xds.sources.file.state import StateError
 
 log = logging.getLogger("gossamer")
 
@@ -32,6 +36,8 @@ class VirtualRange(click.ParamType[IPNetwork]):
 
 @click.command()
 @consul_flags
+@mesh_flag
+@state_flag
 @click.option(
     "--listen",
     type=HostPort(),
@@ -60,13 +66,15 @@ class VirtualRange(click.ParamType[IPNetwork]):
 @click.option(
     "--default-intention-policy",
     type=click.Choice(["allow", "deny"]),
-    help="What holds where no intention matches. [what Consul says]",
+    help="What holds where no intention matches. [what Consul or the mesh file says]",
 )
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def serve(
     consul: ConsulSettings,
+    mesh: Path | None,
+    state: Path | None,
     listen: tuple[str, int],
     admin: tuple[str, int],
     ranges: tuple[IPNetwork, ...],
@@ -74,18 +82,24 @@ def serve(
     default_intention_policy: str | None,
     log_level: str,
 ) -> None:
-    """Serve every Envoy that connects, from what Consul knows.
+    """Serve every Envoy that connects, from what Consul knows or a mesh file says.
 
     \b
     A sidecar presents its ACL token on its stream (gossamer bootstrap puts it there); its certificate is fetched with
     that token. Gossamer's own token needs, for all services and nodes:
       service_prefix "" { policy = "read" intentions = "read" }   node_prefix "" { policy = "read" }
       agent_prefix "" { policy = "read" }   and from Consul 1.11 on   mesh = "read"
+
+    With --mesh FILE there is no Consul: services, intentions and defaults come from the file, which is followed as it
+    is edited, and certificates from an authority of Gossamer's own.
     """
+    if state is not None and mesh is None:
+        raise click.UsageError("--state is for a mesh file: it goes with --mesh")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
-    logging.getLogger("grpc").setLevel(logging.ERROR)
+    for chatty in ("grpc", "watchfiles"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     settings = ServeSettings(
-        consul=consul,
+        source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
         outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only),
@@ -93,7 +107,7 @@ def serve(
     )
     try:
         asyncio.run(run_until_signal(settings))
-    except (ListenError, SettingsError) as error:
+    except (ListenError, SettingsError, RefusedError, StateError) as error:
         raise Failure(str(error)) from error
 
 
@@ -102,7 +116,7 @@ async def run_until_signal(settings: ServeSettings) -> None:
 
     Raises:
         ListenError: an address can't be listened on.
-        SettingsError: Consul's settings can't be used.
+        SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be used.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

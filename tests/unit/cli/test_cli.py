@@ -17,7 +17,7 @@ def run(*arguments: str) -> Result:
     return result
 
 
-@pytest.mark.parametrize("command", ["serve", "bootstrap", "sidecar", "redirect-traffic", "demo"])
+@pytest.mark.parametrize("command", ["serve", "bootstrap", "sidecar", "redirect-traffic", "mesh", "ca", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -47,6 +47,15 @@ def test_every_command_explains_itself(command: str) -> None:
         (["redirect-traffic", "--proxy-inbound-port", "1"], "--proxy-uid is missing"),
         (["redirect-traffic", "--exclude-outbound-cidr", "10.0.0.1/8"], "is not an address or network"),
         (["redirect-traffic", "--undo", "--verify"], "exclude each other"),
+        (["serve", "--mesh", "/nowhere.yaml"], "/nowhere.yaml: can't be read: No such file or directory"),
+        (["serve", "--mesh", "m.yaml", "--consul", "http://127.0.0.1:1"], "--mesh and --consul exclude each other"),
+        (["serve", "--state", "/tmp/x"], "--state is for a mesh file"),
+        (["bootstrap", "a", "--mesh", "/nowhere.yaml"], "/nowhere.yaml: can't be read"),
+        (["bootstrap", "a", "--mesh", "/nowhere.yaml", "--node-name", "n"], "a mesh file knows no nodes"),
+        (["mesh", "check", "/nowhere.yaml"], "/nowhere.yaml can't be used /nowhere.yaml: can't be read"),
+        (["mesh", "export", "--consul", "http://127.0.0.1:1"], "can't reach Consul at http://127.0.0.1:1"),
+        (["ca", "rotate"], "say whose authority: --mesh FILE"),
+        (["ca", "rotate", "--mesh", "/nowhere.yaml"], "no certificate authority in /nowhere.state"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:

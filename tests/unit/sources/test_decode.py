@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xds.mesh.facts import Action, Health, Intention, ProxyMode
-from xds.sources.consul import decode
+from xds.sources import decode
 
 
 def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:

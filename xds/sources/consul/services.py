@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from xds.mesh.facts import DiscoveryChain, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
-from xds.sources.consul import decode
+from xds.sources import decode
 from xds.sources.consul.blocking import Tell, Watch
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 

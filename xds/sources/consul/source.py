@@ -25,7 +25,7 @@ from xds.mesh.mesh import (
     Key,
     Kind,
 )
-from xds.sources.consul import decode
+from xds.sources import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.services import ServiceWatches
@@ -106,6 +106,10 @@ class ConsulSource:
             for watch in self._base.values():
                 tasks.create_task(watch.run())
             self._follow_demand(tasks)
+
+    async def close(self) -> None:
+        """Close the connections to Consul."""
+        await self._client.close()
 
     def troubles(self) -> dict[str, str]:
         """What can't be read right now, with Consul's words."""

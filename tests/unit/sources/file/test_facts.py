@@ -1,0 +1,147 @@
+"""A mesh file comes to the facts that Consul would give for the same registrations."""
+
+from __future__ import annotations
+
+from tests.unit.sources.file.meshes import document, intentions, service
+from xds.mesh.facts import Action, Health, Intention, ProxyMode
+from xds.sources.file.facts import facts_of, warnings
+
+
+def test_a_nested_sidecar_gets_consuls_defaults() -> None:
+    facts = facts_of(document({"name": "web", "port": 8080, "connect": {"sidecar_service": {}}}))
+    instance = facts.instances["web"].instances[0]
+    assert (instance.service_id, instance.address, instance.port) == ("web-sidecar-proxy", "127.0.0.1", 21000)
+    sidecar = instance.sidecar
+    assert sidecar is not None
+    assert (sidecar.service, sidecar.local_service_address, sidecar.local_service_port) == ("web", "127.0.0.1", 8080)
+    assert instance.health is Health.PASSING
+    assert sidecar.settings.mode is None
+
+
+def test_a_sidecar_on_its_own_is_the_same_as_a_nested_one() -> None:
+    nested = facts_of(document(service("web")))
+    alone = facts_of(
+        document(
+            {"name": "web", "id": "web-1", "address": "10.118.0.1", "port": 8080},
+            {
+                "name": "web-sidecar-proxy",
+                "id": "web-1-sidecar-proxy",
+                "kind": "connect-proxy",
+                "address": nested.instances["web"].instances[0].address,
+                "port": 20000,
+                "proxy": {
+                    "destination_service_name": "web",
+                    "destination_service_id": "web-1",
+                    "local_service_port": 8080,
+                    "mode": "transparent",
+                },
+            },
+        )
+    )
+    assert alone.instances == nested.instances
+    assert alone.service_names == nested.service_names == {"web"}
+
+
+def test_a_nested_sidecar_is_as_healthy_as_its_service() -> None:
+    facts = facts_of(document(service("api", check={"ttl": "10s", "status": "critical"})))
+    assert facts.instances["api"].instances[0].health is Health.CRITICAL
+
+
+def test_settings_upstreams_and_entries_are_followed() -> None:
+    sidecar = {
+        "port": 20000,
+        "proxy": {
+            "transparent_proxy": {"outbound_listener_port": 15009},
+            "config": {"bind_port": 20010},
+            "upstreams": [{"destination_name": "db", "local_bind_port": 5432}],
+        },
+    }
+    facts = facts_of(
+        document(
+            service("web", connect={"sidecar_service": sidecar}),
+            entries=[
+                {"Kind": "proxy-defaults", "Name": "global", "Mode": "transparent"},
+                {"Kind": "service-defaults", "Name": "web", "MaxInboundConnections": 7},
+                {"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}},
+                {"Kind": "service-resolver", "Name": "db", "ConnectTimeout": "2s"},
+                {"Kind": "service-resolver", "Name": "x", "Redirect": {"Service": "y"}},
+                {"Kind": "service-splitter", "Name": "z", "Splits": []},
+            ],
+        )
+    )
+    settings = facts.instances["web"].instances[0].sidecar
+    assert settings is not None
+    assert (settings.settings.outbound_listener_port, settings.settings.bind_port) == (15009, 20010)
+    assert [(upstream.name, upstream.local_bind_port) for upstream in settings.upstreams] == [("db", 5432)]
+    assert facts.entries.proxy_defaults.mode is ProxyMode.TRANSPARENT
+    assert facts.entries.service_defaults["web"].max_inbound_connections == 7
+    assert facts.entries.mesh_destinations_only
+    assert (facts.chains["db"].connect_timeout_ms, facts.chains["db"].refusal) == (2000, None)
+    assert "Redirect" in str(facts.chains["x"].refusal)
+    assert "service-splitter" in str(facts.chains["z"].refusal)
+
+
+def test_intentions_and_who_may_call() -> None:
+    permissions = [{"Action": "allow", "HTTP": {"PathPrefix": "/"}}]
+    entry = intentions("api", web="allow", anyone="deny")
+    entry["Sources"].append({"Name": "http", "Permissions": permissions})
+    entry["Sources"].append({"Name": "far", "Action": "allow", "Peer": "elsewhere"})
+    facts = facts_of(document(service("api"), entries=[entry, intentions("*", anyone="allow")]))
+    assert set(facts.intentions) == {
+        Intention("web", "api", Action.ALLOW),
+        Intention("*", "api", Action.DENY),
+        Intention("http", "api", Action.PERMISSIONS),
+        Intention("*", "*", Action.ALLOW),
+    }
+    assert facts.callers("api") == "web"
+    assert facts.callers("other") == "everybody"
+
+
+def test_tokens_are_a_services_and_a_sidecars_own_counts() -> None:
+    facts = facts_of(
+        document(
+            service("api", 1, token="one"),
+            service("api", 2, connect={"sidecar_service": {"port": 1, "token": "two"}}),
+        )
+    )
+    assert facts.tokens == {"api": {"one", "two"}}
+    assert facts.declares_tokens
+
+
+def test_a_virtual_ip_of_its_own_is_kept_and_the_others_are_named() -> None:
+    nested = {"port": 1, "tagged_addresses": {"virtual": {"address": "10.96.0.1", "port": 80}}}
+    facts = facts_of(document(service("api", connect={"sidecar_service": nested}), service("db"), service("web")))
+    assert facts.claimed("api") == ("10.96.0.1",)
+    assert facts.without_virtual_ip() == ["db", "web"]
+
+
+def test_an_application_that_speaks_mutual_tls_itself_is_in_the_mesh() -> None:
+    facts = facts_of(document({"name": "native", "port": 9, "connect": {"native": True}}))
+    assert facts.instances["native"].instances[0].sidecar is None
+    assert facts.instances["native"].instances[0].port == 9
+
+
+def test_what_may_not_be_meant_is_a_warning() -> None:
+    upstreams = {"port": 20000, "proxy": {"upstreams": [{"destination_name": "nope", "local_bind_port": 1}]}}
+    found = warnings(
+        document(
+            service("web", connect={"sidecar_service": upstreams}),
+            {"name": "bare"},
+            {"name": "gate", "kind": "mesh-gateway"},
+            entries=[
+                intentions("web", wep="allow"),
+                {"Kind": "exported-services", "Name": "default"},
+                {"Kind": "service-router", "Name": "web"},
+            ],
+        )
+    )
+    said = "\n".join(text for _, text in found)
+    for words in (
+        "the upstream 'nope' is no service of this file",
+        "'bare' has no sidecar",
+        "a mesh-gateway is not served yet",
+        "the source 'wep' is no service",
+        "an exported-services is not followed yet".replace("an ", "a "),
+        "'web' is set aside as an upstream",
+    ):
+        assert words in said

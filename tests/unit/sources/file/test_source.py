@@ -1,0 +1,214 @@
+"""A mesh from a file: what it hands over, and what an edit does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.unit.sources.file.meshes import intentions, mesh, service
+from xds.lab.processes import eventually
+from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.mesh.mesh import Batch, Demand, Mesh
+from xds.sources.file.authority import OLD_ROOT_TRUSTED
+from xds.sources.file.document import RefusedError
+from xds.sources.file.source import FileSettings, FileSource
+from xds.sources.file.state import StateFolder
+
+WEB, API = LeafKey("web", ""), LeafKey("api", "")
+
+
+class Bench:
+    """A file source, its mesh, and a clock that is set by hand."""
+
+    def __init__(self, folder: Path, text: str, *, tokens_needed: bool = False) -> None:
+        self.file = folder / "mesh.yaml"
+        self.file.write_text(text)
+        self.now = datetime(2026, 3, 1, tzinfo=UTC)
+        self.mesh = Mesh()
+        self.batches = 0
+        self._changed = asyncio.Event()
+        self.settings = FileSettings.resolve(self.file, None)
+        self.source = FileSource(self.settings, self._take, tokens_needed=tokens_needed, clock=lambda: self.now)
+
+    def _take(self, batch: Batch) -> None:
+        self.batches += 1
+        if self.mesh.apply(batch):
+            self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_troubled(self, troubled: bool) -> None:
+        async def seen() -> bool:
+            return bool(self.source.troubles()) == troubled
+
+        await eventually("the source's troubles to change", seen)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.source.run())
+        try:
+            await self.until(lambda: not self.mesh.missing())
+            yield
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def leaf(self, key: LeafKey) -> Leaf:
+        found = self.mesh.leaf(key)
+        assert isinstance(found, Leaf)
+        return found
+
+
+async def test_only_what_is_demanded_is_handed_over(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web"), service("api")))
+    async with bench.running():
+        assert bench.mesh.instances("api") is None
+        bench.source.demand(Demand(frozenset({"api", "absent"}), frozenset({WEB})))
+        await bench.until(lambda: bench.mesh.leaf(WEB) is not None)
+        api, chain, absent = bench.mesh.instances("api"), bench.mesh.chain("api"), bench.mesh.instances("absent")
+        assert api is not None
+        assert [instance.service_id for instance in api.instances] == ["api-1-sidecar-proxy"]
+        assert chain is not None
+        assert chain.virtual_ips == ("240.0.0.2",)
+        assert absent is not None
+        assert absent.instances == ()
+        bench.source.demand(Demand())
+        await bench.until(lambda: bench.mesh.leaf(WEB) is None)
+        assert bench.mesh.instances("api") is None
+
+
+async def test_an_edit_is_followed_and_a_bad_one_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.file.write_text(mesh(service("web"), service("api"), entries=[intentions("api", web="allow")]))
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"web", "api"}))
+        assert bench.mesh.intentions
+
+        bench.file.write_text("services: [")
+        await bench.until_troubled(True)
+        assert "mesh.yaml:2: not YAML" in bench.source.troubles()["mesh file"]
+        assert bench.mesh.service_names == frozenset({"web", "api"})
+
+        bench.file.unlink()
+        (tmp_path / "new").write_text(mesh(service("api")))
+        (tmp_path / "new").rename(bench.file)  # as editors and deployment tools do
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"api"}))
+        await bench.until_troubled(False)
+
+
+async def test_a_file_that_disappears_is_a_trouble_and_no_empty_mesh(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.file.unlink()
+        await bench.until_troubled(True)
+        assert "can't be read: No such file" in bench.source.troubles()["mesh file"]
+        assert bench.mesh.service_names == frozenset({"web"})
+
+
+async def test_a_service_that_leaves_the_file_has_no_instances(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web"), service("api")))
+    async with bench.running():
+        bench.source.demand(Demand(frozenset({"api"}), frozenset({API})))
+        await bench.until(lambda: bench.mesh.leaf(API) is not None)
+        bench.file.write_text(mesh(service("web")))
+        await bench.until(lambda: isinstance(bench.mesh.leaf(API), LeafRefused))
+        api = bench.mesh.instances("api")
+        assert api is not None
+        assert api.instances == ()
+
+
+async def test_a_certificate_needs_the_token_that_the_file_names(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web", token="w"), service("api", token="a")), tokens_needed=True)
+    keys = [LeafKey("web", token) for token in ("w", "", "a", "ẃ")]
+    async with bench.running():
+        bench.source.demand(Demand(frozenset(), frozenset([*keys, LeafKey("nobody", "w")])))
+        await bench.until(lambda: bench.mesh.leaf(keys[0]) is not None)
+        assert bench.leaf(keys[0]).service == "web"
+        for key in (*keys[1:], LeafKey("nobody", "w")):
+            assert isinstance(bench.mesh.leaf(key), LeafRefused)
+        # A token that is replaced opens nothing any more, the new one does.
+        bench.file.write_text(mesh(service("web", token="a"), service("api", token="w")))
+        await bench.until(lambda: isinstance(bench.mesh.leaf(keys[2]), Leaf))
+        assert isinstance(bench.mesh.leaf(keys[0]), LeafRefused)
+
+
+async def test_without_tokens_it_is_for_loopback_only(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"mesh\.yaml:2: no service has a token, so whoever connects"):
+        Bench(tmp_path, mesh(service("web")), tokens_needed=True)
+    bench = Bench(tmp_path, mesh(service("web", token="w")), tokens_needed=True)
+    async with bench.running():
+        bench.file.write_text(mesh(service("web")))
+        await bench.until_troubled(True)
+
+
+async def test_leaves_are_renewed_in_time_and_only_then(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.source.demand(Demand(frozenset(), frozenset({WEB})))
+        await bench.until(lambda: bench.mesh.leaf(WEB) is not None)
+        first = bench.leaf(WEB)
+        bench.now += timedelta(hours=72 * 0.59)
+        bench.source.renew()
+        assert bench.leaf(WEB) == first
+        bench.now += timedelta(hours=72 * 0.32)
+        bench.source.renew()
+        assert bench.leaf(WEB) != first
+
+
+async def test_an_edit_of_something_else_renews_no_certificate(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.source.demand(Demand(frozenset(), frozenset({WEB})))
+        await bench.until(lambda: bench.mesh.leaf(WEB) is not None)
+        first = bench.leaf(WEB)
+        bench.file.write_text(mesh(service("web"), service("api")))
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"web", "api"}))
+        assert bench.leaf(WEB) == first
+
+
+async def test_a_rotation_by_another_process_is_followed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.source.demand(Demand(frozenset(), frozenset({WEB})))
+        await bench.until(lambda: bench.mesh.leaf(WEB) is not None)
+        first, roots = bench.leaf(WEB), bench.mesh.roots
+        assert roots is not None
+        StateFolder(bench.settings.state).rotate(bench.now)
+        await bench.until(lambda: bench.mesh.leaf(WEB) != first)
+        both = bench.mesh.roots
+        assert both is not None
+        assert both.certificates[1:] == roots.certificates
+        bench.now += OLD_ROOT_TRUSTED
+        bench.source.renew()
+        alone = bench.mesh.roots
+        assert alone is not None
+        assert alone.certificates == both.certificates[:1]
+
+
+async def test_a_root_that_is_about_to_expire_is_a_trouble(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    assert bench.source.troubles() == {}
+    bench.now += timedelta(days=3600)
+    assert "run gossamer ca rotate" in bench.source.troubles()["certificate authority"]
+
+
+async def test_a_restart_changes_no_virtual_ip_and_no_root(tmp_path: Path) -> None:
+    text = mesh(service("web"), service("api"))
+    seen = []
+    for order in (text, mesh(service("api"), service("web"))):
+        bench = Bench(tmp_path, order)
+        async with bench.running():
+            bench.source.demand(Demand(frozenset({"web", "api"})))
+            await bench.until(lambda bench=bench: bench.mesh.chain("web") is not None)  # type: ignore[misc]
+            seen.append([bench.mesh.chain("web"), bench.mesh.chain("api"), bench.mesh.roots])
+    assert seen[0] == seen[1]

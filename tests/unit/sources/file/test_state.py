@@ -1,0 +1,73 @@
+"""The state folder: kept, private, and never half written."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from xds.sources.file.state import StateError, StateFolder
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def test_what_was_made_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "state"
+    authority = StateFolder(folder).authority(NOW)
+    assert StateFolder(folder).authority(NOW) == authority
+    assert StateFolder(folder).rotate(NOW) == StateFolder(folder).authority(NOW)
+    assert StateFolder(folder).authority(NOW).old[0].certificate == authority.certificate
+    given = StateFolder(folder).give_virtual_ips(["web"], ())
+    assert StateFolder(folder).give_virtual_ips(["api", "web"], ()) == {**given, "api": "240.0.0.2"}
+    assert StateFolder(folder).give_virtual_ips(["api"], ()) == {**given, "api": "240.0.0.2"}
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.authority(NOW)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert folder.authority_file.stat().st_mode & 0o777 == 0o600
+    folder.authority_file.chmod(0o640)
+    with pytest.raises(StateError, match=r"others may read it \(mode 0640\): run 'chmod 600"):
+        folder.authority(NOW)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"trust_domain": 1}', "\x00"])
+def test_an_authority_that_is_damaged_is_never_replaced(tmp_path: Path, content: str) -> None:
+    folder = StateFolder(tmp_path)
+    folder.authority(NOW)
+    folder.authority_file.write_text(content)
+    with pytest.raises(StateError, match=r"ca\.json"):
+        folder.authority(NOW)
+    assert folder.authority_file.read_text() == content
+
+
+def test_a_key_that_is_not_the_certificates_is_refused(tmp_path: Path) -> None:
+    one, other = StateFolder(tmp_path / "one"), StateFolder(tmp_path / "other")
+    one.authority(NOW)
+    mixed = json.loads(one.authority_file.read_text())
+    mixed["private_key"] = other.authority(NOW).private_key
+    one.authority_file.write_text(json.dumps(mixed))
+    with pytest.raises(StateError, match="the private key is not that of the certificate"):
+        one.authority(NOW)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"web": "x"}', "{"])
+def test_virtual_ips_that_are_damaged_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "virtual-ips.json").write_text(content)
+    with pytest.raises(StateError, match=r"virtual-ips\.json"):
+        StateFolder(tmp_path).give_virtual_ips(["web"], ())
+
+
+def test_there_must_be_something_to_rotate(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no certificate authority in"):
+        StateFolder(tmp_path / "nothing").rotate(NOW)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match=r"can't use the state folder .*file/state: Not a directory"):
+        StateFolder(tmp_path / "file" / "state").authority(NOW)

@@ -1,0 +1,117 @@
+"""What in a mesh file contradicts something else in it. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from xds.sources.file.models import VIRTUAL_TAGS, MeshFile, ServiceIntentions
+from xds.sources.file.registered import CONNECT_PROXY, Registered, registered
+
+Found = tuple[tuple[str | int, ...], str]
+"""Where it is, and what it is."""
+
+
+def contradictions(mesh: MeshFile) -> Iterator[Found]:
+    """Everything that can't be meant, each with where it is."""
+    services = registered(mesh)
+    yield from _repeated_ids(services)
+    yield from _shared_addresses(services)
+    yield from _shared_virtual_ips(services)
+    yield from _incomplete_sidecars(services)
+    yield from _partial_tokens(services)
+    yield from _repeated_entries(mesh)
+
+
+def _repeated_ids(services: list[Registered]) -> Iterator[Found]:
+    first: dict[str, Registered] = {}
+    for service in services:
+        other = first.setdefault(service.id, service)
+        if other is not service:
+            how = "each instance needs an id of its own" if service.name == other.name else "an id is one instance's"
+            yield service.path, f"two services have the id {service.id!r}; {how}"
+
+
+def _shared_addresses(services: list[Registered]) -> Iterator[Found]:
+    """Two programs can't listen on one port of one address; a sidecar and its application are no exception."""
+    first: dict[tuple[str, int], Registered] = {}
+    for service in services:
+        if not service.port:
+            continue
+        other = first.setdefault((service.address, service.port), service)
+        if other is not service and CONNECT_PROXY in (service.kind, other.kind):
+            yield (
+                (*service.path, "port"),
+                f"{service.id!r} and {other.id!r} are both at {service.address}:{service.port}: give one of them"
+                " another port or address",
+            )
+
+
+def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
+    first: dict[str, str] = {}
+    for service in services:
+        for tag in VIRTUAL_TAGS:
+            tagged = service.definition.tagged_addresses.get(tag)
+            if tagged is None:
+                continue
+            address = str(ipaddress.ip_address(tagged.address))
+            owner = service.proxy.destination_service_name if service.kind == CONNECT_PROXY else service.name
+            other = first.setdefault(address, owner)
+            if other != owner:
+                path = (*service.path, "tagged_addresses", tag, "address")
+                yield path, f"{owner!r} and {other!r} claim the same virtual IP {address}"
+
+
+def _incomplete_sidecars(services: list[Registered]) -> Iterator[Found]:
+    for service in services:
+        if service.kind == CONNECT_PROXY:
+            if not service.proxy.destination_service_name:
+                yield (
+                    (*service.path, "proxy"),
+                    f"{service.id!r} is a sidecar of nothing: it needs proxy.destination_service_name",
+                )
+            if not service.port:
+                yield service.path, f"sidecar {service.id!r} needs the port that its Envoy listens on"
+        for number, upstream in enumerate(service.definition.proxy.upstreams):
+            if not upstream.local_bind_port and not upstream.local_bind_socket_path:
+                path = (*service.path, "proxy", "upstreams", number)
+                yield path, f"upstream {upstream.destination_name!r} needs a local_bind_port"
+
+
+def _partial_tokens(services: list[Registered]) -> Iterator[Found]:
+    """A service without a token beside others with one would give its key to anybody."""
+    destinations: dict[str, Registered] = {}
+    with_token: set[str] = set()
+    for service in services:
+        destination = service.destination
+        if destination is None:
+            continue
+        destinations.setdefault(destination, service)
+        if service.token:
+            with_token.add(destination)
+    for destination, service in destinations.items():
+        if with_token and destination not in with_token:
+            yield (
+                service.path,
+                f"{destination!r} has no token, but {min(with_token)!r} has: either every service in the mesh has one,"
+                " or none and Gossamer listens on loopback only",
+            )
+
+
+def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:
+    entries: set[tuple[str, str]] = set()
+    for number, entry in enumerate(mesh.config_entries.bootstrap):
+        path: tuple[str | int, ...] = ("config_entries", "bootstrap", number)
+        name = str(getattr(entry, "Name", "mesh"))
+        key = (entry.Kind, name.lower() if isinstance(entry, ServiceIntentions) else name)
+        if key in entries:
+            yield path, f"there is a {entry.Kind} for {name!r} already"
+        entries.add(key)
+        if isinstance(entry, ServiceIntentions):
+            sources: set[str] = set()
+            for index, source in enumerate(entry.Sources):
+                elsewhere = (source.model_extra or {}).get("Peer") or (source.model_extra or {}).get("SamenessGroup")
+                if source.Name.lower() in sources and not elsewhere:
+                    yield (*path, "Sources", index), f"{source.Name!r} is a source of this entry already"
+                if not elsewhere:
+                    sources.add(source.Name.lower())

@@ -1,0 +1,324 @@
+"""A mesh read from a file: the same facts that Consul would give, taken again whenever the file changes.
+
+An edit that can't be used is refused with its reasons, and the last good mesh goes on serving. Whoever edits sees the
+refusal in the log and in ``/ready``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import random
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from watchfiles import awatch
+
+from xds.mesh.facts import DiscoveryChain, Leaf, LeafKey, LeafRefused, ServiceInstances
+from xds.mesh.mesh import (
+    CONFIG_ENTRIES,
+    DATACENTER,
+    DEFAULT_ALLOW,
+    INTENTIONS,
+    ROOTS,
+    SERVICE_NAMES,
+    Batch,
+    Demand,
+    Key,
+    Kind,
+)
+from xds.sources.file.authority import Authority, IssuedLeaf, issue
+from xds.sources.file.document import Problem, RefusedError, parse
+from xds.sources.file.facts import FileFacts, facts_of, warnings
+from xds.sources.file.state import StateError, StateFolder
+
+log = logging.getLogger(__name__)
+
+SETTLE_MS = 20
+"""An edit is read once nothing has been written for this long."""
+LOOK_ANYWAY_MS = 2000
+"""Where the file system tells nothing (a network mount, a link to elsewhere), a change is found this late."""
+RENEWAL_LOOK_S = 60.0
+ROOT_WARNING = timedelta(days=90)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSettings:
+    """Where a mesh without a Consul is kept."""
+
+    mesh: Path
+    state: Path
+    """The folder of its certificate authority and its virtual IPs."""
+
+    @classmethod
+    def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
+        """The settings for a mesh file; its state is kept beside it where no folder is named."""
+        return cls(mesh, state or mesh.with_suffix(".state"))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedMesh:
+    """What the file and the state folder come to."""
+
+    facts: FileFacts
+    virtual_ips: Mapping[str, str]
+    authority: Authority
+    warnings: tuple[str, ...]
+    """What is allowed and may still not be meant."""
+
+
+def load(settings: FileSettings, *, tokens_needed: bool, now: datetime) -> LoadedMesh:
+    """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
+
+    Args:
+        settings: where they are.
+        tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
+        now: the time, in UTC.
+
+    Raises:
+        RefusedError: the file can't be used.
+        StateError: the state folder can't.
+    """
+    document = parse(str(settings.mesh), read_text(settings.mesh))
+    facts = facts_of(document)
+    if tokens_needed and not facts.declares_tokens and facts.tokens:
+        raise RefusedError(
+            str(settings.mesh),
+            [
+                Problem(
+                    document.line(("services",)),
+                    "no service has a token, so whoever connects would be given any certificate: give each service its"
+                    " token, or let gossamer listen on loopback only (--listen 127.0.0.1:18000)",
+                )
+            ],
+        )
+    folder = StateFolder(settings.state)
+    taken = {address for service in facts.instances for address in facts.claimed(service)}
+    given = folder.give_virtual_ips(facts.without_virtual_ip(), taken)
+    return LoadedMesh(facts, given, folder.authority(now), tuple(text for _, text in warnings(document)))
+
+
+def read_text(file: Path) -> str:
+    """The text of a mesh file.
+
+    Raises:
+        RefusedError: it can't be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RefusedError(str(file), [Problem(0, f"can't be read: {reason}")]) from None
+
+
+class FileSource:
+    """Serves a mesh from a file.
+
+    Args:
+        settings: where it is.
+        sink: takes each batch of facts.
+        tokens_needed: as for `load`.
+        default_allow: what holds where no intention matches, in place of what the file says.
+        clock: the time, in UTC.
+
+    Raises:
+        RefusedError: the file can't be used.
+        StateError: the state folder can't.
+    """
+
+    def __init__(
+        self,
+        settings: FileSettings,
+        sink: Callable[[Batch], None],
+        *,
+        tokens_needed: bool,
+        default_allow: bool | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._tokens_needed = tokens_needed
+        self._default_allow = default_allow
+        self._clock = clock
+        self._chance = random.Random()  # noqa: S311 - jitter
+        self._demand = Demand()
+        self._served = Demand()
+        """The demand as it was last followed."""
+        self._demand_changed = asyncio.Event()
+        self._leaves: dict[LeafKey, IssuedLeaf] = {}
+        self._trouble: str | None = None
+        self._seen = self._signature()
+        self._mesh = load(settings, tokens_needed=tokens_needed, now=clock())
+        self._tell_loaded()
+
+    # -- from outside ---------------------------------------------------------------------------------------------
+
+    def demand(self, demand: Demand) -> None:
+        """Hand over what ``demand`` names from now on."""
+        self._demand = demand
+        self._demand_changed.set()
+
+    async def run(self) -> None:
+        """Follow the file until cancelled."""
+        self._sink(self._base() | self._services(self._demand.services))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_files())
+            tasks.create_task(self._follow_demand())
+            tasks.create_task(self._keep_leaves())
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def troubles(self) -> dict[str, str]:
+        """Why the file as it is now is not what is served, and what needs an operator soon."""
+        found = {"mesh file": self._trouble} if self._trouble else {}
+        expires = self._mesh.authority.expires_at
+        if expires - self._clock() < ROOT_WARNING:
+            found["certificate authority"] = f"its root expires on {expires:%Y-%m-%d}: run gossamer ca rotate"
+        return found
+
+    # -- the files ------------------------------------------------------------------------------------------------
+
+    def _signature(self) -> tuple[object, ...]:
+        """What differs when the mesh file or the authority's has been written."""
+        found: list[object] = []
+        for file in (self._settings.mesh, StateFolder(self._settings.state).authority_file):
+            try:
+                about = file.stat()
+                found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+            except OSError:
+                found.append(None)
+        return tuple(found)
+
+    async def _follow_files(self) -> None:
+        folders = {self._settings.mesh.parent, self._settings.state}
+        changes = awatch(
+            *folders,
+            watch_filter=None,
+            recursive=False,
+            step=SETTLE_MS,
+            rust_timeout=LOOK_ANYWAY_MS,
+            yield_on_timeout=True,
+        )
+        async with aclosing(changes):
+            async for _ in changes:
+                await self._look()
+
+    async def _look(self) -> None:
+        """Take the files as they are now, if that differs and can be used."""
+        signature = await asyncio.to_thread(self._signature)
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            loaded = await asyncio.to_thread(load, self._settings, tokens_needed=self._tokens_needed, now=self._clock())
+        except (RefusedError, StateError) as error:
+            if str(error) != self._trouble:
+                log.error("refused, the last good mesh goes on serving:\n%s", error)  # noqa: TRY400
+            self._trouble = str(error)
+            return
+        if self._trouble:
+            log.info("%s can be used again", self._settings.mesh)
+        self._trouble = None
+        before, self._mesh = self._mesh, loaded
+        self._tell_loaded(before)
+        self._sink(
+            self._base()
+            | self._services(self._served.services)
+            | self._certificates(self._served.leaves, anew=loaded.authority != before.authority)
+        )
+
+    def _tell_loaded(self, before: LoadedMesh | None = None) -> None:
+        mesh = self._mesh
+        known = before.virtual_ips if before else {}
+        given = [f"{name} {address}" for name, address in sorted(mesh.virtual_ips.items()) if name not in known]
+        log.info(
+            "%s: %d services in the mesh%s",
+            self._settings.mesh,
+            len(mesh.facts.instances),
+            f"; virtual IPs given: {', '.join(given)}" if given else "",
+        )
+        for warning in mesh.warnings:
+            if before is None or warning not in before.warnings:
+                log.warning("%s: %s", self._settings.mesh, warning)
+        if before is not None and mesh.authority.certificate != before.authority.certificate:
+            log.info("the certificate authority was rotated; the root is now %s", mesh.authority.fingerprint)
+
+    # -- facts ----------------------------------------------------------------------------------------------------
+
+    def _base(self) -> dict[Key, object]:
+        facts = self._mesh.facts
+        return {
+            DATACENTER: facts.datacenter,
+            DEFAULT_ALLOW: facts.default_allow if self._default_allow is None else self._default_allow,
+            INTENTIONS: facts.intentions,
+            SERVICE_NAMES: facts.service_names,
+            CONFIG_ENTRIES: facts.entries,
+            ROOTS: self._mesh.authority.trusted(self._clock()),
+        }
+
+    def _services(self, services: frozenset[str]) -> dict[Key, object]:
+        batch: dict[Key, object] = {}
+        facts = self._mesh.facts
+        for name in services:
+            chain = facts.chains.get(name, DiscoveryChain(name))
+            if name in facts.instances and not facts.claimed(name):
+                chain = replace(chain, virtual_ips=(self._mesh.virtual_ips[name],))
+            batch[Key(Kind.INSTANCES, name)] = facts.instances.get(name, ServiceInstances(name))
+            batch[Key(Kind.CHAIN, name)] = chain
+        return batch
+
+    async def _follow_demand(self) -> None:
+        while True:
+            await self._demand_changed.wait()
+            self._demand_changed.clear()
+            before, self._served = self._served, self._demand
+            batch = self._services(self._served.services - before.services)
+            batch |= self._certificates(self._served.leaves - before.leaves)
+            for name in before.services - self._served.services:
+                batch[Key(Kind.INSTANCES, name)] = batch[Key(Kind.CHAIN, name)] = None
+            for key in before.leaves - self._served.leaves:
+                self._leaves.pop(key, None)
+                batch[Key(Kind.LEAF, key)] = None
+            self._sink(batch)
+
+    # -- certificates ---------------------------------------------------------------------------------------------
+
+    def _certificates(self, keys: frozenset[LeafKey], *, anew: bool = False) -> dict[Key, object]:
+        """The leaf of each key, or why there is none; those that there are already are kept unless ``anew``."""
+        return {Key(Kind.LEAF, key): self._certificate(key, anew=anew) for key in keys}
+
+    def _certificate(self, key: LeafKey, *, anew: bool) -> Leaf | LeafRefused:
+        refusal = self._refusal(key)
+        if refusal is not None:
+            self._leaves.pop(key, None)
+            return LeafRefused(refusal)
+        if anew or key not in self._leaves:
+            self._leaves[key] = issue(
+                self._mesh.authority, key.service, self._mesh.facts.datacenter, self._clock(), self._chance.random()
+            )
+        return self._leaves[key].leaf
+
+    def _refusal(self, key: LeafKey) -> str | None:
+        tokens = self._mesh.facts.tokens.get(key.service)
+        if tokens is None:
+            return f"{self._settings.mesh} has no sidecar of a service {key.service!r}"
+        if tokens and not any(hmac.compare_digest(token.encode(), key.token.encode()) for token in tokens):
+            what = "not the token" if key.token else "no token, and not the one"
+            return f"it presented {what} that {self._settings.mesh} names for {key.service!r}"
+        return None
+
+    async def _keep_leaves(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL_LOOK_S)
+            self.renew()
+
+    def renew(self) -> None:
+        """Replace the certificates whose time has come, and stop trusting roots whose time is over."""
+        now = self._clock()
+        due = frozenset(key for key, issued in self._leaves.items() if issued.renew_at <= now)
+        self._sink({ROOTS: self._mesh.authority.trusted(now)} | self._certificates(due, anew=True))

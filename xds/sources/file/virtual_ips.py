@@ -1,0 +1,53 @@
+"""Giving virtual IPs to services that have none, as Consul does: from 240.0.0.0/4, the first being 240.0.0.1. Pure.
+
+Unlike Consul's, an address that was given once is never given to another service: a client that still knows the old
+one must not reach a stranger.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+LAST = ipaddress.IPv4Address("255.255.255.254")
+
+
+class ExhaustedError(Exception):
+    """There is no virtual IP left to give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The virtual IPs that were given."""
+
+    by_service: Mapping[str, str] = field(default_factory=dict)
+    last: ipaddress.IPv4Address = ipaddress.IPv4Address("240.0.0.0")
+    """The highest one that was ever given."""
+
+    def to(self, services: Iterable[str], taken: Collection[str]) -> Given:
+        """What is given once each of ``services`` has one.
+
+        Args:
+            services: who needs one, in the order in which new ones are given.
+            taken: addresses that services claim themselves. One that was given to another service is taken back.
+
+        Raises:
+            ExhaustedError: the range is used up.
+        """
+        result = {service: address for service, address in self.by_service.items() if address not in taken}
+        last = self.last
+        for service in services:
+            if service in result:
+                continue
+            last = _after(last)
+            while str(last) in taken:
+                last = _after(last)
+            result[service] = str(last)
+        return Given(result, last)
+
+
+def _after(address: ipaddress.IPv4Address) -> ipaddress.IPv4Address:
+    if address >= LAST:
+        raise ExhaustedError("every virtual IP of 240.0.0.0/4 has been given")
+    return address + 1

@@ -1,0 +1,79 @@
+"""A sidecar's registration: for the commands that run beside it and have to know its ports and its service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from xds.mesh.facts import ConfigEntries, ProxySettings, Sidecar
+from xds.policy.proxies import effective_settings
+from xds.sources import decode
+
+
+class NotRegisteredError(Exception):
+    """There is no such sidecar, or more than one; the message says what was looked for and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A sidecar's registration, and what its settings come to."""
+
+    sidecar: Sidecar
+    settings: ProxySettings
+    datacenter: str
+    plain_ports: tuple[int, ...]
+    """Ports of the sidecar that are not part of the mesh: metrics and exposed paths."""
+    token: str = ""
+    """What it has to present, where the registration says so."""
+
+
+def choose(services: Iterable[Any], proxy_id: str, sidecar_for: str, where: str, hint: str = "") -> Any:
+    """The one sidecar among ``services`` (Consul's JSON) with ID ``proxy_id``, or of the service ID ``sidecar_for``.
+
+    Args:
+        services: what is registered.
+        proxy_id: the ID of a sidecar, or nothing.
+        sidecar_for: the ID of its service, otherwise.
+        where: where they are registered, for messages.
+        hint: what else to try if there is none.
+
+    Raises:
+        NotRegisteredError: none, or several.
+    """
+    proxies = [service for service in services if service.get("Kind") == decode.CONNECT_PROXY]
+    found = [
+        proxy for proxy in proxies if (proxy["ID"] == proxy_id if proxy_id else _destination_id(proxy) == sidecar_for)
+    ]
+    what = f"sidecar with service ID {proxy_id!r}" if proxy_id else f"sidecar for service ID {sidecar_for!r}"
+    if not found:
+        known = ", ".join(sorted(proxy["ID"] for proxy in proxies)) or "none"
+        raise NotRegisteredError(f"no {what} is registered {where} (sidecars there: {known}){hint}")
+    if len(found) > 1:
+        ids = ", ".join(sorted(proxy["ID"] for proxy in found))
+        raise NotRegisteredError(f"there is more than one {what} {where}: name one of {ids} as PROXY_ID")
+    return found[0]
+
+
+def _destination_id(proxy: Any) -> str:
+    about = proxy.get("Proxy") or {}
+    return about.get("DestinationServiceID") or about.get("DestinationServiceName") or ""
+
+
+def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registration:
+    """What a registered sidecar (Consul's JSON) comes to under these config entries."""
+    sidecar = decode.sidecar(node_name, found)
+    proxy = found.get("Proxy") or {}
+    config = proxy.get("Config") or {}
+    plain = [
+        str(config[key]).rpartition(":")[2]
+        for key in ("envoy_prometheus_bind_addr", "envoy_stats_bind_addr")
+        if config.get(key)
+    ]
+    plain += [str(path.get("ListenerPort")) for path in (proxy.get("Expose") or {}).get("Paths") or ()]
+    return Registration(
+        sidecar=sidecar,
+        settings=effective_settings(sidecar, entries),
+        datacenter=found.get("Datacenter") or "",
+        plain_ports=tuple(int(port) for port in plain if port.isdecimal() and 0 < int(port) < 65536),
+    )

@@ -4,13 +4,16 @@
 # make bench   measure, and rewrite docs/performance.md
 # make protos  generate xds/wire from protos/
 
-.PHONY: setup demo test lint bench protos
+.PHONY: demo-setup setup demo test lint docs bench protos
 bin := .venv/bin
 
-setup:
+demo-setup:
 	@scripts/setup
 
-demo: setup
+setup:
+	@scripts/setup work
+
+demo: demo-setup
 	@$(bin)/gossamer demo
 
 test: setup

@@ -26,8 +26,9 @@ from xds.control.proxy import Proxy
 from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.lab import binaries
+from xds.lab.commands import ADMIN_PORT, PUBLIC_PORT, XDS_PORT, gossamer
 from xds.lab.consul import LabConsul
-from xds.lab.mesh import ADMIN_PORT, PUBLIC_PORT, XDS_PORT, get, gossamer
+from xds.lab.mesh import get
 from xds.lab.network import Host, Network
 from xds.lab.processes import Process, eventually
 from xds.sources.consul.settings import ConsulSettings

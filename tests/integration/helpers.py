@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 from xds.lab.application import who_answers
-from xds.lab.mesh import run_to_end
 from xds.lab.network import Host
-from xds.lab.processes import eventually
+from xds.lab.processes import eventually, run_to_end
 
 ASK = """
 import socket, sys

@@ -12,8 +12,9 @@ import pytest
 from tests.integration.conftest import Mesh, start_mesh
 from tests.integration.helpers import answers
 from xds.lab.application import who_answers
+from xds.lab.commands import ADMIN_PORT
 from xds.lab.consul import version
-from xds.lab.mesh import ADMIN_PORT, Lab, get
+from xds.lab.mesh import Lab, get
 from xds.lab.processes import eventually
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"

@@ -13,10 +13,11 @@ from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers
 from xds.lab import binaries
 from xds.lab.application import dial, who_answers
+from xds.lab.commands import ADMIN_PORT, gossamer
 from xds.lab.consul import LabConsul
-from xds.lab.mesh import ADMIN_PORT, CommandError, Lab, Member, get, gossamer, run_to_end
+from xds.lab.mesh import Lab, Member, get
 from xds.lab.network import Network
-from xds.lab.processes import Process, eventually
+from xds.lab.processes import CommandError, Process, eventually, run_to_end
 
 PORT = 80
 

@@ -10,7 +10,9 @@ import yaml
 from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers
 from xds.lab import binaries
-from xds.lab.mesh import ADMIN_PORT, get, gossamer, run_to_end
+from xds.lab.commands import ADMIN_PORT, gossamer
+from xds.lab.mesh import get
+from xds.lab.processes import run_to_end
 
 PORT = 80
 

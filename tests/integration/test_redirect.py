@@ -12,9 +12,10 @@ import pytest
 
 from tests.integration.helpers import answers, ask_as
 from xds.lab.application import who_answers
-from xds.lab.mesh import CommandError, Lab, Member, gossamer, run_to_end
+from xds.lab.commands import application, gossamer, here
+from xds.lab.mesh import Lab, Member
 from xds.lab.network import Host, Network
-from xds.lab.processes import eventually
+from xds.lab.processes import CommandError, eventually, run_to_end
 
 EXCLUDED_PORT, OTHER_PORT, INBOUND_PORT = 9001, 9002, 9100
 EXCLUDED_UID, OTHER_UID = 7777, 8888
@@ -100,7 +101,7 @@ async def test_an_excluded_inbound_port_is_reached_without_the_sidecar(closed: C
 
 
 def _server(name: str, port: int, address: str) -> list[str]:
-    return [sys.executable, "-m", "xds.lab.application", name, str(port), address]
+    return here(application(name, port, address=address))
 
 
 async def test_the_ports_come_from_the_registration_where_only_the_sidecar_is_named(closed: Closed) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers
@@ -52,10 +50,7 @@ async def test_a_held_connection_survives_a_leaf_rotation_and_new_ones_show_the_
     held = await dial(denying.web.host, denying.api_ip, PORT)
     witnessed = await dial(denying.web.host, "240.0.0.60", PORT)
     clusters = (await sent(denying, "clusters"))["sent"]
-    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
-    await lab.consul.rotate_ca(key.decode())
+    await lab.consul.rotate_ca()
     # Consul itself makes new leaves at a random moment within half a minute.
     after = await eventually("a new certificate to be shown", serial, until=lambda seen: seen != before, within_s=120)
     assert after != before

@@ -13,7 +13,8 @@ import pytest
 from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers
 from xds.lab.application import dial, who_answers
-from xds.lab.mesh import APPLICATION_PORT, ENVOY_ADMIN_PORT, PUBLIC_PORT, Lab, Member
+from xds.lab.commands import APPLICATION_PORT, ENVOY_ADMIN_PORT, PUBLIC_PORT
+from xds.lab.mesh import Lab, Member
 from xds.lab.network import Host
 from xds.lab.processes import eventually
 

@@ -1,4 +1,4 @@
-"""``gossamer demo``: the main job, shown on this machine with a real Consul and real Envoys."""
+"""``gossamer demo``: a mesh on this machine, and a tour of what it does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 import logging
 import signal
 import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
 
 import click
 
@@ -13,31 +16,47 @@ from xds.cli.common import Failure
 
 
 @click.command()
+@click.option("--consul", is_flag=True, help="Take the tour on a real Consul, in place of a mesh file.")
+@click.option("--hold", is_flag=True, help="Leave the mesh up at the end, and say what to try.")
 @click.option("--keep-logs", is_flag=True, help="Leave the folder with everyone's logs behind.")
-def demo(keep_logs: bool) -> None:
-    """Watch the main job on this machine: two services, two sidecars, no upstream configured.
+def demo(consul: bool, hold: bool, keep_logs: bool) -> None:
+    """Watch a mesh work on this machine, without a Consul.
 
-    Starts a Consul, a gossamer serve, and two hosts in network namespaces, each with an application, an Envoy and
-    the kernel's redirection. web dials the virtual IP of api; then the intention that allows it is taken away and put
-    back. Needs root; leaves nothing behind. Exit code 0 if everything was as expected.
+    A small shop, in network namespaces of its own: five hosts, each with an application, a real Envoy and the kernel's
+    redirection, and gossamer serve on a mesh file. The tour dials by virtual IP, takes an intention away and puts it
+    back, replaces every certificate, loses an instance and the control plane, all under traffic.
+
+    Without root it runs in a user namespace. Leaves nothing behind, however it ends. Exit code 0 if everything was as
+    expected.
     """
+    from xds.lab import isolation
     from xds.lab.binaries import MissingError
     from xds.lab.network import NetworkError
     from xds.lab.tour import Tour
 
-    logging.basicConfig(level="ERROR")
-
-    async def tour() -> bool:
-        running = asyncio.current_task()
-        assert running is not None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-        return await Tour(keep_logs=keep_logs).run()
-
     try:
-        ok = asyncio.run(tour())
+        if not isolation.inside():
+            sys.stdout.flush()
+            isolation.enter(["demo", *sys.argv[2:]])
+        logging.basicConfig(level="ERROR")
+        folder = Path(tempfile.mkdtemp(prefix="gossamer-logs-")) if keep_logs else isolation.FOLDER
+        ok = asyncio.run(_interruptible(Tour(consul=consul, hold=hold, folder=folder).run()))
     except asyncio.CancelledError:
+        if hold:
+            click.echo("everything that was started is stopped and removed")
+            return
         raise Failure("interrupted; everything that was started is stopped and removed") from None
     except (MissingError, NetworkError) as error:
         raise Failure(str(error)) from error
+    if keep_logs:
+        click.echo(f"the logs are in {folder}")
     sys.exit(0 if ok else 1)
+
+
+async def _interruptible(tour: Coroutine[None, None, bool]) -> bool:
+    """Run the tour; a signal cancels it, so that it cleans up after itself."""
+    running = asyncio.current_task()
+    assert running is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    return await tour

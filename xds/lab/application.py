@@ -1,17 +1,28 @@
-"""The applications of the lab: a server that says its name and echoes, and a client that dials it.
+"""The applications of the lab, which know nothing of a mesh: servers, and clients that dial them.
 
-``python -m xds.lab.application NAME PORT [ADDRESS]`` is the server. It knows nothing of a mesh.
+``python -m xds.lab.application NAME PORT`` greets every connection with its name and echoes lines. With ``--http`` it
+answers requests with its name, after calling every service that ``--calls NAME=URL`` names: ``http://`` others of its
+kind, ``tcp://`` servers that greet.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import sys
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
 
 from xds.lab.network import Host
+
+CALL_WITHIN_S = 5.0
 
 
 async def serve(name: str, port: int, address: str) -> None:
@@ -31,6 +42,49 @@ async def serve(name: str, port: int, address: str) -> None:
     server = await asyncio.start_server(answer, address, port)
     async with server:
         await server.serve_forever()
+
+
+async def serve_http(name: str, port: int, address: str, calls: Mapping[str, str]) -> None:
+    """Answer every request with ``name`` and what the services that it calls answered.
+
+    ``request`` counts the requests on one connection, so that a client sees whether it is still the same one.
+    """
+    counts: weakref.WeakKeyDictionary[asyncio.BaseTransport, int] = weakref.WeakKeyDictionary()
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        counts[request.transport] = counts.get(request.transport, 0) + 1
+        body: dict[str, Any] = {"service": name, "request": counts[request.transport]}
+        answers = await asyncio.gather(*map(_call, calls.values()))
+        if calls:
+            body["calls"] = dict(zip(calls, answers, strict=True))
+        return web.json_response(body)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port).start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _call(url: str) -> Any:
+    """What the server at ``url`` answers, or why it doesn't."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(CALL_WITHIN_S):
+            if parts.scheme == "tcp":
+                reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                greeting = await reader.readline()
+                await _closed(writer)
+                return {"service": greeting.decode().strip()} if greeting else "refused"
+            async with aiohttp.ClientSession() as session, session.get(url) as response:
+                return await response.json()
+    except (OSError, aiohttp.ClientError) as error:
+        return f"refused: {error or type(error).__name__}"
 
 
 TLS_ALERT = b"\x15\x03"
@@ -120,5 +174,70 @@ async def who_answers(host: Host, address: str, port: int, within_s: float = 10.
         return None
 
 
+class Held:
+    """An HTTP connection from ``host`` that is held open from one request to the next."""
+
+    def __init__(self, host: Host, url: str) -> None:
+        self._url = url
+        self.requests = 0
+        """How many were answered."""
+        connector = aiohttp.TCPConnector(
+            socket_factory=lambda info: host.socket(info[0], info[1]), limit=1, keepalive_timeout=3600
+        )
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10))
+
+    async def ask(self) -> dict[str, Any]:
+        """The answer to one more request.
+
+        Raises:
+            RefusedError: there was none.
+        """
+        try:
+            async with self._session.get(self._url) as response:
+                answer = dict(await response.json())
+        except (aiohttp.ClientError, OSError) as error:
+            raise RefusedError(f"{self._url}: {error or type(error).__name__}") from error
+        self.requests += 1
+        return answer
+
+    async def still_open(self) -> bool:
+        """Whether one more request is answered on the very connection that all were answered on."""
+        return bool((await self.ask())["request"] == self.requests)
+
+    async def __aenter__(self) -> Held:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+
+async def ask(host: Host, url: str) -> dict[str, Any]:
+    """The answer to one request on a connection of its own.
+
+    Raises:
+        RefusedError: there was none.
+    """
+    async with Held(host, url) as connection:
+        return await connection.ask()
+
+
+def main() -> None:
+    """Run a server until it is stopped."""
+    parser = argparse.ArgumentParser(prog="xds.lab.application")
+    parser.add_argument("name")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--address", default="127.0.0.1")
+    parser.add_argument("--http", action="store_true")
+    parser.add_argument("--calls", action="append", default=[], metavar="NAME=URL")
+    given = parser.parse_args()
+    if given.http:
+        calls = dict(call.split("=", 1) for call in given.calls)
+        asyncio.run(serve_http(given.name, given.port, given.address, calls))
+    else:
+        asyncio.run(serve(given.name, given.port, given.address))
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1"))
+    main()

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from xds.lab import binaries
 from xds.lab.network import Host
 from xds.lab.processes import Process, eventually
@@ -91,6 +94,14 @@ class LabConsul:
             }
         return config
 
+    def serve_arguments(self) -> list[str]:
+        """What ``gossamer serve`` is told of it."""
+        return ["--consul", self.url]
+
+    def lookup_arguments(self, node: str) -> list[str]:
+        """What ``gossamer sidecar`` is told of it, for one that is registered on ``node``."""
+        return ["--consul", self.url, "--node-name", node]
+
     async def stop(self) -> None:
         """Stop it."""
         if self.process is not None:
@@ -161,9 +172,12 @@ class LabConsul:
             body = json.dumps({"SourceType": "consul", "Action": action})
             await self.client.http.put(lambda _: None, path, params=query, data=body, headers=headers)
 
-    async def rotate_ca(self, private_key_pem: str) -> None:
-        """Make a new root with this key; the old one signs it, and every leaf is made anew."""
-        config = {"PrivateKey": private_key_pem, "RootCert": "", "LeafCertTTL": "72h"}
+    async def rotate_ca(self) -> None:
+        """Make a new root; the old one signs it, and every leaf is made anew within half a minute."""
+        key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+        config = {"PrivateKey": key.decode(), "RootCert": "", "LeafCertTTL": "72h"}
         await self.put("/v1/connect/ca/configuration", {"Provider": "consul", "Config": config})
 
     async def make_token(self, rules: str) -> str:
@@ -172,6 +186,17 @@ class LabConsul:
         policy = await self.put("/v1/acl/policy", {"Name": name, "Rules": rules})
         token = await self.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
         return str(token["SecretID"])
+
+    async def token_for(self, service: str) -> str:
+        """A token that may be this service and nothing else; none where there are no ACLs."""
+        if not self.token:
+            return ""
+        rules = f"""
+            service "{service}" {{ policy = "write" }}
+            service "{service}-sidecar-proxy" {{ policy = "write" }}
+            node_prefix "" {{ policy = "read" }}
+        """
+        return await self.make_token(rules)
 
     async def virtual_ips(self, service: str) -> list[str]:
         """The addresses that the instances of a service carry, as Consul tells everybody."""

@@ -1,11 +1,11 @@
-"""A whole mesh on one machine: Consul, Gossamer, and hosts that each run an application and its sidecar."""
+"""A whole mesh on one machine: a catalog, Gossamer, and hosts that each run an application and its sidecar."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
-import tempfile
+import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,13 @@ from typing import Any
 
 import aiohttp
 
-from xds.lab import binaries
+from xds.lab import binaries, commands
+from xds.lab.catalog import Catalog
+from xds.lab.commands import ADMIN_PORT, APPLICATION_PORT, ENVOY_ADMIN_PORT, ENVOY_UID, PUBLIC_PORT, here
 from xds.lab.consul import LabConsul
-from xds.lab.network import Host, Network, folder
-from xds.lab.processes import Process, eventually
-
-ENVOY_UID = 5678
-PUBLIC_PORT = 20000
-APPLICATION_PORT = 8080
-XDS_PORT = 18000
-ADMIN_PORT = 18001
-ENVOY_ADMIN_PORT = 19000
+from xds.lab.mesh_file import MeshFile
+from xds.lab.network import Host, Network, temporary_folder
+from xds.lab.processes import Process, eventually, run_to_end
 
 
 @dataclass(slots=True)
@@ -45,34 +41,43 @@ class Lab:
     """A mesh. An asynchronous context manager: leaving it stops every process and removes every namespace.
 
     Args:
+        mesh_file: whether the mesh is in a file, in place of a Consul.
         acl: whether Consul enforces ACLs, with ``default_policy``.
         serve_arguments: further arguments of ``gossamer serve``.
         serve_rules: the ACL rules of its token; the management token where none are given.
-        keep_logs: leave the folder with everyone's logs behind.
+        folder: where everyone's logs and files go; a temporary one where none is given.
     """
 
     def __init__(
         self,
         *,
+        mesh_file: bool = False,
         acl: bool = False,
         default_policy: str = "deny",
         serve_arguments: tuple[str, ...] = (),
         serve_rules: str = "",
-        keep_logs: bool = False,
+        folder: Path | None = None,
     ) -> None:
+        self._mesh_file = mesh_file
         self._acl = acl
         self._default_policy = default_policy
         self._serve_arguments = serve_arguments
         self._serve_rules = serve_rules
         self._serve_token = ""
-        self._keep_logs = keep_logs
         self._exit = AsyncExitStack()
         self.network = Network()
         self.members: list[Member] = []
+        self._given_folder = folder
         self.folder = Path()
         self.gossamer: Process | None = None
-        self.consul: LabConsul
+        self.catalog: Catalog
         self.control: Host
+
+    @property
+    def consul(self) -> LabConsul:
+        """The Consul of a lab that has one."""
+        assert isinstance(self.catalog, LabConsul)
+        return self.catalog
 
     async def __aenter__(self) -> Lab:
         binaries.check_tools()
@@ -84,18 +89,22 @@ class Lab:
         return self
 
     async def _start(self) -> None:
-        if self._keep_logs:
-            self.folder = Path(tempfile.mkdtemp(prefix="gossamer-logs-"))
+        if self._given_folder is not None:
+            self.folder = self._given_folder
         else:
-            self.folder = folder()
+            self.folder = temporary_folder()
             self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._exit.enter_context(self.network)
         self.control = self.network.host("control")
-        self.consul = LabConsul(self.control, self.folder, acl=self._acl, default_policy=self._default_policy)
-        self._exit.push_async_callback(self.consul.close)
-        await self.consul.start()
-        rules = self._serve_rules
-        self._serve_token = await self.consul.make_token(rules) if rules else self.consul.token
+        if self._mesh_file:
+            self.catalog = MeshFile(self.folder, self._default_policy)
+        else:
+            self.catalog = LabConsul(self.control, self.folder, acl=self._acl, default_policy=self._default_policy)
+        self._exit.push_async_callback(self.catalog.close)
+        await self.catalog.start()
+        if not self._mesh_file:
+            rules = self._serve_rules
+            self._serve_token = await self.consul.make_token(rules) if rules else self.consul.token
         self._exit.push_async_callback(self.stop_gossamer)
         await self.start_gossamer()
 
@@ -108,11 +117,7 @@ class Lab:
 
     async def start_gossamer(self) -> None:
         """Start ``gossamer serve`` and wait until it is ready."""
-        address = self.control.address
-        command = [
-            *gossamer("serve"), "--consul", self.consul.url, "--listen", f"{address}:{XDS_PORT}",
-            "--admin", f"{address}:{ADMIN_PORT}", *self._serve_arguments,
-        ]  # fmt: skip
+        command = here([*commands.serve(self.catalog.serve_arguments(), self.control.address), *self._serve_arguments])
         environment = {"CONSUL_HTTP_TOKEN": self._serve_token, "CONSUL_HTTP_ADDR": ""}
         log = self.folder / "gossamer.log"
         self.gossamer = await Process.start("gossamer", self.control.command(*command), log, environment)
@@ -125,10 +130,10 @@ class Lab:
 
         await eventually("gossamer to be ready", ready)
 
-    async def stop_gossamer(self) -> None:
+    async def stop_gossamer(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop it."""
         if self.gossamer is not None:
-            await self.gossamer.stop()
+            await self.gossamer.stop(how)
 
     async def sidecars(self) -> dict[str, Any]:
         """What ``/v1/sidecars`` says, by sidecar ID."""
@@ -154,10 +159,17 @@ class Lab:
         return process
 
     async def application(
-        self, name: str, host: Host, port: int = APPLICATION_PORT, address: str = "127.0.0.1"
+        self,
+        name: str,
+        host: Host,
+        port: int = APPLICATION_PORT,
+        address: str = "127.0.0.1",
+        *,
+        http: bool = False,
+        calls: Sequence[str] = (),
     ) -> Process:
         """Run the lab's application, and wait until it listens."""
-        command = [sys.executable, "-m", "xds.lab.application", name, str(port), address]
+        command = here(commands.application(name, port, http=http, calls=calls, address=address))
         process = await self.run(f"{name}-app-{port}", host, *command)
 
         async def listening() -> bool:
@@ -192,7 +204,7 @@ class Lab:
             service: the name in the catalog; the application says ``service-instance``.
             virtual_ip: tagged ``virtual``, as Kubernetes does; a newer Consul gives one by itself as well.
             instance: tells instances of one service apart.
-            token: what its sidecar presents; the management token where the lab has ACLs and none is given.
+            token: what its sidecar presents; the management token where Consul has ACLs and none is given.
             redirect: further arguments of ``gossamer redirect-traffic``.
             start: run application, sidecar and redirection.
             register: put it into the catalog.
@@ -201,11 +213,13 @@ class Lab:
             on: a host that there is already, in place of a new one.
         """
         host = on or self.network.host(f"{service}-{instance}")
-        member = Member(service, host, f"node-{service}-{instance}", instance, token or self.consul.token)
+        if not token:
+            token = await self.catalog.token_for(service) if self._mesh_file else self.consul.token
+        member = Member(service, host, f"node-{service}-{instance}", instance, token)
         member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
         tagged = {"virtual": {"Address": virtual_ip, "Port": APPLICATION_PORT}} if virtual_ip else {}
-        mode: dict[str, Any] = {"Mode": "transparent"} if self.consul.transparent else {}
-        stand_in = {} if self.consul.transparent else {"mode": "transparent"}
+        mode: dict[str, Any] = {"Mode": "transparent"} if self.catalog.transparent else {}
+        stand_in = {} if self.catalog.transparent else {"mode": "transparent"}
         member.registered = {
             "Kind": "connect-proxy",
             "ID": member.sidecar_id,
@@ -238,13 +252,13 @@ class Lab:
             "Address": member.host.address,
             "Port": APPLICATION_PORT,
         }
-        await self.consul.register(member.node, member.host.address, application)
-        await self.consul.register(member.node, member.host.address, member.registered)
+        await self.catalog.register(member.node, member.host.address, application)
+        await self.catalog.register(member.node, member.host.address, member.registered)
 
     async def deregister(self, member: Member) -> None:
         """Take a member out of the catalog."""
-        await self.consul.deregister(member.node, member.sidecar_id)
-        await self.consul.deregister(member.node, f"{member.service}-{member.instance}")
+        await self.catalog.deregister(member.node, member.sidecar_id)
+        await self.catalog.deregister(member.node, f"{member.service}-{member.instance}")
 
     async def start(self, member: Member, redirect: tuple[str, ...] = ()) -> None:
         """Run a member's application, redirection and sidecar, each with the command an operator would type."""
@@ -254,24 +268,23 @@ class Lab:
 
     def redirect_command(self, member: Member, *more: str) -> list[str]:
         """The command that redirects a member's traffic."""
-        uid, port = str(ENVOY_UID), str(PUBLIC_PORT)
-        admin = str(ENVOY_ADMIN_PORT)  # so that the lab can read Envoy's counters
-        return [
-            *gossamer("redirect-traffic"), "--netns", member.host.path, "--proxy-uid", uid,
-            "--proxy-inbound-port", port, "--exclude-inbound-port", admin, *more,
-        ]  # fmt: skip
+        return here([*commands.redirect(netns=member.host.path), *more])
 
     async def redirect(self, member: Member, *more: str) -> None:
         """Redirect a member's traffic."""
         await run_to_end(*self.redirect_command(member, *more))
 
     async def start_sidecar(self, member: Member, admin_port: int = ENVOY_ADMIN_PORT) -> None:
-        """Run a member's sidecar. It asks Consul who it is, then Gossamer for everything else."""
-        command = [
-            *gossamer("sidecar"), member.sidecar_id, "--node-name", member.node, "--consul", self.consul.url,
-            "--xds", f"{self.control.address}:{XDS_PORT}", "--admin", f"{member.host.address}:{admin_port}",
-            "--envoy", binaries.envoy(), "--", "--concurrency", "1", "--log-level", "warning",
-        ]  # fmt: skip
+        """Run a member's sidecar. It asks the catalog who it is, then Gossamer for everything else."""
+        command = here(
+            commands.sidecar(
+                member.sidecar_id,
+                self.catalog.lookup_arguments(member.node),
+                xds=self.control.address,
+                admin=f"{member.host.address}:{admin_port}",
+                envoy=binaries.envoy(),
+            )
+        )
         environment = {"CONSUL_HTTP_TOKEN": member.token, "CONSUL_HTTP_ADDR": ""}
         log = self.folder / f"{member.sidecar_id}.log"
         process = await Process.start(member.sidecar_id, member.host.command(*command, uid=ENVOY_UID), log, environment)
@@ -294,7 +307,7 @@ class Lab:
 
     async def virtual_ip(self, member: Member) -> str:
         """The first virtual IP of a member's service."""
-        return (await self.consul.virtual_ips(member.service))[0]
+        return (await self.catalog.virtual_ips(member.service))[0]
 
 
 async def get(host: Host, port: int, path: str) -> tuple[int, Any]:
@@ -307,27 +320,3 @@ async def get(host: Host, port: int, path: str) -> tuple[int, Any]:
         if answer.content_type == "application/json":
             return answer.status, await answer.json()
         return answer.status, await answer.text()
-
-
-def gossamer(command: str) -> list[str]:
-    """The command line of ``gossamer``, by the interpreter that runs this."""
-    return [sys.executable, "-m", "xds", command]
-
-
-class CommandError(Exception):
-    """A command that should have succeeded failed; the message is what it said."""
-
-
-async def run_to_end(*command: str) -> str:
-    """Run a command; what it printed.
-
-    Raises:
-        CommandError: it failed.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        raise CommandError(f"{' '.join(command)} ended with code {process.returncode}:\n{output.decode()}")
-    return output.decode()

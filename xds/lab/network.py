@@ -130,7 +130,7 @@ class Network:
         return host
 
 
-def folder() -> Path:
+def temporary_folder() -> Path:
     """A new folder for what a run writes; one that is left over is removed by a later run."""
     return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-lab-"))
 

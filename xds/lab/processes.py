@@ -54,6 +54,11 @@ class Process:
         """Its process ID."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it is running."""
+        return self._process.returncode is None
+
     def alive(self) -> bool:
         """Whether it is running.
 
@@ -79,6 +84,30 @@ class Process:
             except TimeoutError:
                 self._process.kill()
         await self._process.wait()
+
+
+class CommandError(Exception):
+    """A command that should have succeeded failed; the message is what it said."""
+
+
+async def run_to_end(*command: str) -> str:
+    """Run a command; what it printed.
+
+    Raises:
+        CommandError: it failed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        raise CommandError(f"{' '.join(command)} ended with code {process.returncode}:\n{output.decode()}")
+    return output.decode()
 
 
 async def eventually(

@@ -107,7 +107,7 @@ def _services(instances: list[Any], left_out: list[str]) -> list[Any]:
 
         if uses[own_id] > 1:
             left_out.append(f"several nodes have a service with ID {own_id!r}: here it is {unique(own_id)!r}")
-        service = _service(registered, address)
+        service = service_definition(registered, address)
         service["id"] = unique(own_id)
         proxy = service.get("proxy", {})
         if proxy.get("destination_service_id"):
@@ -121,7 +121,8 @@ def _services(instances: list[Any], left_out: list[str]) -> list[Any]:
     return services
 
 
-def _service(registered: Any, address: str) -> dict[str, Any]:
+def service_definition(registered: Any, address: str) -> dict[str, Any]:
+    """A service at ``address`` as ``consul services register`` takes it, from Consul's JSON."""
     weights = registered.get("Weights") or {}
     tagged = registered.get("TaggedAddresses") or {}
     found: dict[str, Any] = {

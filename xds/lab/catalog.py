@@ -1,0 +1,47 @@
+"""What a lab's mesh is registered in: a real Consul, or a mesh file. The rest of the lab does not care which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Catalog(Protocol):
+    """What an operator does to a mesh, and how the commands are told where it is."""
+
+    @property
+    def transparent(self) -> bool:
+        """Whether registrations can say that a sidecar is transparent; a Consul before 1.11 has stand-ins for that."""
+
+    async def start(self) -> None:
+        """Bring it up, empty."""
+
+    async def close(self) -> None:
+        """Take it down."""
+
+    def serve_arguments(self) -> list[str]:
+        """What ``gossamer serve`` is told of it."""
+
+    def lookup_arguments(self, node: str) -> list[str]:
+        """What ``gossamer sidecar`` is told of it, for one that is registered on ``node``."""
+
+    async def token_for(self, service: str) -> str:
+        """A token that may be this service and nothing else."""
+
+    async def register(self, node: str, address: str, service: Mapping[str, Any]) -> None:
+        """Register a service or a sidecar: Consul's JSON."""
+
+    async def deregister(self, node: str, service_id: str) -> None:
+        """Take it out again."""
+
+    async def check(self, node: str, address: str, service_id: str, status: str) -> None:
+        """Say how an instance is: ``passing``, ``warning`` or ``critical``."""
+
+    async def intention(self, source: str, destination: str, action: str | None) -> None:
+        """Set an intention, or take it away with ``None``."""
+
+    async def virtual_ips(self, service: str) -> list[str]:
+        """The virtual IPs of a service."""
+
+    async def rotate_ca(self) -> None:
+        """Make a new root certificate, which the old one vouches for."""

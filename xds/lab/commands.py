@@ -1,0 +1,77 @@
+"""The commands that make up a mesh, said once: what runs in the lab's namespaces and in the containers of the demo.
+
+Each is a list that begins with ``gossamer`` or ``python``, as an image has them on its path; `here` turns it into one
+for this machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+ENVOY_UID = 5678
+PUBLIC_PORT = 20000
+APPLICATION_PORT = 8080
+XDS_PORT = 18000
+ADMIN_PORT = 18001
+ENVOY_ADMIN_PORT = 19000
+
+
+def serve(source: Sequence[str], address: str) -> list[str]:
+    """The control plane, on ``address``; ``source`` says where the mesh is read from (``--consul``, ``--mesh``)."""
+    return [
+        "gossamer", "serve", *source, "--listen", f"{address}:{XDS_PORT}", "--admin", f"{address}:{ADMIN_PORT}",
+    ]  # fmt: skip
+
+
+def redirect(*, inbound_port: int = PUBLIC_PORT, netns: str = "") -> list[str]:
+    """The redirection of a host, with Envoy's admin port left reachable; of a namespace where one is given."""
+    return [
+        "gossamer", "redirect-traffic", *(["--netns", netns] if netns else []), "--proxy-uid", str(ENVOY_UID),
+        "--proxy-inbound-port", str(inbound_port), "--exclude-inbound-port", str(ENVOY_ADMIN_PORT),
+    ]  # fmt: skip
+
+
+def sidecar(
+    proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "", concurrency: int = 1
+) -> list[str]:
+    """A sidecar.
+
+    Args:
+        proxy_id: its service ID.
+        registration: where that is looked up (``--consul``, ``--mesh``).
+        xds: the address of the control plane.
+        admin: ``host:port`` of Envoy's admin interface.
+        envoy: the Envoy to run, where it is not the installed one.
+        concurrency: its worker threads.
+    """
+    return [
+        "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{XDS_PORT}", "--admin", admin,
+        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", str(concurrency), "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def application(
+    name: str,
+    port: int = APPLICATION_PORT,
+    *,
+    http: bool = False,
+    calls: Sequence[str] = (),
+    address: str = "127.0.0.1",
+) -> list[str]:
+    """An application; ``calls`` as `xds.lab.application` takes them."""
+    return [
+        "python", "-m", "xds.lab.application", name, str(port), "--address", address,
+        *(["--http"] if http else []), *(part for call in calls for part in ("--calls", call)),
+    ]  # fmt: skip
+
+
+def here(command: Sequence[str]) -> list[str]:
+    """The same command by the interpreter that runs this."""
+    program = {"gossamer": [sys.executable, "-m", "xds"], "python": [sys.executable]}[command[0]]
+    return [*program, *command[1:]]
+
+
+def gossamer(*arguments: str) -> list[str]:
+    """The command line of ``gossamer``, by the interpreter that runs this."""
+    return here(["gossamer", *arguments])

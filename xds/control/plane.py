@@ -8,7 +8,7 @@ a fact that changes                      what is done again
 the instances or the chain of a service  its encoding as an upstream (and of services that share a virtual IP
                                          with it); its own sidecars; sidecars that name it as explicit upstream
 intentions, default, service names       the set of upstreams of each service with a connected sidecar
-trust domain or datacenter               every upstream
+trust domain, datacenter, config entries every upstream
 roots, config entries, intentions, ...   each sidecar's own resources, where their inputs really differ
 a leaf certificate                       the sidecars whose it is
 ======================================== =====================================================================
@@ -32,6 +32,7 @@ from xds.envoy.listeners import OutboundSettings
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import (
     BASE_FACTS,
+    CONFIG_ENTRIES,
     DATACENTER,
     DEFAULT_ALLOW,
     INTENTIONS,
@@ -142,7 +143,7 @@ class ControlPlane:
         if changed & {INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES}:
             relisted |= self._assign(self._views)
         services: set[str] = {key.of for key in changed if isinstance(key.of, str) and key.of}
-        if changed & {ROOTS, DATACENTER}:
+        if changed & {ROOTS, DATACENTER, CONFIG_ENTRIES}:
             services |= self._demand.services
         relisted |= self._refresh_upstreams(services)
         self._update_proxies(changed, services, relisted)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xds.envoy import clusters, endpoints, names
 from xds.envoy.resource import CLUSTER, ENDPOINT, Resource
+from xds.mesh.facts import ConfigEntries, DiscoveryChain, Instance, ServiceInstances
 from xds.mesh.mesh import Mesh
-from xds.policy.virtual_ips import VirtualIPTable, claims
+from xds.policy.proxies import effective_settings
+from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,33 @@ class UpstreamCatalog:
             The services that differ from before: it, and those that gained or lost a virtual IP by it.
         """
         instances = self._mesh.instances(service)
-        claimed = claims(instances, self._mesh.chain(service)).since if instances is not None else {}
+        claimed = self._claims(instances, self._mesh.chain(service)).since if instances is not None else {}
         touched = self._table.claim(service, claimed) | {service}
         return frozenset(name for name in touched if self._encode(name))
+
+    def _claims(self, instances: ServiceInstances, chain: DiscoveryChain | None) -> Claims:
+        return claims(instances, chain, self._dialed_directly(instances))
+
+    def _dialed_directly(self, instances: ServiceInstances) -> list[Instance]:
+        """The instances that let others dial their own address, by their registration or a config entry."""
+        entries = self._mesh.config_entries or ConfigEntries()
+        return [
+            instance
+            for instance in instances.instances
+            if instance.sidecar is not None
+            and effective_settings(instance.sidecar, entries).dialed_directly
+            and endpoints.unreachable(instance) is None
+        ]
+
+    def _dialed_alone(self, instances: ServiceInstances, chain: DiscoveryChain) -> dict[str, ServiceInstances]:
+        """By address that is an instance's own and no virtual IP of the service, the instances that are there."""
+        shared = claims(instances, chain).since
+        found: dict[str, list[Instance]] = {}
+        for instance in self._dialed_directly(instances):
+            address = str(ipaddress.ip_address(instance.address))
+            if address not in shared:
+                found.setdefault(address, []).append(instance)
+        return {address: ServiceInstances(instances.service, tuple(there)) for address, there in found.items()}
 
     def _encode(self, service: str) -> bool:
         before = self[service]
@@ -78,7 +105,7 @@ class UpstreamCatalog:
         )
         if instances is None or chain is None or roots is None or datacenter is None:
             return UNKNOWN
-        problems = [f"virtual IP {text!r} is not an IP address" for text in claims(instances, chain).malformed]
+        problems = [f"virtual IP {text!r} is not an IP address" for text in self._claims(instances, chain).malformed]
         problems += [
             f"virtual IP {ip} belongs to service {owner!r}, which was registered earlier"
             for ip, owner in self._table.lost(service).items()
@@ -92,11 +119,12 @@ class UpstreamCatalog:
         if chain.refusal is not None:
             return EncodedUpstream(problems=(*problems, chain.refusal), known=True)
         virtual_ips = self._table.owned(service)
+        alone = self._dialed_alone(instances, chain)
         encoded: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}}
         for ip in virtual_ips:
             name = names.virtual_ip_cluster(ip)
             encoded[CLUSTER][name] = clusters.service_cluster(
                 name, service, datacenter, roots.trust_domain, chain.connect_timeout_ms
             )
-            encoded[ENDPOINT][name] = endpoints.load_assignment(name, instances)
+            encoded[ENDPOINT][name] = endpoints.load_assignment(name, alone.get(ip, instances))
         return EncodedUpstream(virtual_ips, encoded, tuple(problems), known=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy import clusters, endpoints, listeners, names, tls
+from xds.envoy.exposed import exposed_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 from xds.mesh.facts import (
     DiscoveryChain,
@@ -167,6 +168,8 @@ def own_resources(inputs: SidecarInputs) -> OwnResources:
     if problem is None:
         add(clusters.local_app(sidecar, settings))
         add(listeners.public(sidecar, settings, inputs.policy, inputs.roots.trust_domain))
+        for resource in exposed_resources(sidecar, settings):
+            add(resource)
     else:
         problems.append(problem)
     if settings.mode is ProxyMode.TRANSPARENT:

@@ -50,16 +50,25 @@ def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
         address = core.Address(pipe=core.Pipe(path=sidecar.local_service_socket_path))
     else:
         address = socket_address(sidecar.local_service_address, sidecar.local_service_port)
+    return _local(names.LOCAL_APP, address, settings)
+
+
+def exposed(port: int, sidecar: Sidecar, settings: ProxySettings) -> Resource:
+    """The application's port with exposed paths, where that is another than the one that the mesh reaches."""
+    return _local(names.exposed_cluster(port), socket_address(sidecar.local_service_address, port), settings)
+
+
+def _local(name: str, address: core.Address, settings: ProxySettings) -> Resource:
     breakers = cluster.CircuitBreakers()
     if settings.max_inbound_connections:
         breakers.thresholds.add(max_connections=UInt32Value(value=settings.max_inbound_connections))
     message = cluster.Cluster(
-        name=names.LOCAL_APP,
+        name=name,
         type=cluster.Cluster.STATIC,
         connect_timeout=milliseconds(settings.local_connect_timeout_ms or LOCAL_CONNECT_TIMEOUT_MS),
         circuit_breakers=breakers if settings.max_inbound_connections else None,
         load_assignment=endpoint.ClusterLoadAssignment(
-            cluster_name=names.LOCAL_APP,
+            cluster_name=name,
             endpoints=[
                 endpoint.LocalityLbEndpoints(
                     lb_endpoints=[endpoint.LbEndpoint(endpoint=endpoint.Endpoint(address=address))]
@@ -67,7 +76,7 @@ def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
             ],
         ),
     )
-    return encode(CLUSTER, names.LOCAL_APP, message)
+    return encode(CLUSTER, name, message)
 
 
 def original_destination() -> Resource:

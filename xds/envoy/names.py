@@ -55,6 +55,11 @@ def upstream_stat_prefix(service: str, datacenter: str) -> str:
     return f"upstream.{service}.default.default.{datacenter}"
 
 
+def exposed_cluster(port: int) -> str:
+    """The application's port with exposed paths."""
+    return f"exposed_cluster_{port}"
+
+
 def listener(base: str, address: str, port: int) -> str:
     """A listener's name: its address is in it because Envoy can't bind a listener anew."""
     return f"{base}:{address}:{port}"

@@ -45,6 +45,15 @@ class ProxyMode(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ExposedPath:
+    """A path of the application that is reached in plain HTTP, past mutual TLS (Consul: ``Expose.Paths``)."""
+
+    path: str
+    listener_port: int
+    local_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProxySettings:
     """The settings that a sidecar's registration, the service-defaults and the proxy-defaults can each give.
 
@@ -59,6 +68,9 @@ class ProxySettings:
     bind_port: int | None = None
     local_connect_timeout_ms: int | None = None
     max_inbound_connections: int | None = None
+    dialed_directly: bool | None = None
+    """Whether others may dial this instance's own address, and reach it through the mesh."""
+    exposed_paths: tuple[ExposedPath, ...] | None = None
 
     def over(self, lower: ProxySettings) -> ProxySettings:
         """These settings, with what they leave open taken from ``lower``."""

@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from xds.mesh.facts import DiscoveryChain, ServiceInstances
+from xds.mesh.facts import DiscoveryChain, Instance, ServiceInstances
 
 NEVER = 1 << 63
 """Later than any Consul index: a claim whose beginning is unknown."""
@@ -26,12 +26,19 @@ class Claims:
     malformed: tuple[str, ...] = ()
 
 
-def claims(instances: ServiceInstances, chain: DiscoveryChain | None) -> Claims:
-    """The addresses that a service's instances are tagged with and its discovery chain lists, in canonical form."""
+def claims(
+    instances: ServiceInstances, chain: DiscoveryChain | None, dialed_directly: Iterable[Instance] = ()
+) -> Claims:
+    """The addresses at which a service is dialed, in canonical form.
+
+    Those that its instances are tagged with, those that its discovery chain lists, and the own addresses of the
+    instances that are ``dialed_directly``.
+    """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
     since: dict[str, int] = {}
     malformed: list[str] = []
     tagged = [(ip, instance.create_index) for instance in instances.instances for ip in instance.virtual_ips]
+    tagged += [(instance.address, instance.create_index) for instance in dialed_directly]
     listed = [(ip, first) for ip in (chain.virtual_ips if chain else ())]
     for text, index in [*tagged, *listed]:
         try:

@@ -11,6 +11,7 @@ from xds.mesh.facts import (
     ConfigEntries,
     DiscoveryChain,
     ExplicitUpstream,
+    ExposedPath,
     Health,
     Instance,
     Intention,
@@ -218,7 +219,27 @@ def proxy_settings(
         max_inbound_connections=positive(
             _integer(config, "max_inbound_connections", problem) or _integer(source, "MaxInboundConnections", problem)
         ),
+        dialed_directly=True if transparent.get("DialedDirectly") else None,
+        exposed_paths=_exposed_paths(source.get("Expose") or {}, problem) or None,
     )
+
+
+def _exposed_paths(expose: Mapping[str, Any], problem: Callable[[str], None]) -> tuple[ExposedPath, ...]:
+    if expose.get("Checks"):
+        problem("Expose.Checks is not served yet: name the paths of the checks in Expose.Paths")
+    found = []
+    for path in expose.get("Paths") or ():
+        text, protocol = path.get("Path") or "", path.get("Protocol") or "http"
+        ports = _port(path, "ListenerPort", problem), _port(path, "LocalPathPort", problem)
+        if not text.startswith("/"):
+            problem(f"the exposed path {text!r} does not begin with a slash; it is left out")
+        elif protocol != "http":
+            problem(f"the exposed path {text!r} wants protocol {protocol!r}, which is not served yet; it is left out")
+        elif ports[0] is None or ports[1] is None:
+            problem(f"the exposed path {text!r} needs a ListenerPort and a LocalPathPort; it is left out")
+        else:
+            found.append(ExposedPath(text, ports[0], ports[1]))
+    return tuple(found)
 
 
 def _mode(value: Any, where: str, problem: Callable[[str], None]) -> ProxyMode | None:

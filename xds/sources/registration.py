@@ -70,10 +70,11 @@ def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registra
         for key in ("envoy_prometheus_bind_addr", "envoy_stats_bind_addr")
         if config.get(key)
     ]
-    plain += [str(path.get("ListenerPort")) for path in (proxy.get("Expose") or {}).get("Paths") or ()]
+    settings = effective_settings(sidecar, entries)
+    plain += [str(path.listener_port) for path in settings.exposed_paths or ()]
     return Registration(
         sidecar=sidecar,
-        settings=effective_settings(sidecar, entries),
+        settings=settings,
         datacenter=found.get("Datacenter") or "",
         plain_ports=tuple(int(port) for port in plain if port.isdecimal() and 0 < int(port) < 65536),
     )

@@ -21,6 +21,7 @@ from xds.mesh.facts import (
     ConfigEntries,
     DiscoveryChain,
     ExplicitUpstream,
+    ExposedPath,
     Intention,
     LeafKey,
     LeafRefused,
@@ -29,6 +30,7 @@ from xds.mesh.facts import (
     ServiceInstances,
 )
 from xds.mesh.mesh import Demand, Key, Kind
+from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2
 
 
@@ -94,7 +96,12 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
     web = make_sidecar(
         "web",
         upstreams=(upstream,),
-        settings=ProxySettings(mode=ProxyMode.TRANSPARENT, max_inbound_connections=7, local_connect_timeout_ms=100),
+        settings=ProxySettings(
+            mode=ProxyMode.TRANSPARENT,
+            max_inbound_connections=7,
+            local_connect_timeout_ms=100,
+            exposed_paths=(ExposedPath("/health", 21500, 8080), ExposedPath("/metrics", 21500, 9102)),
+        ),
     )
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, "240.0.0.1", sidecar=web),)))
     bench.service("api", "240.0.0.2", "fd00::2")
@@ -118,6 +125,34 @@ def test_a_transparent_sidecar_gets_a_cluster_for_each_virtual_ip_it_may_dial(be
     assert names(proxy, ENDPOINT) == {"vip:240.0.0.2", "vip:10.96.0.2"}
     assert names(proxy, LISTENER) == {"outbound_listener:127.0.0.1:15001", "public_listener:10.0.0.1:20000"}
     assert names(proxy, SECRET) == {"leaf", "roots"}
+
+
+def test_an_instance_that_is_dialed_directly_has_a_cluster_for_its_own_address(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    apis = tuple(make_instance("api", number, "240.0.0.2") for number in (1, 2))
+    bench.service("api", instances=ServiceInstances("api", apis))
+    assert names(proxy, CLUSTER) & {"vip:10.0.0.1", "vip:10.0.0.2"} == set()
+    listener = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
+
+    entries = ConfigEntries(service_defaults={"api": ProxySettings(dialed_directly=True)})
+    bench.plane.apply({mesh.CONFIG_ENTRIES: entries})
+    assert names(proxy, CLUSTER) >= {"vip:240.0.0.2", "vip:10.0.0.1", "vip:10.0.0.2"}
+    assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") != listener, "it has to list these addresses"
+    there = {address: _endpoints(proxy, f"vip:{address}") for address in ("240.0.0.2", "10.0.0.1", "10.0.0.2")}
+    assert there == {
+        "240.0.0.2": ["10.0.0.1", "10.0.0.2"], "10.0.0.1": ["10.0.0.1"], "10.0.0.2": ["10.0.0.2"],
+    }  # fmt: skip
+
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries()})
+    assert names(proxy, CLUSTER) & {"vip:10.0.0.1", "vip:10.0.0.2"} == set()
+    assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") == listener
+
+
+def _endpoints(proxy: Proxy, name: str) -> list[str]:
+    resource = proxy.get(ENDPOINT, name)
+    assert resource is not None
+    message = endpoint.ClusterLoadAssignment.FromString(resource.body)
+    return [each.endpoint.address.socket_address.address for group in message.endpoints for each in group.lb_endpoints]
 
 
 def test_only_what_a_connected_proxy_serves_or_may_call_is_read(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xds.mesh.facts import Action, Health, Intention, ProxyMode
+from xds.mesh.facts import Action, ExposedPath, Health, Intention, ProxyMode
 from xds.sources import decode
 
 
@@ -27,6 +27,21 @@ def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:
         },
         "Checks": [{"Status": status} for status in checks or ["passing"]],
     }
+
+
+def test_what_is_exposed_and_what_of_it_can_not_be_followed() -> None:
+    paths = [
+        {"Path": "/health", "ListenerPort": 21500, "LocalPathPort": 8080},
+        {"Path": "health", "ListenerPort": 1, "LocalPathPort": 1},
+        {"Path": "/grpc", "ListenerPort": 1, "LocalPathPort": 1, "Protocol": "http2"},
+        {"Path": "/", "ListenerPort": 99999, "LocalPathPort": 1},
+    ]
+    proxy = {"DestinationServiceName": "web", "Expose": {"Checks": True, "Paths": paths}}
+    sidecar = decode.sidecar("n", {"ID": "x", "Proxy": proxy})
+    assert sidecar.settings.exposed_paths == (ExposedPath("/health", 21500, 8080),)
+    said = "\n".join(sidecar.problems)
+    for words in ("Checks is not served", "'health' does not begin", "protocol 'http2'", "'/' needs a ListenerPort"):
+        assert words in said
 
 
 def test_an_instance_and_its_sidecar() -> None:

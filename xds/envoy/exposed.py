@@ -1,0 +1,69 @@
+"""Exposed paths: what health probes and scrapers reach in plain HTTP, past mutual TLS and the intentions.
+
+One listener for each port, with a route for each path: exactly that path, whatever its query. Any other path is
+answered with 404 and never reaches the application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xds.envoy import clusters, names
+from xds.envoy.clusters import socket_address
+from xds.envoy.listeners import public_address
+from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.tls import typed
+from xds.mesh.facts import ExposedPath, ProxySettings, Sidecar
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import listener_pb2 as listener
+from xds.wire.envoy.config import route_pb2 as route
+from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
+from xds.wire.envoy.extensions import http_router_pb2 as router
+
+
+def exposed_resources(sidecar: Sidecar, settings: ProxySettings) -> Iterator[Resource]:
+    """The listeners of a sidecar's exposed paths, and the clusters behind them."""
+    by_port: dict[int, list[ExposedPath]] = {}
+    for path in settings.exposed_paths or ():
+        by_port.setdefault(path.listener_port, []).append(path)
+        if not _is_the_applications(path, sidecar):
+            yield clusters.exposed(path.local_port, sidecar, settings)
+    address, _ = public_address(sidecar, settings)
+    for port, paths in by_port.items():
+        yield _listener(address, port, paths, sidecar)
+
+
+def _is_the_applications(path: ExposedPath, sidecar: Sidecar) -> bool:
+    return path.local_port == sidecar.local_service_port and not sidecar.local_service_socket_path
+
+
+def _listener(address: str, port: int, paths: list[ExposedPath], sidecar: Sidecar) -> Resource:
+    name = names.listener("exposed_paths", address, port)
+    behind = {
+        path.path: names.LOCAL_APP if _is_the_applications(path, sidecar) else names.exposed_cluster(path.local_port)
+        for path in paths
+    }
+    routes = [
+        route.Route(match=route.RouteMatch(path=path), route=route.RouteAction(cluster=cluster))
+        for path, cluster in behind.items()
+    ]
+    config = manager.HttpConnectionManager(
+        stat_prefix=f"exposed_paths_{port}",
+        route_config=route.RouteConfiguration(
+            name=name, virtual_hosts=[route.VirtualHost(name="exposed_paths", domains=["*"], routes=routes)]
+        ),
+        http_filters=[manager.HttpFilter(name="envoy.filters.http.router", typed_config=typed(router.Router()))],
+    )
+    message = listener.Listener(
+        name=name,
+        address=socket_address(address, port),
+        traffic_direction=core.INBOUND,
+        filter_chains=[
+            listener.FilterChain(
+                filters=[
+                    listener.Filter(name="envoy.filters.network.http_connection_manager", typed_config=typed(config))
+                ]
+            )
+        ],
+    )
+    return encode(LISTENER, name, message, clusters=tuple(sorted(set(behind.values()))))

@@ -19,7 +19,12 @@ def ca() -> None:
 
 
 @ca.command()
-@click.option("--mesh", metavar="FILE", type=click.Path(path_type=Path), help="The mesh file whose authority it is.")
+@click.option(
+    "--mesh",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),
+    help="The mesh file whose authority it is.",
+)
 @state_flag
 def rotate(mesh: Path | None, state: Path | None) -> None:
     """Replace the mesh's root certificate, breaking no connection.

@@ -73,7 +73,10 @@ def mesh_flag(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(**arguments)
 
     return click.option(
-        "--mesh", metavar="FILE", type=click.Path(path_type=Path), help="Read the mesh from this file, not from Consul."
+        "--mesh",
+        metavar="FILE",
+        type=click.Path(path_type=Path, readable=False),
+        help="Read the mesh from this file, not from Consul.",
     )(checked)
 
 
@@ -82,7 +85,7 @@ def state_flag(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--state",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: mesh.state]",
     )(command)
 

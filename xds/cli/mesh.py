@@ -26,7 +26,7 @@ def mesh_group() -> None:
 
 
 @mesh_group.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @state_flag
 def check(file: Path, state: Path | None) -> None:
     """Check the mesh file FILE without serving it.

@@ -61,7 +61,7 @@ async def serve_http(name: str, port: int, address: str, calls: Mapping[str, str
         return web.json_response(body)
 
     app = web.Application()
-    app.router.add_get("/", answer)
+    app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

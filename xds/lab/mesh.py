@@ -310,12 +310,16 @@ class Lab:
         return (await self.catalog.virtual_ips(member.service))[0]
 
 
-async def get(host: Host, port: int, path: str) -> tuple[int, Any]:
-    """GET from a server on one of the hosts: the status, and JSON decoded or anything else as text."""
+async def get(host: Host, port: int, path: str, address: str = "") -> tuple[int, Any]:
+    """GET from a server on one of the hosts, at its own address where none is given.
+
+    Returns:
+        The status, and JSON decoded or anything else as text.
+    """
     connector = aiohttp.TCPConnector(socket_factory=lambda info: host.socket(info[0], info[1]), force_close=True)
     async with (
         aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10)) as session,
-        session.get(f"http://{host.address}:{port}{path}") as answer,
+        session.get(f"http://{address or host.address}:{port}{path}") as answer,
     ):
         if answer.content_type == "application/json":
             return answer.status, await answer.json()

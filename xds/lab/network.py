@@ -113,10 +113,10 @@ class Network:
         _ip("-n", namespace, "link", "set", "lo", "up")
         return namespace
 
-    def host(self, name: str) -> Host:
-        """A new host, with the next free address and a default route (to nowhere)."""
+    def host(self, name: str, address: str = "") -> Host:
+        """A new host with a default route (to nowhere), at the next free address where none is given."""
         number = len(self._hosts) + 1
-        host = Host(self._namespace(name), name, f"{SUBNET}.{number}")
+        host = Host(self._namespace(name), name, address or f"{SUBNET}.{number}")
         port = f"host{number}"
         bridge = f"{self._prefix}-bridge"
         peer = ["peer", "name", "eth0", "netns", host.namespace]

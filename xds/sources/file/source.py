@@ -224,6 +224,8 @@ class FileSource:
         if self._trouble:
             log.info("%s can be used again", self._settings.mesh)
         self._trouble = None
+        if loaded == self._mesh:
+            return
         before, self._mesh = self._mesh, loaded
         self._tell_loaded(before)
         self._sink(

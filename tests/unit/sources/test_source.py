@@ -19,6 +19,7 @@ from xds.mesh.facts import Action, Intention, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
 from xds.sources.consul import services
 from xds.sources.consul.client import Consul, ConsulError
+from xds.sources.consul.config_entries import FOLLOWED
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 
@@ -39,7 +40,10 @@ class PretendConsul:
         self.say("/v1/connect/intentions", [DENY_DB])
         self.say("/v1/connect/intentions/match", {})
         self.say("/v1/catalog/services", {"web": [], "db": []})
-        self.say("/v1/config/", [{"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}}])
+        for kind in FOLLOWED:
+            self.say(f"/v1/config/{kind}", [])
+        self.say("/v1/config/service-splitter", "invalid config entry kind: service-splitter", status=500)
+        self.say("/v1/config/mesh", [{"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}}])
         self.say("/v1/connect/ca/roots", ROOTS)
         self.say("/v1/agent/self", AGENT)
         self.say("/v1/catalog/datacenters", ["dc1"])
@@ -129,7 +133,7 @@ async def reading() -> AsyncIterator[Reading]:
     [
         ("/v1/connect/intentions", "intentions", mesh.INTENTIONS),
         ("/v1/catalog/services", "catalog", mesh.SERVICE_NAMES),
-        ("/v1/config/", "config entries", mesh.CONFIG_ENTRIES),
+        ("/v1/config/mesh", "mesh entries", mesh.CONFIG_ENTRIES),
         ("/v1/connect/ca/roots", "CA roots", mesh.ROOTS),
     ],
 )
@@ -144,7 +148,7 @@ async def test_an_error_is_never_taken_for_an_empty_answer(
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/connect/intentions", "/v1/catalog/services", "/v1/config/", "/v1/connect/ca/roots"]
+    "path", ["/v1/connect/intentions", "/v1/catalog/services", "/v1/config/mesh", "/v1/connect/ca/roots"]
 )
 @pytest.mark.parametrize("body", [7, "text", [7], [{"unexpected": None}], {"Roots": None}])
 async def test_an_answer_that_makes_no_sense_ends_nothing(reading: Reading, path: str, body: Any) -> None:
@@ -213,8 +217,8 @@ async def test_a_401_that_is_not_consuls_word_on_acls_allows_nothing(reading: Re
 
 
 async def test_an_answer_that_consul_says_is_filtered_is_refused(reading: Reading) -> None:
-    reading.consul.say("/v1/config/", [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
-    await reading.until_trouble("config entries")
+    reading.consul.say("/v1/config/mesh", [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
+    await reading.until_trouble("mesh entries")
     assert reading.mesh.config_entries is not None
     assert reading.mesh.config_entries.mesh_destinations_only
 
@@ -264,10 +268,23 @@ async def test_everything_ends_with_the_source(reading: Reading) -> None:
     before = asyncio.all_tasks()
     reading.source.demand(Demand(frozenset({"web", "db", "not-there"}), frozenset({LeafKey("web", "t")})))
     await asyncio.sleep(0.1)
-    assert reading.watches == 4 + 3 + 1
+    assert reading.watches == 3 + len(FOLLOWED) + 3 + 1
     reading.task.cancel()
     await asyncio.gather(reading.task, return_exceptions=True)
     left = {
         t for t in asyncio.all_tasks() - before if "PretendConsul" not in repr(t) and "RequestHandler" not in repr(t)
     }
     assert not left
+
+
+async def test_a_kind_of_entry_that_this_consul_does_not_know_is_empty(reading: Reading) -> None:
+    assert reading.consul.answers["/v1/config/service-splitter"][0] == 500
+    assert reading.mesh.config_entries is not None
+    assert reading.source.troubles() == {}
+
+
+async def test_a_kind_that_had_entries_is_not_unknown_all_at_once(reading: Reading) -> None:
+    reading.consul.say("/v1/config/mesh", "invalid config entry kind: mesh", status=500)
+    assert "invalid config entry kind" in await reading.until_trouble("mesh entries")
+    assert reading.mesh.config_entries is not None
+    assert reading.mesh.config_entries.mesh_destinations_only

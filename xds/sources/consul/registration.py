@@ -6,6 +6,7 @@ from typing import Any
 
 from xds.sources import decode
 from xds.sources.consul.client import Consul
+from xds.sources.consul.config_entries import FOLLOWED, read_all
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.registration import Registration, choose, registration
 
@@ -24,7 +25,7 @@ async def find(
     consul = Consul(settings)
     try:
         services = await _services(consul, node_name)
-        entries = decode.config_entries((await consul.read("/v1/config/")).data)
+        entries = decode.config_entries(await read_all(consul, FOLLOWED))
     finally:
         await consul.close()
     where = f"on node {node_name!r}" if node_name else f"with the agent at {settings.address}"

@@ -14,7 +14,6 @@ from typing import Any
 
 from xds.mesh.facts import LeafKey, LeafRefused, usable_name
 from xds.mesh.mesh import (
-    CONFIG_ENTRIES,
     DATACENTER,
     DEFAULT_ALLOW,
     INTENTIONS,
@@ -28,6 +27,7 @@ from xds.mesh.mesh import (
 from xds.sources import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
+from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
 from xds.sources.consul.services import ServiceWatches
 
 log = logging.getLogger(__name__)
@@ -74,19 +74,19 @@ class ConsulSource:
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._names_seen: frozenset[str] = frozenset()
-        self._entries_seen: dict[tuple[str, str], int] | None = None
         self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
         self._base = {
             "intentions": self.watch("intentions", self._read_intentions, self._take_intentions, SHARED_PACE_S),
             "catalog": self.watch("catalog", self._read_names, self._take_names, NAMES_PACE_S),
-            "config entries": self.watch(
-                "config entries", self._reader("/v1/config/"), self._take_entries, SHARED_PACE_S
-            ),
             "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
         }
         self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
+        entries = ConfigEntryReader(client, self.deliver, self._services.config_changed)
+        for kind in FOLLOWED:
+            name = f"{kind} entries"
+            self._base[name] = self.watch(name, entries.reader(kind), entries.taker(kind), SHARED_PACE_S)
 
     # -- from outside ---------------------------------------------------------------------------------------------
 
@@ -229,25 +229,6 @@ class ConsulSource:
         names = self._names_seen - set(unusable)
         self._services.names_changed(names)
         self.deliver({SERVICE_NAMES: names})
-
-    def _take_entries(self, reply: Reply) -> None:
-        if reply.filtered:
-            raise ConsulError(
-                "the token may not read every config entry: it needs service:read on all services, mesh:read", 403
-            )
-        entries = decode.config_entries(reply.data)
-        for problem in entries.problems:
-            log.warning("config entry %s", problem)
-        # Intentions are entries too, change all the time, and shape no chain.
-        shaping = {
-            (entry.get("Kind"), entry.get("Name")): entry.get("ModifyIndex")
-            for entry in reply.data or ()
-            if entry.get("Kind") != "service-intentions"
-        }
-        if shaping != self._entries_seen:
-            self._entries_seen = shaping
-            self._services.config_changed()
-        self.deliver({CONFIG_ENTRIES: entries})
 
     def _take_roots(self, reply: Reply) -> None:
         self.deliver({ROOTS: decode.roots(reply.data)})

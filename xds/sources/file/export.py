@@ -14,11 +14,12 @@ from xds.mesh.facts import is_ip, usable_name
 from xds.policy.upstreams import CONSUL
 from xds.sources import decode
 from xds.sources.consul.client import Consul, ConsulError
+from xds.sources.consul.config_entries import ALL, read_all
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.file.document import RefusedError, parse
 from xds.sources.file.models import VIRTUAL_TAGS, Expose, Proxy, ServiceIntentions, SourceIntention, Upstream
 
-READS_AT_ONCE = 8
+INSTANCES_AT_ONCE = 8
 BOOKKEEPING = {"CreateIndex", "ModifyIndex", "Hash", "Namespace", "Partition", "Status"}
 
 
@@ -31,11 +32,11 @@ async def export(settings: ConsulSettings) -> tuple[dict[str, Any], list[str]]:
     consul = Consul(settings)
     try:
         names = (await consul.read("/v1/catalog/services")).data
-        entries = (await consul.read("/v1/config/")).data
+        entries = await read_all(consul, ALL)
         intentions = (await consul.read("/v1/connect/intentions")).data
         wanted = sorted(name for name in names if name != CONSUL and usable_name(name))
         about = await _agent(consul)
-        reading = asyncio.Semaphore(READS_AT_ONCE)
+        reading = asyncio.Semaphore(INSTANCES_AT_ONCE)
 
         async def instances(name: str) -> list[Any]:
             async with reading:
@@ -44,7 +45,7 @@ async def export(settings: ConsulSettings) -> tuple[dict[str, Any], list[str]]:
         found = [entry for entries in await asyncio.gather(*map(instances, wanted)) for entry in entries]
     finally:
         await consul.close()
-    return document(about, found, entries or (), intentions or ())
+    return document(about, found, entries, intentions or ())
 
 
 async def _agent(consul: Consul) -> Any:
@@ -64,7 +65,7 @@ def document(
     Args:
         agent: ``/v1/agent/self``, ``None`` where it may not be read.
         instances: of ``/v1/health/service/:service`` for every service.
-        entries: ``/v1/config/``.
+        entries: every config entry.
         intentions: ``/v1/connect/intentions``; a Consul before 1.9 has them nowhere else.
     """
     left_out: list[str] = []

@@ -1,6 +1,7 @@
 # make demo    watch the main job on this machine
 # make test    run every test
 # make lint    ruff, mypy, import contracts
+# make docs    build the documentation into build/docs, warnings being errors
 # make bench   measure, and rewrite docs/performance.md
 # make protos  generate xds/wire from protos/
 
@@ -24,6 +25,10 @@ lint: setup
 	@$(bin)/ruff format --check .
 	@$(bin)/mypy
 	@$(bin)/lint-imports
+
+docs: setup
+	@$(bin)/sphinx-build -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 bench: setup
 	@$(bin)/python -m benchmarks

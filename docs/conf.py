@@ -1,0 +1,19 @@
+"""How the documentation is built: ``make docs``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "Gossamer"
+extensions = ["myst_parser", "sphinx_click", "mesh_file_fields"]
+html_theme = "furo"
+html_title = "Gossamer"
+html_extra_path = ["mesh.schema.json"]
+html_static_path = ["_static"]
+exclude_patterns = ["_generated/*"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["attrs_inline"]
+suppress_warnings = ["misc.highlighting_failure"]
+highlight_language = "none"
+smartquotes = False  # it would make dashes of the two before a flag

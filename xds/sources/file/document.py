@@ -158,7 +158,8 @@ def _explained(root: yaml.Node, error: ErrorDetails) -> Problem:
         case "value_error":
             reason = f"{where}: {error['ctx']['error']}"
         case _:
-            given = error["input"] if isinstance(error["input"], str | int | float | bool) else None
+            secret = path[-1:] == ("token",)
+            given = error["input"] if not secret and isinstance(error["input"], str | int | float | bool) else None
             reason = f"{where or 'the file'}: {error['msg'][0].lower()}{error['msg'][1:]}"
             reason += f", not {given!r}" if given is not None else ""
     return Problem(_line(root, path), reason)

@@ -71,13 +71,19 @@ class LoadedMesh:
     """What is allowed and may still not be meant."""
 
 
-def load(settings: FileSettings, *, tokens_needed: bool, now: datetime) -> LoadedMesh:
+def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
+    """Whether a certificate from before is not what would be issued now."""
+    return (before.authority, before.facts.datacenter) != (after.authority, after.facts.datacenter)
+
+
+def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: Authority | None = None) -> LoadedMesh:
     """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
 
     Args:
         settings: where they are.
         tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
         now: the time, in UTC.
+        known: the authority that is in use; one that disappears is not replaced by a new one.
 
     Raises:
         RefusedError: the file can't be used.
@@ -99,7 +105,8 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime) -> Loade
     folder = StateFolder(settings.state)
     taken = {address for service in facts.instances for address in facts.claimed(service)}
     given = folder.give_virtual_ips(facts.without_virtual_ip(), taken)
-    return LoadedMesh(facts, given, folder.authority(now), tuple(text for _, text in warnings(document)))
+    authority = folder.authority(now, new=known is None)
+    return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document)))
 
 
 def read_text(file: Path) -> str:
@@ -151,7 +158,8 @@ class FileSource:
         self._demand_changed = asyncio.Event()
         self._leaves: dict[LeafKey, IssuedLeaf] = {}
         self._trouble: str | None = None
-        self._seen = self._signature()
+        self._seen: tuple[object, ...] = ()
+        """The files as they were when they were last taken; at the start they are looked at once more."""
         self._mesh = load(settings, tokens_needed=tokens_needed, now=clock())
         self._tell_loaded()
 
@@ -164,7 +172,7 @@ class FileSource:
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
-        self._sink(self._base() | self._services(self._demand.services))
+        self._sink(self._base())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_files())
             tasks.create_task(self._follow_demand())
@@ -204,23 +212,33 @@ class FileSource:
             rust_timeout=LOOK_ANYWAY_MS,
             yield_on_timeout=True,
         )
-        async with aclosing(changes):
-            async for _ in changes:
-                await self._look()
+        try:
+            async with aclosing(changes):
+                async for _ in changes:
+                    await self._look()
+        except OSError as error:
+            log.warning("can't be told of edits (%s): looking every %d ms", error, LOOK_ANYWAY_MS)
+        while True:
+            await self._look()
+            await asyncio.sleep(LOOK_ANYWAY_MS / 1000)
 
     async def _look(self) -> None:
         """Take the files as they are now, if that differs and can be used."""
         signature = await asyncio.to_thread(self._signature)
         if signature == self._seen:
             return
-        self._seen = signature
         try:
-            loaded = await asyncio.to_thread(load, self._settings, tokens_needed=self._tokens_needed, now=self._clock())
-        except (RefusedError, StateError) as error:
-            if str(error) != self._trouble:
-                log.error("refused, the last good mesh goes on serving:\n%s", error)  # noqa: TRY400
-            self._trouble = str(error)
+            loaded = await asyncio.to_thread(
+                load, self._settings, tokens_needed=self._tokens_needed, now=self._clock(), known=self._mesh.authority
+            )
+        except RefusedError as error:
+            self._seen = signature
+            self._refuse(error)
             return
+        except StateError as error:
+            self._refuse(error)  # and try again, since what it is about may be put right without these files
+            return
+        self._seen = signature
         if self._trouble:
             log.info("%s can be used again", self._settings.mesh)
         self._trouble = None
@@ -231,8 +249,13 @@ class FileSource:
         self._sink(
             self._base()
             | self._services(self._served.services)
-            | self._certificates(self._served.leaves, anew=loaded.authority != before.authority)
+            | self._certificates(self._served.leaves, anew=_certifies_otherwise(before, loaded))
         )
+
+    def _refuse(self, error: Exception) -> None:
+        if str(error) != self._trouble:
+            log.error("refused, the last good mesh goes on serving:\n%s", error)
+        self._trouble = str(error)
 
     def _tell_loaded(self, before: LoadedMesh | None = None) -> None:
         mesh = self._mesh

@@ -37,14 +37,16 @@ class StateFolder:
         self.authority_file = path / "ca.json"
         self._virtual_ips_file = path / "virtual-ips.json"
 
-    def authority(self, now: datetime) -> Authority:
-        """The certificate authority; a new one where there is none yet.
+    def authority(self, now: datetime, *, new: bool = True) -> Authority:
+        """The certificate authority; a new one where there is none yet, unless ``new`` is false.
 
         Raises:
             StateError: its file can't be read or written, is not private, or holds something else.
         """
         with self._locked():
             found = self._read_authority()
+            if found is None and not new:
+                raise StateError(f"{self.authority_file} is gone: put it back; the certificates of the mesh hang on it")
             if found is None:
                 found = new_authority(now)
                 self._write(self.authority_file, _authority_as_json(found))

@@ -52,6 +52,7 @@ def refusal(text: str) -> str:
             GOOD + "    tagged_addresses: {virtual: {address: '::1'}}",
             "services[0].tagged_addresses: expected an IPv4 address",
         ),
+        (GOOD + "    token: 123456", "mesh.yaml:6: services[0].token: input should be a valid string\n"),
         (GOOD + "    address: web.example", "mesh.yaml:6: services[0].address: expected an IP address"),
         (
             GOOD + "config_entries: {bootstrap: [{Kind: service-intention}]}",
@@ -69,7 +70,7 @@ def refusal(text: str) -> str:
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, words: str) -> None:
-    assert words in refusal(text)
+    assert words in refusal(text) + "\n"
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:

@@ -14,6 +14,7 @@ from tests.unit.sources.file.meshes import intentions, mesh, service
 from xds.lab.processes import eventually
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Mesh
+from xds.sources.file import source as source_module
 from xds.sources.file.authority import OLD_ROOT_TRUSTED
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings, FileSource
@@ -113,6 +114,43 @@ async def test_a_file_that_disappears_is_a_trouble_and_no_empty_mesh(tmp_path: P
         await bench.until_troubled(True)
         assert "can't be read: No such file" in bench.source.troubles()["mesh file"]
         assert bench.mesh.service_names == frozenset({"web"})
+
+
+async def test_an_authority_that_disappears_is_not_replaced(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        roots = bench.mesh.roots
+        kept = (bench.settings.state / "ca.json").rename(tmp_path / "kept.json")
+        await bench.until_troubled(True)
+        assert "ca.json is gone: put it back" in bench.source.troubles()["mesh file"]
+        kept.rename(bench.settings.state / "ca.json")
+        await bench.until_troubled(False)
+        assert bench.mesh.roots == roots
+
+
+async def test_another_datacenter_is_another_identity(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.source.demand(Demand(frozenset(), frozenset({WEB})))
+        await bench.until(lambda: bench.mesh.leaf(WEB) is not None)
+        first = bench.leaf(WEB)
+        bench.file.write_text("datacenter: dc2\n" + mesh(service("web")))
+        await bench.until(lambda: bench.mesh.datacenter == "dc2")
+        assert bench.leaf(WEB) != first
+
+
+async def test_edits_are_followed_where_the_kernel_tells_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_folders: Path, **_options: object) -> AsyncIterator[None]:
+        raise OSError("inotify watch limit reached")
+        yield
+
+    monkeypatch.setattr(source_module, "awatch", refused)
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.file.write_text(mesh(service("web"), service("api")))
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"web", "api"}))
 
 
 async def test_a_service_that_leaves_the_file_has_no_instances(tmp_path: Path) -> None:

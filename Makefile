@@ -5,7 +5,7 @@
 # make bench   measure, and rewrite docs/performance.md
 # make protos  generate xds/wire from protos/
 
-.PHONY: demo-setup setup demo test lint docs bench protos
+.PHONY: demo-setup setup consul demo test lint docs bench protos
 bin := .venv/bin
 
 demo-setup:
@@ -17,7 +17,10 @@ setup:
 demo: demo-setup
 	@$(bin)/gossamer demo
 
-test: setup
+consul:
+	@scripts/fetch-consul
+
+test: setup consul
 	@$(bin)/python -m pytest -q
 
 lint: setup
@@ -30,7 +33,7 @@ docs: setup
 	@$(bin)/sphinx-build -q -W --keep-going docs build/docs
 	@echo "open build/docs/index.html"
 
-bench: setup
+bench: setup consul
 	@$(bin)/python -m benchmarks
 
 protos: setup

@@ -16,4 +16,6 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline"]
 suppress_warnings = ["misc.highlighting_failure"]
 highlight_language = "none"
+html_show_copyright = False
+html_show_sphinx = False
 smartquotes = False  # it would make dashes of the two before a flag

@@ -33,7 +33,7 @@ def fields() -> str:
 
 def _table(model: type[BaseModel]) -> str:
     about = (model.__doc__ or "").strip()
-    lines = [f"## {model.__name__}", "", about, "", "| Field | | Default | |", "|---|---|---|---|"]
+    lines = [f"## {model.__name__}", "", about, "", "| Field | Holds | Default | Meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
         meaning = " ".join((field.description or "").replace("``", "`").split())

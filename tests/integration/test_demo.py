@@ -84,7 +84,7 @@ async def test_the_tour_goes_as_expected() -> None:
 async def test_held_up_it_can_be_tried_and_ctrl_c_ends_it() -> None:
     async with demo("--hold") as process:
         said = await until_said(process, "everybody's logs:")
-        tried = re.search(r"web-1's host:\s+(.*)", said)
+        tried = re.search(r"web-1's host \(allowed\):\s+(.*)", said)
         seen = re.search(r"who was sent what:\s+(.*)", said)
         mesh = re.search(r"the mesh, to edit:\s+(.*)", said)
         assert tried

@@ -111,8 +111,8 @@ class Hosts:
                     await self._run(host, command.replace("web", host) if len(block.hosts) > 1 else command)
 
     async def _run(self, host: str, command: str) -> None:
-        line = self.machines[host].command("sh", "-c", command, cwd=self.work)
         goes_on = GOES_ON.search(command)
+        line = self.machines[host].command("sh", "-c", f"exec {command}" if goes_on else command, cwd=self.work)
         if goes_on:
             process = await self.start(f"{host}-{goes_on[1]}", line)
             await eventually(f"{command!r} to be up", lambda: self._is_up(host, goes_on[1], process), within_s=60)
@@ -157,7 +157,7 @@ async def test_start_here_and_the_mesh_file() -> None:
         await made.type("mesh-file.md")
         assert (await ask(made.web, "http://240.0.0.2/"))["service"] == "api"
         mesh = made.work / "mesh.yaml"
-        mesh.write_text(mesh.read_text().replace("Action: allow", "Action: deny"))
+        mesh.write_text(mesh.read_text().replace("allow", "deny"))
 
         async def refused() -> bool:
             try:

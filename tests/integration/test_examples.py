@@ -211,7 +211,7 @@ async def test_tokens() -> None:
         seen = await eventually(
             "both sidecars to connect", waiting, until=lambda seen: seen.get("web", "") is None and "api" in seen
         )
-        assert "it presented not the token that" in str(seen["api"])
+        assert "it presented another token than the one" in str(seen["api"])
 
 
 def _readme_commands() -> list[tuple[str, str]]:

@@ -26,7 +26,13 @@ def ca() -> None:
     help="The mesh file whose authority it is.",
 )
 @state_flag
-def rotate(mesh: Path | None, state: Path | None) -> None:
+@click.option(
+    "--distrust-old",
+    is_flag=True,
+    help="Trust no certificate from before, from now on: for a key that others may have. New connections may fail until"
+    " every sidecar has its new certificate.",
+)
+def rotate(mesh: Path | None, state: Path | None, distrust_old: bool) -> None:
     """Replace the mesh's root certificate, breaking no connection.
 
     The old root signs the new one once (cross-signing), so that proxies accept each other's certificates whichever of
@@ -41,9 +47,9 @@ def rotate(mesh: Path | None, state: Path | None) -> None:
     folder = state or FileSettings.resolve(Path(str(mesh)), None).state
     now = datetime.now(UTC)
     try:
-        authority = StateFolder(folder).rotate(now)
+        authority = StateFolder(folder).rotate(now, distrust_old=distrust_old)
     except StateError as error:
         raise Failure(str(error)) from error
     until = (now + OLD_ROOT_TRUSTED).strftime("%Y-%m-%d %H:%M UTC")
     click.echo(f"the root is now {authority.fingerprint}")
-    click.echo(f"the root before it stays trusted until {until}")
+    click.echo("no other is trusted" if distrust_old else f"the root before it stays trusted until {until}")

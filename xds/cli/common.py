@@ -51,7 +51,8 @@ def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         )  # fmt: skip
         given = {field: arguments.pop(field) for field in fields}
         try:
-            consul = ConsulSettings.resolve(given, os.environ)
+            # A mesh file has its own tokens: what the environment says of a Consul is not for it.
+            consul = ConsulSettings.resolve(given, {} if arguments.get("mesh") else os.environ)
             consul.read_token()
         except SettingsError as error:
             raise Failure(str(error)) from error
@@ -86,7 +87,7 @@ def state_flag(command: Callable[..., Any]) -> Callable[..., Any]:
         "--state",
         metavar="DIR",
         type=click.Path(path_type=Path, readable=False),
-        help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: mesh.state]",
+        help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: FILE.state]",
     )(command)
 
 

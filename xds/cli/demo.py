@@ -40,9 +40,10 @@ def demo(consul: bool, hold: bool, keep_logs: bool) -> None:
             isolation.enter(["demo", *sys.argv[2:]])
         logging.basicConfig(level="ERROR")
         folder = Path(tempfile.mkdtemp(prefix="gossamer-logs-")) if keep_logs else isolation.FOLDER
-        ok = asyncio.run(_interruptible(Tour(consul=consul, hold=hold, folder=folder).run()))
+        tour = Tour(consul=consul, hold=hold, folder=folder)
+        ok = asyncio.run(_interruptible(tour.run()))
     except asyncio.CancelledError:
-        if hold:
+        if tour.held:
             click.echo("everything that was started is stopped and removed")
             return
         raise Failure("interrupted; everything that was started is stopped and removed") from None

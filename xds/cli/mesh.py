@@ -52,6 +52,8 @@ def check(file: Path, state: Path | None) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]))
+    if not facts.declares_tokens:
+        click.echo("no service has a token, so gossamer serves this on loopback only")
 
 
 @mesh_group.command("export")
@@ -61,7 +63,7 @@ def export_command(consul: ConsulSettings, style: str) -> None:
     """Write a mesh file from a running Consul.
 
     Services, sidecars with their virtual IPs, intentions and config entries; no tokens, no certificates. What can't be
-    taken along is said on standard error.
+    taken along is said on standard error. Opaque Config maps are taken as they are: look whether they hold secrets.
 
     \b
       gossamer mesh export --consul http://127.0.0.1:8500 > mesh.yaml

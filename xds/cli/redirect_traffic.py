@@ -106,7 +106,7 @@ class Ip(click.ParamType[IPAddress]):
 )
 @click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
 @click.option("--undo", is_flag=True, help="Remove the rules.")
-@click.option("--verify", is_flag=True, help="Say whether the rules stand; exit code 3 if not.")
+@click.option("--verify", is_flag=True, help="Say whether the rules of the same flags stand; exit code 3 if not.")
 def redirect_traffic(
     consul: ConsulSettings,
     mesh: Path | None,
@@ -143,6 +143,7 @@ def redirect_traffic(
         if undo:
             for each in (redirector, *others):
                 each.undo()
+            click.echo("nothing is redirected")
             return
         ports = _ports(consul, mesh, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
         if ports[0] == ports[1]:
@@ -165,6 +166,9 @@ def redirect_traffic(
             redirector.apply(rules)
             for other in others:
                 other.undo()  # what a run before nft was installed may have left
+            click.echo(
+                f"redirected: what arrives to port {rules.inbound_port}, what is dialed to {rules.outbound_port}"
+            )
         elif redirector.stands(rules):
             click.echo("the rules stand")
         else:

@@ -38,7 +38,10 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     document = json.dumps(make_bootstrap(**about)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
-    arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart", *envoy_arguments]
+    arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart"]
+    if not any(given.startswith(("-l", "--log-level")) for given in envoy_arguments):
+        arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
+    arguments += envoy_arguments
     try:
         os.execv(binary, arguments)  # noqa: S606 - becoming Envoy is the point
     except OSError as error:

@@ -68,6 +68,7 @@ class UpstreamCatalog:
             if instance.sidecar is not None
             and effective_settings(instance.sidecar, entries).dialed_directly
             and endpoints.unreachable(instance) is None
+            and not ipaddress.ip_address(instance.address).is_loopback  # which is everybody's own
         ]
 
     def _dialed_alone(self, instances: ServiceInstances, chain: DiscoveryChain) -> dict[str, ServiceInstances]:

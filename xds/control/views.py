@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy import clusters, endpoints, listeners, names, tls
-from xds.envoy.exposed import exposed_resources
+from xds.envoy.exposed import exposable, exposed_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 from xds.mesh.facts import (
     DiscoveryChain,
@@ -168,7 +168,9 @@ def own_resources(inputs: SidecarInputs) -> OwnResources:
     if problem is None:
         add(clusters.local_app(sidecar, settings))
         add(listeners.public(sidecar, settings, inputs.policy, inputs.roots.trust_domain))
-        for resource in exposed_resources(sidecar, settings):
+        exposed, more = exposable(sidecar, settings)
+        problems += more
+        for resource in exposed_resources(sidecar, settings, exposed):
             add(resource)
     else:
         problems.append(problem)

@@ -6,11 +6,11 @@ answered with 404 and never reaches the application.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from xds.envoy import clusters, names
 from xds.envoy.clusters import socket_address
-from xds.envoy.listeners import public_address
+from xds.envoy.listeners import OUTBOUND_LISTENER_PORT, public_address
 from xds.envoy.resource import LISTENER, Resource, encode
 from xds.envoy.tls import typed
 from xds.mesh.facts import ExposedPath, ProxySettings, Sidecar
@@ -21,10 +21,32 @@ from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 from xds.wire.envoy.extensions import http_router_pb2 as router
 
 
-def exposed_resources(sidecar: Sidecar, settings: ProxySettings) -> Iterator[Resource]:
+def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPath], list[str]]:
+    """The paths that can be exposed, and why the others can't.
+
+    A port that another listener of the sidecar needs stays that one's: a probe is not worth the way into the mesh.
+    """
+    taken = {public_address(sidecar, settings)[1]: "the public listener"}
+    taken |= {each.local_bind_port: f"the upstream {each.name!r}" for each in sidecar.upstreams if each.refusal is None}
+    taken[settings.outbound_listener_port or OUTBOUND_LISTENER_PORT] = "the outbound listener"
+    found: dict[tuple[int, str], ExposedPath] = {}
+    problems = []
+    for path in settings.exposed_paths or ():
+        key = (path.listener_port, path.path)
+        if path.listener_port in taken:
+            owner = taken[path.listener_port]
+            problems.append(f"path {path.path!r} can't be exposed at port {path.listener_port}: {owner} has it")
+        elif key in found and found[key] != path:
+            problems.append(f"path {path.path!r} is exposed twice at port {path.listener_port}; the first one counts")
+        else:
+            found[key] = path
+    return list(found.values()), problems
+
+
+def exposed_resources(sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath]) -> Iterator[Resource]:
     """The listeners of a sidecar's exposed paths, and the clusters behind them."""
     by_port: dict[int, list[ExposedPath]] = {}
-    for path in settings.exposed_paths or ():
+    for path in exposed:
         by_port.setdefault(path.listener_port, []).append(path)
         if not _is_the_applications(path, sidecar):
             yield clusters.exposed(path.local_port, sidecar, settings)

@@ -48,7 +48,7 @@ def sidecar(
     """
     return [
         "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{XDS_PORT}", "--admin", admin,
-        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", str(concurrency), "--log-level", "warning",
+        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", str(concurrency),
     ]  # fmt: skip
 
 

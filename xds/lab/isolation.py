@@ -7,8 +7,8 @@ Without root, a user namespace gives the rights that this takes, over nothing bu
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -51,6 +51,8 @@ def enter(arguments: list[str]) -> None:
     Raises:
         MissingError: this machine does not allow it; the message says what is missing.
     """
+    # Where Debian keeps what users other than root can't find.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     unshare = _unshare()
     tried = subprocess.run([*unshare, "sh", "-c", _PROBE], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
@@ -73,7 +75,7 @@ def _unshare() -> list[str]:
         raise MissingError("unshare is not installed: install util-linux")
     if os.geteuid() == 0:
         return ["unshare", "--mount", "--propagation", "private"]
-    user = getpass.getuser()
+    user = _user()
     without_root = f"without root (user {user}) the demo runs in a user namespace, and"
     for file, closed, what in _SYSCTLS:
         sysctl = Path("/proc/sys") / file
@@ -91,6 +93,13 @@ def _unshare() -> list[str]:
     return [
         "unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--net", "--propagation", "private",
     ]  # fmt: skip
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _last_line(text: str) -> str:

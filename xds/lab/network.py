@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -103,8 +104,7 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for namespace in reversed(self._made):
-            with contextlib.suppress(NetworkError):
-                _ip("netns", "delete", namespace)
+            _remove(namespace)
 
     def _namespace(self, name: str) -> str:
         namespace = f"{self._prefix}-{name}"
@@ -130,6 +130,16 @@ class Network:
         return host
 
 
+def _remove(namespace: str) -> None:
+    """Remove a namespace, and end what still runs in it."""
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for number in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(number), signal.SIGKILL)
+    with contextlib.suppress(NetworkError):
+        _ip("netns", "delete", namespace)
+
+
 def temporary_folder() -> Path:
     """A new folder for what a run writes; one that is left over is removed by a later run."""
     return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-lab-"))
@@ -143,7 +153,6 @@ def remove_left_over() -> None:
         if owner is None or Path(f"/proc/{owner[1]}").exists():
             continue
         if path.parent == _NETNS:
-            with contextlib.suppress(NetworkError):
-                _ip("netns", "delete", path.name)
+            _remove(path.name)
         else:
             shutil.rmtree(path, ignore_errors=True)

@@ -75,6 +75,8 @@ class Tour:
         self._hold = hold
         self._folder = folder
         self._tell = Narrator()
+        self.held = False
+        """Whether the tour is over, went as expected, and the mesh is held up."""
         self._lab: Lab
         self._shop: Shop
 
@@ -107,6 +109,7 @@ class Tour:
                 await self._lose_control_plane(web, held)
             ok = self._tell.summary()
             if self._hold:
+                self.held = ok
                 await self._leave_up()
         return ok
 
@@ -154,9 +157,9 @@ class Tour:
         handshakes = sum([await self._lab.stat(api, r"listener\..*\.ssl\.handshake") for api in apis])
         clusters = (await self._lab.sidecars())[web.sidecar_id]["resources"]["clusters"]["sent"]
         given = [name for name in clusters if name.startswith("vip:")]
-        identity, _ = await certificate(self._lab.control, apis[0].host.address)
+        identity = (await certificate(self._lab.control, apis[0].host.address))[0].rpartition(".consul/")[2]
         self._tell.end(
-            f"{handshakes} TLS handshakes at api's sidecars, which are {identity}; web was given {', '.join(given)}",
+            f"{handshakes} TLS handshakes at api's sidecars, .../{identity}; web was given {', '.join(given)}",
             ok=handshakes > 0 and given == [f"vip:{self._shop.addresses['api']}"] and identity.endswith("/svc/api"),
         )
 
@@ -305,9 +308,10 @@ class Tour:
             "nsenter --user --preserve-credentials --net --target" if _in_user_namespace() else "nsenter --net --target"
         )
         say("\nThe mesh stays up until Ctrl-C. In another terminal, as the user who started this:")
-        for name in ("web-1", "payments-1"):
-            member = self._shop.members[name]
-            say(f"  {name}'s host:  {enter} {member.processes['sidecar'].pid} curl -s {self._shop.url('api')}")
+        for name, outcome in (("web-1", "allowed"), ("payments-1", "denied: the connection is reset")):
+            pid = self._shop.members[name].processes["sidecar"].pid
+            say(f"  {name}'s host ({outcome}):  {enter} {pid} curl -sS {self._shop.url('api')}")
+        say("  one api is still lost: its instance is critical")
         assert lab.gossamer is not None
         admin = f"http://{lab.control.address}:{ADMIN_PORT}/v1/sidecars"
         say(f"  who was sent what:  {enter} {lab.gossamer.pid} curl -s {admin}")

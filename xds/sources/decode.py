@@ -41,7 +41,8 @@ def milliseconds(text: str) -> int | None:
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
-    return round(sum(float(number) * _MILLISECONDS[unit] for number, unit in parts))
+    total = sum(float(number) * _MILLISECONDS[unit] for number, unit in parts)
+    return round(min(total, LARGEST))
 
 
 def roots(data: Any) -> Roots:
@@ -66,7 +67,8 @@ def intentions(data: Any) -> tuple[Intention, ...]:
     for entry in data or ():
         if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
             continue  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
-        if {entry.get("SourceNS") or DEFAULT, entry.get("DestinationNS") or DEFAULT} - {DEFAULT, "*"}:
+        spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
+        if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
             continue
         found.append(Intention(entry["SourceName"], entry["DestinationName"], _action(entry)))
     return tuple(sorted(found, key=lambda i: (i.destination, i.source)))

@@ -55,7 +55,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["mesh", "check", "/nowhere.yaml"], "/nowhere.yaml can't be used /nowhere.yaml: can't be read"),
         (["mesh", "export", "--consul", "http://127.0.0.1:1"], "can't reach Consul at http://127.0.0.1:1"),
         (["ca", "rotate"], "say whose authority: --mesh FILE"),
-        (["ca", "rotate", "--mesh", "/nowhere.yaml"], "no certificate authority in /nowhere.state"),
+        (["ca", "rotate", "--mesh", "/nowhere.yaml"], "no certificate authority in /nowhere.yaml.state"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.unit.facts import make_sidecar
-from xds.envoy.exposed import exposed_resources
+from xds.envoy.exposed import exposable, exposed_resources
 from xds.envoy.resource import CLUSTER, LISTENER
-from xds.mesh.facts import ExposedPath, ProxySettings
+from xds.mesh.facts import ExplicitUpstream, ExposedPath, ProxySettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 
@@ -16,7 +16,7 @@ def test_paths_share_a_listener_by_port_and_lead_where_they_should() -> None:
         ExposedPath("/metrics", 21500, 9102),
         ExposedPath("/met-rics", 21501, 9102),
     )
-    made = {r.name: r for r in exposed_resources(make_sidecar("web"), ProxySettings(exposed_paths=paths))}
+    made = {r.name: r for r in exposed_resources(make_sidecar("web"), ProxySettings(), paths)}
     listeners = {name: resource for name, resource in made.items() if resource.type_url == LISTENER}
     assert listeners.keys() == {"exposed_paths:10.0.0.1:21500", "exposed_paths:10.0.0.1:21501"}
     assert {name for name, r in made.items() if r.type_url == CLUSTER} == {"exposed_cluster_9102"}
@@ -31,5 +31,20 @@ def test_paths_share_a_listener_by_port_and_lead_where_they_should() -> None:
 
 def test_an_application_on_a_unix_socket_has_its_paths_on_a_port() -> None:
     sidecar = make_sidecar("web", local_service_socket_path="/run/app.sock")
-    settings = ProxySettings(exposed_paths=(ExposedPath("/health", 21500, 8080),))
-    assert "exposed_cluster_8080" in {resource.name for resource in exposed_resources(sidecar, settings)}
+    made = exposed_resources(sidecar, ProxySettings(), [ExposedPath("/health", 21500, 8080)])
+    assert "exposed_cluster_8080" in {resource.name for resource in made}
+
+
+def test_a_port_that_another_listener_needs_stays_that_ones() -> None:
+    good = ExposedPath("/health", 21500, 8080)
+    paths = (
+        ExposedPath("/a", 20000, 8080), ExposedPath("/b", 15001, 8080), ExposedPath("/c", 9191, 8080),
+        good, ExposedPath("/health", 21500, 9999), good,
+    )  # fmt: skip
+    sidecar = make_sidecar("web", upstreams=(ExplicitUpstream("api", "", "127.0.0.1", 9191),))
+    exposed, problems = exposable(sidecar, ProxySettings(exposed_paths=paths))
+    assert exposed == [good]
+    for said, words in zip(
+        problems, ("the public listener", "the outbound listener", "the upstream 'api'", "exposed twice"), strict=True
+    ):
+        assert words in said

@@ -57,8 +57,8 @@ async def read_kind(
         return Reply([], 1)
 
 
-async def read_all(client: Consul, kinds: Iterable[str]) -> list[Any]:
-    """Every entry of these kinds, once.
+async def read_all(client: Consul, kinds: Iterable[str], *, whole: bool = False) -> list[Any]:
+    """Every entry of these kinds that the token may see, once; ``whole`` where it has to see all of them.
 
     Raises:
         ConsulError: Consul can't be read.
@@ -67,7 +67,10 @@ async def read_all(client: Consul, kinds: Iterable[str]) -> list[Any]:
 
     async def entries(kind: str) -> list[Any]:
         async with reading:
-            return list((await read_kind(client, kind)).data or ())
+            reply = await read_kind(client, kind)
+            if whole and reply.filtered:
+                raise ConsulError(f"the token may not see every {kind} entry", 403)
+            return list(reply.data or ())
 
     return [entry for found in await asyncio.gather(*map(entries, kinds)) for entry in found]
 

@@ -96,8 +96,13 @@ def new_authority(now: datetime, trust_domain: str = "") -> Authority:
     return Authority(domain, _pem(certificate), _key_pem(key))
 
 
-def rotated(authority: Authority, now: datetime) -> Authority:
-    """The same authority with a new root, which the root before it vouches for."""
+def rotated(authority: Authority, now: datetime, *, distrust_old: bool = False) -> Authority:
+    """The same authority with a new root, which the root before it vouches for.
+
+    With ``distrust_old`` it does not, and no root before the new one is trusted any more: for a key that others have.
+    """
+    if distrust_old:
+        return new_authority(now, authority.trust_domain)
     old_key = _load_key(authority.private_key)
     old = x509.load_pem_x509_certificate(authority.certificate.encode())
     fresh = new_authority(now, authority.trust_domain)

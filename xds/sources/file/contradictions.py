@@ -17,6 +17,7 @@ def contradictions(mesh: MeshFile) -> Iterator[Found]:
     services = registered(mesh)
     yield from _repeated_ids(services)
     yield from _shared_addresses(services)
+    yield from _exposed_elsewhere(services)
     yield from _shared_virtual_ips(services)
     yield from _incomplete_sidecars(services)
     yield from _partial_tokens(services)
@@ -45,6 +46,20 @@ def _shared_addresses(services: list[Registered]) -> Iterator[Found]:
                 f"{service.id!r} and {other.id!r} are both at {service.address}:{service.port}: give one of them"
                 " another port or address",
             )
+
+
+def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
+    """A path that is exposed where a sidecar or an application listens."""
+    there = {(service.address, service.port): service.id for service in services if service.port}
+    for service in services:
+        for number, path in enumerate(service.proxy.expose.paths):
+            owner = there.get((service.address, path.listener_port))
+            if owner is not None:
+                where = (*service.path, "proxy", "expose", "paths", number, "listener_port")
+                yield (
+                    where,
+                    f"{path.path!r} can't be exposed at {service.address}:{path.listener_port}: {owner!r} is there",
+                )
 
 
 def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
@@ -110,7 +125,7 @@ def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:
         if isinstance(entry, ServiceIntentions):
             sources: set[str] = set()
             for index, source in enumerate(entry.Sources):
-                elsewhere = (source.model_extra or {}).get("Peer") or (source.model_extra or {}).get("SamenessGroup")
+                elsewhere = source.Peer or source.SamenessGroup
                 if source.Name.lower() in sources and not elsewhere:
                     yield (*path, "Sources", index), f"{source.Name!r} is a source of this entry already"
                 if not elsewhere:

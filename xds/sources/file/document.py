@@ -7,6 +7,7 @@ Three looks, each only if the one before found nothing: is it YAML, are the fiel
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from xds.sources.file.models import MeshFile
 
 Path = tuple[str | int, ...]
 """Where something is in a document: keys and list indices."""
+
+DEEPEST = 50
+"""Consul's own entries nest some ten levels."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, and not always there
 
@@ -84,6 +88,7 @@ def parse(file: str, text: str) -> Document:
 def _load(file: str, text: str) -> tuple[yaml.Node, Any]:
     loader = None
     try:
+        _check_depth(file, text)
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
@@ -98,11 +103,23 @@ def _load(file: str, text: str) -> tuple[yaml.Node, Any]:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise RefusedError(file, [Problem(mark.line + 1 if mark else 0, f"not YAML: {what}")]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RefusedError(file, [Problem(0, f"not YAML: {error}")]) from None
+    except RefusedError:
+        raise
+    except Exception as error:  # PyYAML raises whatever its constructors run into, on "!!bool maybe" a KeyError
+        raise RefusedError(file, [Problem(0, f"not YAML: {error!r}")]) from None
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _check_depth(file: str, text: str) -> None:
+    """See that nothing is nested so deep that building it would exhaust the stack, which ends the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise RefusedError(file, [Problem(line, f"nested more than {DEEPEST} deep")])
 
 
 def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[Problem]:
@@ -114,9 +131,9 @@ def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[Problem]:
         first: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.value in first and isinstance(key, yaml.ScalarNode):
-                yield Problem(line, f"{key.value!r} is given twice, in line {first[key.value]} already")
             if isinstance(key, yaml.ScalarNode):
+                if key.value in first:
+                    yield Problem(line, f"{key.value!r} is given twice, in line {first[key.value]} already")
                 first.setdefault(key.value, line)
             yield from _repeated_keys(value, seen)
     elif isinstance(node, yaml.SequenceNode):
@@ -152,17 +169,33 @@ def _explained(root: yaml.Node, error: ErrorDetails) -> Problem:
             if path == ("default_intention_policy",):
                 reason += ": say what holds where no intention matches, deny or allow"
         case "union_tag_invalid":
-            reason = f"{where}: {error['ctx']['tag']!r} is no Kind of config entry that Consul has"
+            tag = str(error["ctx"]["tag"])
+            near = difflib.get_close_matches(tag.lower(), re.findall(r"'([^']*)'", error["ctx"]["expected_tags"]), n=1)
+            reason = f"{where}: {tag!r} is no Kind of config entry that Consul has"
+            reason += f"; did you mean {near[0]!r}?" if near else ""
+        case "too_short":
+            reason = f"{where}: there is nothing in it; take it out altogether"
         case "union_tag_not_found":
             reason = f"{where}: a config entry needs its Kind"
         case "value_error":
-            reason = f"{where}: {error['ctx']['error']}"
+            reason = f"{where}: {error['ctx']['error']}{_given(error)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            reason = f"{where or 'the file'}: expected fields (name: value)"
+        case "list_type":
+            reason = f"{where}: expected a list"
+        case "literal_error":
+            expected = re.sub(r"^'', ", "", str(error["ctx"]["expected"]))
+            reason = f"{where}: expected {expected}{_given(error)}"
         case _:
-            secret = path[-1:] == ("token",)
-            given = error["input"] if not secret and isinstance(error["input"], str | int | float | bool) else None
-            reason = f"{where or 'the file'}: {error['msg'][0].lower()}{error['msg'][1:]}"
-            reason += f", not {given!r}" if given is not None else ""
+            reason = f"{where or 'the file'}: {error['msg'][0].lower()}{error['msg'][1:]}{_given(error)}"
     return Problem(_line(root, path), reason)
+
+
+def _given(error: ErrorDetails) -> str:
+    """What the file has there, where that can be shown."""
+    secret = not {"token", "config", "Config"}.isdisjoint(error["loc"])
+    plain = not secret and isinstance(error["input"], str | int | float | bool)
+    return f", not {error['input']!r}" if plain else ""
 
 
 def _written(root: yaml.Node, path: Path) -> str:

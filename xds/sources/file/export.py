@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import yaml
@@ -13,13 +13,14 @@ import yaml
 from xds.mesh.facts import is_ip, usable_name
 from xds.policy.upstreams import CONSUL
 from xds.sources import decode
-from xds.sources.consul.client import Consul, ConsulError
+from xds.sources.consul.client import Consul, ConsulError, Reply
 from xds.sources.consul.config_entries import ALL, read_all
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.file.document import RefusedError, parse
-from xds.sources.file.models import VIRTUAL_TAGS, Expose, Proxy, ServiceIntentions, SourceIntention, Upstream
+from xds.sources.file.models import VIRTUAL_TAGS, Proxy, ServiceIntentions, SourceIntention, Upstream
 
 INSTANCES_AT_ONCE = 8
+WITH_SECRETS = ("inline-certificate", "file-system-certificate")
 BOOKKEEPING = {"CreateIndex", "ModifyIndex", "Hash", "Namespace", "Partition", "Status"}
 
 
@@ -31,21 +32,29 @@ async def export(settings: ConsulSettings) -> tuple[dict[str, Any], list[str]]:
     """
     consul = Consul(settings)
     try:
-        names = (await consul.read("/v1/catalog/services")).data
-        entries = await read_all(consul, ALL)
-        intentions = (await consul.read("/v1/connect/intentions")).data
+        names = (await _whole(consul, "/v1/catalog/services")).data
+        entries = await read_all(consul, ALL, whole=True)
+        intentions = (await _whole(consul, "/v1/connect/intentions")).data
         wanted = sorted(name for name in names if name != CONSUL and usable_name(name))
         about = await _agent(consul)
         reading = asyncio.Semaphore(INSTANCES_AT_ONCE)
 
         async def instances(name: str) -> list[Any]:
             async with reading:
-                return list((await consul.read(f"/v1/health/service/{name}")).data or ())
+                return list((await _whole(consul, f"/v1/health/service/{name}")).data or ())
 
         found = [entry for entries in await asyncio.gather(*map(instances, wanted)) for entry in entries]
     finally:
         await consul.close()
     return document(about, found, entries, intentions or ())
+
+
+async def _whole(consul: Consul, path: str) -> Reply:
+    """An answer that lacks nothing: a mesh without some of its intentions would let in whom they keep out."""
+    reply = await consul.read(path)
+    if reply.filtered:
+        raise ConsulError(f"the token may not see all of {path}: it needs what 'gossamer serve' needs", 403)
+    return reply
 
 
 async def _agent(consul: Consul) -> Any:
@@ -58,7 +67,7 @@ async def _agent(consul: Consul) -> Any:
 
 
 def document(
-    agent: Any, instances: Iterable[Any], entries: Iterable[Any], intentions: Iterable[Any]
+    agent: Any, instances: Iterable[Any], entries: Collection[Any], intentions: Iterable[Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """A mesh file's data from what Consul answers, and what could not be taken along.
 
@@ -75,7 +84,12 @@ def document(
     else:
         datacenter = agent["Config"]["Datacenter"]
         default = "allow" if decode.agent_default_allow(agent) else "deny"
-    bootstrap = [_entry(entry) for entry in entries]
+    bootstrap = [_entry(entry) for entry in entries if entry["Kind"] not in WITH_SECRETS]
+    left_out += [
+        f"{entry['Kind']} {entry.get('Name')!r}: it holds a private key"
+        for entry in entries
+        if entry["Kind"] in WITH_SECRETS
+    ]
     if not any(entry["Kind"] == "service-intentions" for entry in bootstrap):
         bootstrap += _legacy_intentions(intentions)
     data = {
@@ -134,6 +148,7 @@ def service_definition(registered: Any, address: str) -> dict[str, Any]:
         "port": registered.get("Port") or 0,
         "tags": registered.get("Tags") or [],
         "meta": registered.get("Meta") or {},
+        "enable_tag_override": bool(registered.get("EnableTagOverride")),
         "socket_path": registered.get("SocketPath") or "",
         "tagged_addresses": {
             tag: {"address": each["Address"], "port": each.get("Port") or 0}
@@ -146,7 +161,7 @@ def service_definition(registered: Any, address: str) -> dict[str, Any]:
         found["weights"] = {"passing": weights.get("Passing", 1), "warning": weights.get("Warning", 1)}
     if registered.get("Kind"):
         found["proxy"] = _proxy(registered.get("Proxy") or {})
-    return {key: value for key, value in found.items() if value not in ("", 0, {}, [])}
+    return {key: value for key, value in found.items() if value not in ("", 0, False, {}, [])}
 
 
 def _proxy(proxy: Any) -> dict[str, Any]:
@@ -160,7 +175,7 @@ def _proxy(proxy: Any) -> dict[str, Any]:
     paths = [
         _snake(path, ("path", "listener_port", "local_path_port", "protocol")) for path in exposed.get("Paths") or ()
     ]
-    found["expose"] = {**_snake(exposed, Expose.model_fields), "paths": paths} if paths else {}
+    found["expose"] = {**_snake(exposed, ("checks",)), **({"paths": paths} if paths else {})}
     transparent = proxy.get("TransparentProxy") or {}
     found["transparent_proxy"] = _snake(transparent, ("outbound_listener_port", "dialed_directly"))
     return {key: value for key, value in found.items() if value not in ("", 0, {}, [], None)}
@@ -187,8 +202,8 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 
 def _source(source: Any) -> dict[str, Any]:
-    wanted = (*SourceIntention.model_fields, "Description", "Peer", "SamenessGroup")
-    return {key: source[key] for key in wanted if source.get(key)}
+    wanted = SourceIntention.model_fields.keys() - {"Precedence", "Type"}
+    return {key: value for key, value in source.items() if key in wanted and value}
 
 
 def _legacy_intentions(intentions: Iterable[Any]) -> list[dict[str, Any]]:

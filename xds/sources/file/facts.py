@@ -24,6 +24,7 @@ from xds.sources.file.models import (
 )
 from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered, registered
 
+ROUTING = ("DefaultSubset", "Subsets", "Redirect", "Failover", "LoadBalancer", "RequestTimeout")
 CHAIN_KINDS = ("service-router", "service-splitter")
 
 
@@ -99,9 +100,19 @@ def _intentions(mesh: MeshFile) -> Iterator[Any]:
     for entry in mesh.config_entries.bootstrap:
         if isinstance(entry, ServiceIntentions):
             for source in entry.Sources:
-                about = source.model_dump() | {"SourceName": source.Name, "DestinationName": entry.Name}
-                renamed = {"Peer": "SourcePeer", "SamenessGroup": "SourceSamenessGroup", "Namespace": "SourceNS"}
-                yield about | {to: about[name] for name, to in renamed.items() if name in about} | {"JWT": entry.JWT}
+                yield {
+                    "SourceName": source.Name,
+                    "SourceNS": source.Namespace,
+                    "SourcePartition": source.Partition,
+                    "SourcePeer": source.Peer,
+                    "SourceSamenessGroup": source.SamenessGroup,
+                    "DestinationName": entry.Name,
+                    "DestinationNS": entry.Namespace,
+                    "DestinationPartition": entry.Partition,
+                    "Action": source.Action,
+                    "Permissions": source.Permissions,
+                    "JWT": entry.JWT,
+                }
 
 
 def _chains(mesh: MeshFile) -> Iterator[DiscoveryChain]:
@@ -113,7 +124,7 @@ def _chains(mesh: MeshFile) -> Iterator[DiscoveryChain]:
             timeout = decode.milliseconds(entry.ConnectTimeout) if entry.ConnectTimeout else None
             if timeout:
                 timeouts[entry.Name] = timeout
-            more = sorted(set(entry.model_extra or {}) - {"Meta"})
+            more = sorted(field for field in ROUTING if getattr(entry, field))
             if more:
                 refusals[entry.Name] = f"its service-resolver says {', '.join(more)}, which is not served yet"
         elif isinstance(entry, OtherEntry) and entry.Kind in CHAIN_KINDS:
@@ -154,10 +165,10 @@ def warnings(document: Document) -> list[tuple[int, str]]:
         if isinstance(entry, ServiceIntentions):
             for index, source in enumerate(entry.Sources):
                 if source.Name not in (*facts.service_names, WILDCARD):
-                    warn((*path, "Sources", index), f"the source {source.Name!r} is no service of this file")
+                    warn((*path, "Sources", index), f"the intention's source {source.Name!r} is unknown here")
         named = getattr(entry, "Name", WILDCARD)
         if isinstance(entry, ServiceIntentions | ServiceDefaults) and named not in (*facts.service_names, WILDCARD):
-            warn(path, f"{named!r} is no service of this file")
+            warn(path, f"the {entry.Kind} is for {named!r}, which is no service of this file")
     for refused in facts.chains.values():
         if refused.refusal:
             found.append((0, f"{refused.service!r} is set aside as an upstream: {refused.refusal}"))

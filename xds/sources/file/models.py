@@ -48,9 +48,14 @@ Mode = Literal["", "transparent", "direct"]
 
 
 class _Exact(BaseModel):
-    """Refuses what it does not know, and takes no string for a number."""
+    """Refuses what it does not know, and takes no string for a number. A field without a value is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class _Open(BaseModel):
@@ -76,16 +81,52 @@ class Weights(_Exact):
     warning: Count = 1
 
 
-class Check(_Open):
-    """A health check. Nobody runs it here: it counts as its ``status``."""
+class Check(_Exact):
+    """A health check. Nobody runs it here: it counts as its ``status``. Consul wants to know what it would run: one of
+    ``ttl``, ``http``, ``tcp``, ``udp``, ``grpc``, ``h2ping``, ``args``, ``alias_service``, ``alias_node``,
+    ``os_service``.
+    """
 
+    id: str = ""
+    name: str = ""
     status: Literal["passing", "warning", "critical"] = "passing"
+    notes: str = ""
+    service_id: str = ""
+    token: str = ""
+    ttl: str = ""
+    http: str = ""
+    tcp: str = ""
+    udp: str = ""
+    grpc: str = ""
+    h2ping: str = ""
+    args: list[str] = []
+    alias_service: str = ""
+    alias_node: str = ""
+    os_service: str = ""
+    interval: str = ""
+    timeout: str = ""
+    method: str = ""
+    header: dict[str, list[str]] = {}
+    body: str = ""
+    disable_redirects: bool = False
+    tcp_use_tls: bool = False
+    grpc_use_tls: bool = False
+    h2ping_use_tls: bool = False
+    tls_server_name: str = ""
+    tls_skip_verify: bool = False
+    docker_container_id: str = ""
+    shell: str = ""
+    output_max_size: Count = 0
+    success_before_passing: Count = 0
+    failures_before_warning: Count = 0
+    failures_before_critical: Count = 0
+    deregister_critical_service_after: str = ""
 
     @model_validator(mode="after")
     def _has_a_kind(self) -> Check:
-        kinds = "args", "http", "tcp", "udp", "grpc", "h2ping", "ttl", "alias_service", "alias_node", "os_service"
-        if not set(kinds) & set(self.model_extra or {}):
-            raise ValueError(f"a check needs one of {', '.join(kinds)} (Consul refuses it otherwise)")
+        kinds = "ttl", "http", "tcp", "udp", "grpc", "h2ping", "args", "alias_service", "alias_node", "os_service"
+        if not any(getattr(self, kind) for kind in kinds):
+            raise ValueError(f"a check needs one of {', '.join(kinds)}, as in {{ ttl: 1h, status: critical }}")
         return self
 
 
@@ -93,6 +134,7 @@ class Upstream(_Exact):
     """A service that the application reaches at a local address of its own choice."""
 
     destination_name: Name
+    """The service."""
     destination_type: str = "service"
     destination_namespace: str = ""
     destination_partition: str = ""
@@ -100,6 +142,7 @@ class Upstream(_Exact):
     datacenter: str = ""
     local_bind_address: IP = ""
     local_bind_port: Port = 0
+    """Where the application dials it, at ``local_bind_address``, 127.0.0.1 where none is given."""
     local_bind_socket_path: str = ""
     local_bind_socket_mode: str = ""
     config: Anything = {}
@@ -153,6 +196,7 @@ class ServiceBase(_Exact):
     """What a service and its nested sidecar have in common."""
 
     id: str = ""
+    """What tells it from other instances; its name, where none is given."""
     tags: list[str] = []
     address: IP = ""
     """Where it is reached; 127.0.0.1 where none is given."""
@@ -160,6 +204,7 @@ class ServiceBase(_Exact):
     """``virtual`` is the virtual IP; a service that has none is given one from 240.0.0.0/4."""
     meta: dict[str, str] = {}
     port: Port = 0
+    """Where it listens; 21000 for a nested sidecar that says none."""
     check: Check | None = None
     checks: list[Check] = []
     token: str = ""
@@ -189,19 +234,29 @@ class Service(ServiceBase):
     """An instance of a service, or a sidecar on its own (``kind: connect-proxy``)."""
 
     name: Name
+    """What it is called in the mesh. Several instances share it."""
     connect: Connect = Connect()
 
 
 # -- config entries: the fields of `consul config write` ---------------------------------------------------------------
 
 
-class SourceIntention(_Open):
+class SourceIntention(_Exact):
     """Who may, or may not, call the service that the entry is named after."""
 
     Name: Name
     Action: Literal["", "allow", "deny"] = ""
     Permissions: list[Anything] = []
     """On HTTP requests. A TCP connection is denied by them."""
+    Peer: str = ""
+    """Of a service elsewhere; it matches none of this mesh."""
+    SamenessGroup: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    Description: str = ""
+    Type: str = ""
+    Precedence: int = 0
+    """Consul's number for how precise it is, which it works out itself."""
 
     @model_validator(mode="after")
     def _decides(self) -> SourceIntention:
@@ -210,14 +265,19 @@ class SourceIntention(_Open):
         return self
 
 
-class ServiceIntentions(_Exact):
+class _EntryBase(_Exact):
+    Namespace: str = ""
+    Partition: str = ""
+    Meta: dict[str, str] = {}
+
+
+class ServiceIntentions(_EntryBase):
     """Which services may call the one that this is named after; ``*`` is every service."""
 
     Kind: Literal["service-intentions"]
     Name: Name
     Sources: list[SourceIntention] = Field(min_length=1)
     JWT: Anything = {}
-    Meta: dict[str, str] = {}
 
 
 class TransparentProxyEntry(_Exact):
@@ -225,14 +285,32 @@ class TransparentProxyEntry(_Exact):
 
     OutboundListenerPort: Port = 0
     DialedDirectly: bool = False
+    """Whether others may dial an instance's own address, and reach it through the mesh."""
 
 
-class _ProxyDefaultsBase(_Open):
+class ExposedPathEntry(_Exact):
+    """A path that is reached without mutual TLS."""
+
+    Path: str = Field(pattern="^/")
+    ListenerPort: Port
+    LocalPathPort: Port
+    Protocol: Literal["", "http", "http2"] = ""
+
+
+class ExposeEntry(_Exact):
+    """What is reached past mutual TLS."""
+
+    Checks: bool = False
+    Paths: list[ExposedPathEntry] = []
+
+
+class _ProxyDefaultsBase(_EntryBase):
     Mode: Literal["", "transparent", "direct"] = ""
     TransparentProxy: TransparentProxyEntry = TransparentProxyEntry()
+    MutualTLSMode: str = ""
     MeshGateway: Anything = {}
-    Expose: Anything = {}
-    Meta: dict[str, str] = {}
+    Expose: ExposeEntry = ExposeEntry()
+    EnvoyExtensions: list[Anything] = []
 
 
 class ServiceDefaults(_ProxyDefaultsBase):
@@ -244,6 +322,11 @@ class ServiceDefaults(_ProxyDefaultsBase):
     MaxInboundConnections: Count = 0
     LocalConnectTimeoutMs: Count = 0
     LocalRequestTimeoutMs: Count = 0
+    BalanceInboundConnections: str = ""
+    RateLimits: Anything = {}
+    ExternalSNI: str = ""
+    UpstreamConfig: Anything = {}
+    Destination: Anything = {}
 
 
 class ProxyDefaults(_ProxyDefaultsBase):
@@ -252,6 +335,9 @@ class ProxyDefaults(_ProxyDefaultsBase):
     Kind: Literal["proxy-defaults"]
     Name: Literal["global"]
     Config: Anything = {}
+    AccessLogs: Anything = {}
+    FailoverPolicy: Anything = {}
+    PrioritizeByLocality: Anything = {}
 
 
 class MeshTransparentProxy(_Exact):
@@ -261,20 +347,30 @@ class MeshTransparentProxy(_Exact):
     """No way past the mesh: a connection to any other address is refused."""
 
 
-class MeshEntry(_Open):
+class MeshEntry(_EntryBase):
     """What holds for the whole mesh."""
 
     Kind: Literal["mesh"]
     TransparentProxy: MeshTransparentProxy = MeshTransparentProxy()
-    Meta: dict[str, str] = {}
+    AllowEnablingPermissiveMutualTLS: bool = False
+    TLS: Anything = {}
+    HTTP: Anything = {}
+    Peering: Anything = {}
 
 
-class ServiceResolver(_Open):
+class ServiceResolver(_EntryBase):
     """How a service is resolved. Of it ``ConnectTimeout`` is followed; anything more sets the service aside."""
 
     Kind: Literal["service-resolver"]
     Name: Name
     ConnectTimeout: str = ""
+    RequestTimeout: str = ""
+    DefaultSubset: str = ""
+    Subsets: Anything = {}
+    Redirect: Anything = {}
+    Failover: Anything = {}
+    LoadBalancer: Anything = {}
+    PrioritizeByLocality: Anything = {}
 
 
 class OtherEntry(_Open):
@@ -298,6 +394,7 @@ class ConfigEntries(_Exact):
     """The config entries."""
 
     bootstrap: list[Entry] = []
+    """Config entries, as ``consul config write`` takes them: intentions, defaults, the mesh entry."""
 
 
 class MeshFile(_Exact):
@@ -309,6 +406,7 @@ class MeshFile(_Exact):
     default_intention_policy: Literal["allow", "deny"]
     """What holds where no intention matches."""
     services: list[Service]
+    """Services and sidecars, as ``consul services register`` takes them."""
     config_entries: ConfigEntries = ConfigEntries()
 
 

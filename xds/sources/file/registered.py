@@ -7,7 +7,7 @@ under an edit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xds.sources.file.models import Check, MeshFile, Proxy, ServiceBase
@@ -117,7 +117,18 @@ def registered(mesh: MeshFile) -> list[Registered]:
             nested.token or service.token, native=False,
         )  # fmt: skip
         found.append(_as_sidecar_of(own, sidecar))
-    return found
+    return [_with_token(service, found) for service in found]
+
+
+def _with_token(sidecar: Registered, services: list[Registered]) -> Registered:
+    """A sidecar that says no token has that of its service, as a nested one does."""
+    if sidecar.kind != CONNECT_PROXY or sidecar.token:
+        return sidecar
+    proxy = sidecar.proxy
+    named = [service for service in services if service.kind == "" and service.token]
+    own = [service for service in named if service.id == proxy.destination_service_id]
+    same = [service for service in named if service.name == proxy.destination_service_name]
+    return replace(sidecar, token=(own or same)[0].token) if own or same else sidecar
 
 
 def _registered(

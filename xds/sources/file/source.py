@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -35,12 +35,13 @@ from xds.sources.file.authority import Authority, IssuedLeaf, issue
 from xds.sources.file.document import Problem, RefusedError, parse
 from xds.sources.file.facts import FileFacts, facts_of, warnings
 from xds.sources.file.state import StateError, StateFolder
+from xds.sources.file.virtual_ips import Given
 
 log = logging.getLogger(__name__)
 
-SETTLE_MS = 20
+SETTLE_MS = 100
 """An edit is read once nothing has been written for this long."""
-LOOK_ANYWAY_MS = 2000
+LOOK_ANYWAY_MS = 500
 """Where the file system tells nothing (a network mount, a link to elsewhere), a change is found this late."""
 RENEWAL_LOOK_S = 60.0
 ROOT_WARNING = timedelta(days=90)
@@ -57,7 +58,7 @@ class FileSettings:
     @classmethod
     def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
         """The settings for a mesh file; its state is kept beside it where no folder is named."""
-        return cls(mesh, state or mesh.with_suffix(".state"))
+        return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class LoadedMesh:
     """What the file and the state folder come to."""
 
     facts: FileFacts
-    virtual_ips: Mapping[str, str]
+    given: Given
     authority: Authority
     warnings: tuple[str, ...]
     """What is allowed and may still not be meant."""
@@ -76,14 +77,14 @@ def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
     return (before.authority, before.facts.datacenter) != (after.authority, after.facts.datacenter)
 
 
-def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: Authority | None = None) -> LoadedMesh:
+def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: LoadedMesh | None = None) -> LoadedMesh:
     """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
 
     Args:
         settings: where they are.
         tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
         now: the time, in UTC.
-        known: the authority that is in use; one that disappears is not replaced by a new one.
+        known: what is served now; its authority and virtual IPs are not replaced by others behind its back.
 
     Raises:
         RefusedError: the file can't be used.
@@ -103,9 +104,17 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: A
             ],
         )
     folder = StateFolder(settings.state)
-    taken = {address for service in facts.instances for address in facts.claimed(service)}
-    given = folder.give_virtual_ips(facts.without_virtual_ip(), taken)
-    authority = folder.authority(now, new=known is None)
+    taken = {address: service for service in facts.instances for address in facts.claimed(service)}
+    wanted = facts.without_virtual_ip()
+    moved = [
+        f"{taken[address]!r} claims the virtual IP {address}, which was given to {service!r}: choose another"
+        for service, address in folder.virtual_ips().by_service.items()
+        if service in wanted and address in taken
+    ]
+    if moved:
+        raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
+    given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
+    authority = folder.authority(now, known=known.authority if known else None)
     return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document)))
 
 
@@ -229,7 +238,7 @@ class FileSource:
             return
         try:
             loaded = await asyncio.to_thread(
-                load, self._settings, tokens_needed=self._tokens_needed, now=self._clock(), known=self._mesh.authority
+                load, self._settings, tokens_needed=self._tokens_needed, now=self._clock(), known=self._mesh
             )
         except RefusedError as error:
             self._seen = signature
@@ -237,6 +246,12 @@ class FileSource:
             return
         except StateError as error:
             self._refuse(error)  # and try again, since what it is about may be put right without these files
+            return
+        except Exception as error:
+            # Whatever an edit may do to us, it does not end what is served.
+            self._seen = signature
+            log.exception("taking the edit failed")
+            self._refuse(RuntimeError(f"{self._settings.mesh}: can't be taken: {error!r}"))
             return
         self._seen = signature
         if self._trouble:
@@ -259,8 +274,8 @@ class FileSource:
 
     def _tell_loaded(self, before: LoadedMesh | None = None) -> None:
         mesh = self._mesh
-        known = before.virtual_ips if before else {}
-        given = [f"{name} {address}" for name, address in sorted(mesh.virtual_ips.items()) if name not in known]
+        known = before.given.by_service if before else {}
+        given = [f"{name} {address}" for name, address in sorted(mesh.given.by_service.items()) if name not in known]
         log.info(
             "%s: %d services in the mesh%s",
             self._settings.mesh,
@@ -292,7 +307,7 @@ class FileSource:
         for name in services:
             chain = facts.chains.get(name, DiscoveryChain(name))
             if name in facts.instances and not facts.claimed(name):
-                chain = replace(chain, virtual_ips=(self._mesh.virtual_ips[name],))
+                chain = replace(chain, virtual_ips=(self._mesh.given.by_service[name],))
             batch[Key(Kind.INSTANCES, name)] = facts.instances.get(name, ServiceInstances(name))
             batch[Key(Kind.CHAIN, name)] = chain
         return batch
@@ -329,12 +344,14 @@ class FileSource:
         return self._leaves[key].leaf
 
     def _refusal(self, key: LeafKey) -> str | None:
+        if self._mesh.authority.expires_at <= self._clock():
+            return "the root certificate has expired: run gossamer ca rotate --distrust-old"
         tokens = self._mesh.facts.tokens.get(key.service)
         if tokens is None:
             return f"{self._settings.mesh} has no sidecar of a service {key.service!r}"
         if tokens and not any(hmac.compare_digest(token.encode(), key.token.encode()) for token in tokens):
-            what = "not the token" if key.token else "no token, and not the one"
-            return f"it presented {what} that {self._settings.mesh} names for {key.service!r}"
+            what = "another token than" if key.token else "no token, not"
+            return f"it presented {what} the one that {self._settings.mesh} names for {key.service!r}"
         return None
 
     async def _keep_leaves(self) -> None:

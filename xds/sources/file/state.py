@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from xds.sources.file.virtual_ips import ExhaustedError, Given
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+NOTHING_GIVEN = Given()
 
 
 class StateError(Exception):
@@ -37,33 +38,45 @@ class StateFolder:
         self.authority_file = path / "ca.json"
         self._virtual_ips_file = path / "virtual-ips.json"
 
-    def authority(self, now: datetime, *, new: bool = True) -> Authority:
-        """The certificate authority; a new one where there is none yet, unless ``new`` is false.
+    def authority(self, now: datetime, *, known: Authority | None = None) -> Authority:
+        """The certificate authority; a new one where there is none yet.
+
+        Args:
+            now: the time, in UTC.
+            known: the one that is in use, which neither a new one nor another mesh's may replace.
 
         Raises:
             StateError: its file can't be read or written, is not private, or holds something else.
         """
         with self._locked():
             found = self._read_authority()
-            if found is None and not new:
-                raise StateError(f"{self.authority_file} is gone: put it back; the certificates of the mesh hang on it")
+            if known is not None and (found is None or found.trust_domain != known.trust_domain):
+                what = "is gone" if found is None else "is another mesh's"
+                raise StateError(
+                    f"{self.authority_file} {what}: put the one of {known.trust_domain} back, which the certificates"
+                    " of this mesh hang on"
+                )
             if found is None:
                 found = new_authority(now)
                 self._write(self.authority_file, _authority_as_json(found))
             return found
 
-    def rotate(self, now: datetime) -> Authority:
-        """Replace the active root by a new one.
+    def rotate(self, now: datetime, *, distrust_old: bool = False) -> Authority:
+        """Replace the active root by a new one; with ``distrust_old``, trust no root before it any more.
 
         Raises:
             StateError: there is no authority yet, or as for `authority`.
         """
+        none = StateError(
+            f"no certificate authority in {self.path}: it is where gossamer serve --mesh runs, which makes it"
+        )
         if not self.authority_file.exists():
-            raise StateError(f"no certificate authority in {self.path}: gossamer serve --mesh makes one when it starts")
+            raise none
         with self._locked():
             found = self._read_authority()
-            assert found is not None
-            found = rotated(found, now)
+            if found is None:
+                raise none
+            found = rotated(found, now, distrust_old=distrust_old)
             self._write(self.authority_file, _authority_as_json(found))
             return found
 
@@ -82,21 +95,30 @@ class StateFolder:
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise StateError(f"{self._virtual_ips_file} is not what gossamer wrote: {error}; restore it") from None
 
-    def give_virtual_ips(self, services: Sequence[str], taken: Collection[str]) -> Mapping[str, str]:
-        """Give a virtual IP to each of ``services`` that has none; all that were given, by service.
+    def give_virtual_ips(self, services: Sequence[str], taken: Collection[str], since: Given = NOTHING_GIVEN) -> Given:
+        """Give a virtual IP to each of ``services`` that has none; all that were given.
 
-        ``taken`` are addresses that services claim themselves.
+        Args:
+            services: who needs one.
+            taken: addresses that services claim themselves.
+            since: what was given when this was last looked at; it may not have become less.
 
         Raises:
             StateError: as for `virtual_ips`, or they can't be written, or there are no more.
         """
         try:
-            if (before := self.virtual_ips()).to(services, taken) == before:
-                return before.by_service
+            before = self.virtual_ips()
+            if before.last < since.last:
+                raise StateError(
+                    f"{self._virtual_ips_file} knows less than what is served: put it back, or services would move to"
+                    " addresses that others had"
+                )
+            if before.to(services, taken) == before:
+                return before
             with self._locked():
                 after = self.virtual_ips().to(services, taken)
                 self._write(self._virtual_ips_file, {"by_service": dict(after.by_service), "last": str(after.last)})
-                return after.by_service
+                return after
         except ExhaustedError as error:
             raise StateError(str(error)) from None
 
@@ -133,7 +155,9 @@ class StateFolder:
 
     def _read_authority(self) -> Authority | None:
         try:
-            mode = stat.S_IMODE(self.authority_file.stat().st_mode)
+            about = self.authority_file.stat()
+            mode = stat.S_IMODE(about.st_mode)
+            folder = stat.S_IMODE(self.path.stat().st_mode)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -141,12 +165,17 @@ class StateFolder:
         if mode & 0o077:
             raise StateError(
                 f"{self.authority_file} holds the mesh's private key and others may read it (mode {mode:04o}): run"
-                f" 'chmod 600 {self.authority_file}', and 'gossamer ca rotate' if others had access"
+                f" 'chmod 600 {self.authority_file}', and 'gossamer ca rotate --distrust-old' if others had access"
+            )
+        if about.st_uid not in (0, os.geteuid()) or folder & 0o022:
+            raise StateError(
+                f"{self.authority_file} may be somebody else's: it belongs to user {about.st_uid}, and its folder has"
+                f" mode {folder:04o}; expected this user's, in a folder that only this user writes to"
             )
         data = self._read(self.authority_file)
         try:
             return _authority_from_json(data)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"{self.authority_file} is not what gossamer wrote: {error}; restore it") from None
 
     def _write(self, file: Path, data: Any) -> None:

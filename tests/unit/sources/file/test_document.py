@@ -38,25 +38,50 @@ def refusal(text: str) -> str:
         ("a: [1\nb: 2", "mesh.yaml:2: not YAML: while parsing a flow sequence"),
         ("a: 1\n---\nb: 2", "mesh.yaml:2: not YAML"),
         ("\x00", "mesh.yaml: not YAML"),
-        ("[1, 2]", "mesh.yaml:1: the file: input should be a valid dictionary"),
+        ("[1, 2]", "mesh.yaml:1: the file: expected fields (name: value)"),
         ("services: []\nservices: []", "mesh.yaml:2: 'services' is given twice, in line 1 already"),
         ("services: []", "mesh.yaml:1: 'default_intention_policy' is missing: say what holds"),
         (GOOD + "servces: []", "mesh.yaml:6: unknown field 'servces'; did you mean 'services'?"),
         (GOOD.replace("8080", '"8080"'), "mesh.yaml:4: services[0].port: input should be a valid integer, not '8080'"),
         (GOOD.replace("8080", "80800"), "mesh.yaml:4: services[0].port: input should be less than or equal to 65535"),
         (GOOD.replace("name: web", "name: we/b"), "mesh.yaml:3: services[0].name: a name must not be empty"),
-        (GOOD.replace("deny", "maybe"), "mesh.yaml:1: default_intention_policy: input should be 'allow' or 'deny'"),
+        (
+            GOOD.replace("deny", "maybe"),
+            "mesh.yaml:1: default_intention_policy: expected 'allow' or 'deny', not 'maybe'",
+        ),
         (GOOD + "    TaggedAddresses: {}", "mesh.yaml:6: unknown field 'services[0].TaggedAddresses'"),
-        (GOOD + "    checks: [{name: x}]", "mesh.yaml:6: services[0].checks[0]: a check needs one of args, http"),
+        (GOOD + "    checks: [{name: x}]", "mesh.yaml:6: services[0].checks[0]: a check needs one of ttl, http"),
         (
             GOOD + "    tagged_addresses: {virtual: {address: '::1'}}",
             "services[0].tagged_addresses: expected an IPv4 address",
         ),
         (GOOD + "    token: 123456", "mesh.yaml:6: services[0].token: input should be a valid string\n"),
-        (GOOD + "    address: web.example", "mesh.yaml:6: services[0].address: expected an IP address"),
+        (
+            GOOD + "    address: web.example",
+            "mesh.yaml:6: services[0].address: expected an IP address, not 'web.example'",
+        ),
+        (
+            GOOD + "    check: {ttl: 1h, staus: critical}",
+            "unknown field 'services[0].check.staus'; did you mean 'status'?",
+        ),
+        (GOOD + "    check: critical", "services[0].check: expected fields (name: value)"),
+        (
+            GOOD + "config_entries: {bootstrap: [{Kind: service-intentions, Name: a, Sources: []}]}",
+            "config_entries.bootstrap[0].Sources: there is nothing in it; take it out altogether",
+        ),
+        (
+            GOOD
+            + "config_entries: {bootstrap: [{Kind: service-intentions, Name: a, Sources: [{Name: b, Acton: allow}]}]}",
+            "unknown field 'config_entries.bootstrap[0].Sources[0].Acton'; did you mean 'Action'?",
+        ),
+        (
+            GOOD + "config_entries: {bootstrap: [{Kind: mesh, TransparentProxi: {}}]}",
+            "did you mean 'TransparentProxy'?",
+        ),
         (
             GOOD + "config_entries: {bootstrap: [{Kind: service-intention}]}",
-            "mesh.yaml:6: config_entries.bootstrap[0]: 'service-intention' is no Kind of config entry",
+            "mesh.yaml:6: config_entries.bootstrap[0]: 'service-intention' is no Kind of config entry that Consul has;"
+            " did you mean 'service-intentions'?",
         ),
         (
             GOOD + "config_entries: {bootstrap: [{Name: x}]}",
@@ -109,6 +134,26 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
             mesh({"name": "p", "kind": "connect-proxy", "proxy": {"destination_service_name": "a"}}),
             "sidecar 'p' needs the port that its Envoy listens on",
         ),
+        (
+            mesh(
+                service(
+                    "a",
+                    connect={
+                        "sidecar_service": {
+                            "port": 20000,
+                            "proxy": {
+                                "expose": {
+                                    "paths": [
+                                        {"path": "/health", "listener_port": 20000, "local_path_port": 8080},
+                                    ]
+                                }
+                            },
+                        }
+                    },
+                )
+            ),
+            "'/health' can't be exposed at 10.97.0.1:20000: 'a-1-sidecar-proxy' is there",
+        ),
         (mesh(service("a", token="t"), service("b")), "'b' has no token, but 'a' has: either every service"),
         (
             mesh(service("a"), entries=[intentions("a", b="allow"), intentions("A", c="deny")]),
@@ -119,6 +164,13 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 )
 def test_a_contradiction_is_refused(text: str, words: str) -> None:
     assert words in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "empty", ["config_entries:", "config_entries:\n  bootstrap:", "config_entries: {bootstrap: []}"]
+)
+def test_a_field_without_a_value_is_not_given(empty: str) -> None:
+    assert parse("mesh.yaml", GOOD + empty).mesh.config_entries.bootstrap == []
 
 
 def test_json_is_taken_as_well() -> None:

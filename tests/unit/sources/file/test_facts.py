@@ -108,6 +108,18 @@ def test_tokens_are_a_services_and_a_sidecars_own_counts() -> None:
     assert facts.declares_tokens
 
 
+def test_a_sidecar_on_its_own_has_the_token_of_its_service() -> None:
+    sidecar = {"name": "p", "kind": "connect-proxy", "port": 1, "proxy": {"destination_service_name": "web"}}
+    facts = facts_of(document({"name": "web", "port": 2, "token": "secret"}, sidecar))
+    assert facts.tokens == {"web": {"secret"}}
+
+
+def test_an_intention_of_another_partition_is_none_of_ours() -> None:
+    entry = {"Kind": "service-intentions", "Name": "web"}
+    entry["Sources"] = [{"Name": "api", "Action": "allow", "Partition": "other"}]  # type: ignore[assignment]
+    assert facts_of(document(service("web"), entries=[entry])).intentions == ()
+
+
 def test_a_virtual_ip_of_its_own_is_kept_and_the_others_are_named() -> None:
     nested = {"port": 1, "tagged_addresses": {"virtual": {"address": "10.96.0.1", "port": 80}}}
     facts = facts_of(document(service("api", connect={"sidecar_service": nested}), service("db"), service("web")))
@@ -140,7 +152,7 @@ def test_what_may_not_be_meant_is_a_warning() -> None:
         "the upstream 'nope' is no service of this file",
         "'bare' has no sidecar",
         "a mesh-gateway is not served yet",
-        "the source 'wep' is no service",
+        "the intention's source 'wep' is unknown here",
         "an exported-services is not followed yet".replace("an ", "a "),
         "'web' is set aside as an upstream",
     ):

@@ -122,7 +122,7 @@ async def test_an_authority_that_disappears_is_not_replaced(tmp_path: Path) -> N
         roots = bench.mesh.roots
         kept = (bench.settings.state / "ca.json").rename(tmp_path / "kept.json")
         await bench.until_troubled(True)
-        assert "ca.json is gone: put it back" in bench.source.troubles()["mesh file"]
+        assert "ca.json is gone: put the one of" in bench.source.troubles()["mesh file"]
         kept.rename(bench.settings.state / "ca.json")
         await bench.until_troubled(False)
         assert bench.mesh.roots == roots
@@ -137,6 +137,59 @@ async def test_another_datacenter_is_another_identity(tmp_path: Path) -> None:
         bench.file.write_text("datacenter: dc2\n" + mesh(service("web")))
         await bench.until(lambda: bench.mesh.datacenter == "dc2")
         assert bench.leaf(WEB) != first
+
+
+BAD_EDITS = [
+    "datacenter: !!int ''\n",
+    "datacenter: !!bool maybe\n",
+    "datacenter: !!timestamp never\n",
+    "? [a, b]\n: c\n",
+    "? {a: b}\n: c\n",
+    "x: " + "[" * 100_000,
+    "a: &a [*a]\n",
+    "config_entries: {bootstrap: [{Kind: service-defaults, Name: a, Expose: {Paths: [1]}}]}\n",
+    "config_entries: {bootstrap: [{Kind: service-defaults, Name: a, Expose: {Paths: 7}}]}\n",
+]
+
+
+@pytest.mark.parametrize("edit", BAD_EDITS, ids=range(len(BAD_EDITS)))
+async def test_no_edit_ends_what_is_served(tmp_path: Path, edit: str) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.file.write_text(mesh(service("web")) + edit)
+        await bench.until_troubled(True)
+        assert "mesh.yaml" in bench.source.troubles()["mesh file"]
+        bench.file.write_text(mesh(service("api")))
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"api"}))
+
+
+async def test_a_remedy_that_touches_no_file_is_noticed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        authority = bench.settings.state / "ca.json"
+        authority.chmod(0o644)
+        bench.file.write_text(mesh(service("web"), service("api")))
+        await bench.until_troubled(True)
+        authority.chmod(0o600)
+        await bench.until(lambda: bench.mesh.service_names == frozenset({"web", "api"}))
+
+
+async def test_a_virtual_ip_that_was_given_is_not_taken_by_another(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web"), service("api")))
+    async with bench.running():
+        claiming = {"port": 20000, "tagged_addresses": {"virtual": {"address": "240.0.0.2"}}}
+        bench.file.write_text(mesh(service("web", connect={"sidecar_service": claiming}), service("api")))
+        await bench.until_troubled(True)
+        said = bench.source.troubles()["mesh file"]
+        assert "'web' claims the virtual IP 240.0.0.2, which was given to 'api'" in said
+
+
+async def test_an_expired_root_issues_nothing_and_ends_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    async with bench.running():
+        bench.now += timedelta(days=4000)
+        bench.source.demand(Demand(frozenset(), frozenset({WEB})))
+        await bench.until(lambda: isinstance(bench.mesh.leaf(WEB), LeafRefused))
 
 
 async def test_edits_are_followed_where_the_kernel_tells_of_none(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from xds.sources.file.state import StateError, StateFolder
 
+DAMAGED = '{"trust_domain": "x", "certificate": 5, "private_key": 5, "rotated_out": []}'
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
@@ -20,8 +22,12 @@ def test_what_was_made_is_kept(tmp_path: Path) -> None:
     assert StateFolder(folder).rotate(NOW) == StateFolder(folder).authority(NOW)
     assert StateFolder(folder).authority(NOW).old[0].certificate == authority.certificate
     given = StateFolder(folder).give_virtual_ips(["web"], ())
-    assert StateFolder(folder).give_virtual_ips(["api", "web"], ()) == {**given, "api": "240.0.0.2"}
-    assert StateFolder(folder).give_virtual_ips(["api"], ()) == {**given, "api": "240.0.0.2"}
+    both = StateFolder(folder).give_virtual_ips(["api", "web"], ())
+    assert both.by_service == {**given.by_service, "api": "240.0.0.2"}
+    assert StateFolder(folder).give_virtual_ips(["api"], ()) == both
+    (folder / "virtual-ips.json").unlink()
+    with pytest.raises(StateError, match=r"virtual-ips\.json knows less than what is served"):
+        StateFolder(folder).give_virtual_ips(["api"], (), since=both)
 
 
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
@@ -34,7 +40,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
         folder.authority(NOW)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"trust_domain": 1}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"trust_domain": 1}', DAMAGED, "\x00"])
 def test_an_authority_that_is_damaged_is_never_replaced(tmp_path: Path, content: str) -> None:
     folder = StateFolder(tmp_path)
     folder.authority(NOW)
@@ -59,6 +65,41 @@ def test_virtual_ips_that_are_damaged_are_refused(tmp_path: Path, content: str) 
     (tmp_path / "virtual-ips.json").write_text(content)
     with pytest.raises(StateError, match=r"virtual-ips\.json"):
         StateFolder(tmp_path).give_virtual_ips(["web"], ())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
+def test_an_authority_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.authority(NOW)
+    os.chown(folder.authority_file, 54321, -1)
+    with pytest.raises(StateError, match="may be somebody else's: it belongs to user 54321"):
+        folder.authority(NOW)
+    os.chown(folder.authority_file, os.geteuid(), -1)
+    folder.path.chmod(0o777)
+    with pytest.raises(StateError, match="its folder has mode 0777"):
+        folder.authority(NOW)
+
+
+def test_the_authority_in_use_is_not_replaced(tmp_path: Path) -> None:
+    folder, other = StateFolder(tmp_path / "one"), StateFolder(tmp_path / "other")
+    known = folder.authority(NOW)
+    other.authority(NOW)
+    folder.authority_file.write_text(other.authority_file.read_text())
+    with pytest.raises(StateError, match="is another mesh's: put the one of"):
+        folder.authority(NOW, known=known)
+    folder.authority_file.unlink()
+    with pytest.raises(StateError, match="is gone: put the one of"):
+        folder.authority(NOW, known=known)
+    assert not folder.authority_file.exists()
+
+
+def test_a_root_that_others_have_is_distrusted_at_once(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    tmp_path.chmod(0o700)
+    before = folder.authority(NOW)
+    after = folder.rotate(NOW, distrust_old=True)
+    assert after.trusted(NOW).certificates == (after.certificate,)
+    assert after.trust_domain == before.trust_domain
 
 
 def test_there_must_be_something_to_rotate(tmp_path: Path) -> None:

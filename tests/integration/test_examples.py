@@ -212,6 +212,7 @@ async def test_tokens() -> None:
             "both sidecars to connect", waiting, until=lambda seen: seen.get("web", "") is None and "api" in seen
         )
         assert "it presented another token than the one" in str(seen["api"])
+        assert web["token"] not in str(seen["api"])
 
 
 def _readme_commands() -> list[tuple[str, str]]:

@@ -108,24 +108,6 @@ async def test_a_rotation_breaks_nothing_and_touches_secrets_only(filed: Mesh) -
     assert (await sent("clusters"), await sent("listeners")) == (clusters, listeners)
 
 
-async def test_another_services_token_opens_nothing(filed: Mesh) -> None:
-    lab = filed.lab
-    thief = await lab.member("thief", start=False)
-    thief.token = filed.web.token
-    await lab.start(thief)
-
-    async def waits() -> str | None:
-        found = (await lab.sidecars()).get(thief.sidecar_id)
-        return found["waits_for"] if found else None
-
-    reason = await eventually("the sidecar to be refused", waits)
-    assert reason is not None
-    assert "it presented another token than the one" in reason
-    assert filed.web.token not in reason
-    await thief.processes["sidecar"].stop()
-    await lab.deregister(thief)
-
-
 async def test_a_leaf_is_shaped_like_consuls(filed: Mesh, denying: Mesh) -> None:
     shapes = [await _leaf_shape(each.lab, each.web) for each in (filed, denying)]
     assert shapes[0] == shapes[1]

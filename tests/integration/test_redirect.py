@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers, ask_as
-from xds.lab.application import who_answers
+from xds.lab.application import dial, who_answers
 from xds.lab.commands import application, gossamer, here
 from xds.lab.mesh import Lab, Member
 from xds.lab.network import Host, Network
@@ -251,3 +252,24 @@ async def test_a_refusal_by_the_kernel_is_one_line_that_says_what_to_do(host: Ho
         await run_to_end(*command, "--netns", "/run/netns/not-there")
     assert "Traceback" not in str(caught.value)
     assert "/run/netns/not-there" in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["nft", "iptables"])
+async def test_connections_that_stand_already_are_left_alone(
+    allowing: Mesh, backend: str, only_iptables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Applying the rules to a host that is in use, a Consul agent's connections to its servers among them."""
+    lab = allowing.lab
+    here_, there = lab.host(f"in-use-{backend}"), lab.host(f"peer-{backend}")
+    for host in (here_, there):
+        await lab.application(host.name, host, 8080, host.address)
+    arrived = [await dial(there, here_.address, 8080) for _ in range(2)]
+    dialed = [await dial(here_, there.address, 8080) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        if backend == "iptables":
+            patch.setenv("PATH", only_iptables)
+        await run_to_end(*gossamer("redirect-traffic", "--netns", here_.path, *SAMPLE))
+    for connection in (*arrived, *dialed):
+        assert await connection.echo("still here") == "still here"
+        await connection.close()
+    assert await who_answers(there, here_.address, 8080) is None, "new ones are redirected, to nobody here"

@@ -6,8 +6,8 @@ from xds.redirect.rules import DNS_PORT, Rules
 
 TABLE = "gossamer"
 OPENING = "tcp flags & (fin | syn | rst | ack) == syn"
-"""The first packet of a connection. Nothing else is looked at: of a connection that stood before the rules did, the kernel
-takes the next packet for its first, and redirecting that would break it.
+"""The first packet of a connection. Nothing else is looked at: of a connection that stood before the rules did, the
+kernel takes the next packet for its first, and redirecting that would break it.
 """
 UNDO = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 """Removes the table, whether it is there or not."""

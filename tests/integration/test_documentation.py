@@ -116,8 +116,8 @@ class Hosts:
         if goes_on:
             process = await self.start(f"{host}-{goes_on[1]}", line)
             await eventually(f"{command!r} to be up", lambda: self._is_up(host, goes_on[1], process), within_s=60)
-        elif command.startswith("curl"):
-            # Whoever types is slower than the mesh; the tests are not.
+        elif command.startswith("curl") or "--verify" in command:
+            # Whoever types is slower than the mesh, and than an agent that connects again; the tests are not.
             await eventually(f"{command!r} to succeed", lambda: self._succeeds(line), within_s=60)
         else:
             await run_to_end(*line)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ import pytest
 
 from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers, ask_as
-from xds.lab.application import dial, who_answers
+from xds.lab.application import who_answers
 from xds.lab.commands import application, gossamer, here
 from xds.lab.mesh import Lab, Member
 from xds.lab.network import Host, Network
@@ -255,21 +258,50 @@ async def test_a_refusal_by_the_kernel_is_one_line_that_says_what_to_do(host: Ho
 
 
 @pytest.mark.parametrize("backend", ["nft", "iptables"])
-async def test_connections_that_stand_already_are_left_alone(
+async def test_a_stray_packet_opens_no_way_past_the_sidecar(
     allowing: Mesh, backend: str, only_iptables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Applying the rules to a host that is in use, a Consul agent's connections to its servers among them."""
+    """An acknowledgement out of nowhere, made so that nobody answers it, stays in the kernel's table of connections.
+
+    What follows on the same ports is that connection's to the kernel: it has to have been redirected already.
+    """
     lab = allowing.lab
-    here_, there = lab.host(f"in-use-{backend}"), lab.host(f"peer-{backend}")
-    for host in (here_, there):
-        await lab.application(host.name, host, 8080, host.address)
-    arrived = [await dial(there, here_.address, 8080) for _ in range(2)]
-    dialed = [await dial(here_, there.address, 8080) for _ in range(2)]
+    attacked, attacker = lab.host(f"attacked-{backend}"), lab.host(f"attacker-{backend}")
+    await lab.application("application", attacked, 8080, attacked.address)
+    await lab.application("envoy", attacked, 20000, attacked.address)
     with monkeypatch.context() as patch:
         if backend == "iptables":
             patch.setenv("PATH", only_iptables)
-        await run_to_end(*gossamer("redirect-traffic", "--netns", here_.path, *SAMPLE))
-    for connection in (*arrived, *dialed):
-        assert await connection.echo("still here") == "still here"
-        await connection.close()
-    assert await who_answers(there, here_.address, 8080) is None, "new ones are redirected, to nobody here"
+        await run_to_end(*gossamer("redirect-traffic", "--netns", attacked.path, *SAMPLE))
+    strays = ((ACK, b""), (ACK, MD5_SIGNATURE), (SYN | ACK, b""), (FIN | ACK, b""))
+    for port, (flags, options) in enumerate(strays, start=41000):
+        raw = attacker.socket(kind=socket.SOCK_RAW, protocol=socket.IPPROTO_TCP)
+        with raw:
+            raw.sendto(segment(attacker.address, port, attacked.address, 8080, flags, options), (attacked.address, 0))
+        made = attacker.socket()
+        made.bind((attacker.address, port))
+        reader, writer = await asyncio.open_connection(sock=await _connected(made, attacked.address, 8080))
+        assert await reader.readline() == b"envoy\n", f"flags {flags:#x}, options {options!r}"
+        writer.close()
+
+
+FIN, SYN, ACK = 0x01, 0x02, 0x10
+MD5_SIGNATURE = b"\x13\x12" + b"x" * 16 + b"\x01\x01"
+"""An option that makes a host which expects none discard the segment without a word (RFC 2385)."""
+
+
+async def _connected(made: socket.socket, address: str, port: int) -> socket.socket:
+    async with asyncio.timeout(10):
+        await asyncio.get_running_loop().sock_connect(made, (address, port))
+    return made
+
+
+def segment(source: str, source_port: int, to: str, to_port: int, flags: int, options: bytes) -> bytes:
+    """A TCP segment with its checksum."""
+    offset = (20 + len(options)) // 4 << 4
+    header = struct.pack("!HHIIBBHHH", source_port, to_port, 12345, 54321, offset, flags, 1024, 0, 0) + options
+    pseudo = socket.inet_aton(source) + socket.inet_aton(to) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(header))
+    total = sum(struct.unpack(f"!{len(pseudo + header) // 2}H", pseudo + header))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return header[:16] + struct.pack("!H", ~total & 0xFFFF) + header[18:]

@@ -26,9 +26,11 @@ def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPa
 
     A port that another listener of the sidecar needs stays that one's: a probe is not worth the way into the mesh.
     """
-    taken = {public_address(sidecar, settings)[1]: "the public listener"}
+    taken = {path.local_port: "the application" for path in settings.exposed_paths or ()}
+    taken[sidecar.local_service_port] = "the application"
     taken |= {each.local_bind_port: f"the upstream {each.name!r}" for each in sidecar.upstreams if each.refusal is None}
     taken[settings.outbound_listener_port or OUTBOUND_LISTENER_PORT] = "the outbound listener"
+    taken[public_address(sidecar, settings)[1]] = "the public listener"
     found: dict[tuple[int, str], ExposedPath] = {}
     problems = []
     for path in settings.exposed_paths or ():

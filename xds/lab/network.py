@@ -63,7 +63,7 @@ class Host:
         user = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--pdeathsig=KILL"]
         return [*enter, "setpriv", *user, f"--inh-caps={capability}", f"--ambient-caps={capability}", *arguments]
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A socket on this host. A socket stays in the namespace it was made in, so it can be used from anywhere."""
         made: list[socket.socket | OSError] = []
 
@@ -73,7 +73,7 @@ class Host:
                 if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
                     made.append(OSError(ctypes.get_errno(), f"can't enter {self.path}"))
                     return
-            made.append(socket.socket(family, kind))
+            made.append(socket.socket(family, kind, protocol))
 
         thread = threading.Thread(target=make)
         thread.start()

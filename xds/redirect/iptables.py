@@ -18,9 +18,6 @@ CHAINS = (
     "CONSUL_DNS_REDIRECT",
 )
 
-OPENING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
-"""The first packet of a connection, as for nftables. Consul's own rules lack that, and break what stands."""
-
 
 def wanted(rules: Rules, version: int) -> list[str]:
     """The rules for one family, ``version`` being 4 or 6, as ``iptables-save`` would print them."""
@@ -28,7 +25,7 @@ def wanted(rules: Rules, version: int) -> list[str]:
     lines: list[str] = []
     dns = _dns(rules, version)
     lines += [f"-A OUTPUT -p {protocol} -m {protocol} --dport {DNS_PORT} -j CONSUL_DNS_REDIRECT" for protocol in dns]
-    lines += [f"-A OUTPUT {OPENING} -j CONSUL_PROXY_OUTPUT", f"-A PREROUTING {OPENING} -j CONSUL_PROXY_INBOUND"]
+    lines += ["-A OUTPUT -p tcp -j CONSUL_PROXY_OUTPUT", "-A PREROUTING -p tcp -j CONSUL_PROXY_INBOUND"]
     lines += [f"-A CONSUL_DNS_REDIRECT {rule}" for rule in dns.values()]
     lines += [f"-A CONSUL_PROXY_INBOUND -p tcp -m tcp --dport {port} -j RETURN" for port in rules.exclude_inbound_ports]
     lines.append("-A CONSUL_PROXY_INBOUND -p tcp -j CONSUL_PROXY_IN_REDIRECT")

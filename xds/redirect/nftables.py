@@ -5,10 +5,6 @@ from __future__ import annotations
 from xds.redirect.rules import DNS_PORT, Rules
 
 TABLE = "gossamer"
-OPENING = "tcp flags & (fin | syn | rst | ack) == syn"
-"""The first packet of a connection. Nothing else is looked at: of a connection that stood before the rules did, the
-kernel takes the next packet for its first, and redirecting that would break it.
-"""
 UNDO = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 """Removes the table, whether it is there or not."""
 
@@ -18,7 +14,7 @@ def chains(rules: Rules) -> dict[str, list[str]]:
     output: list[str] = ["type nat hook output priority -100; policy accept;"]
     if rules.dns is not None:
         output += _dns(rules)
-    output.append(f"{OPENING} jump proxy_output")
+    output.append("meta l4proto tcp jump proxy_output")
     outbound = [f"meta skuid {uid} return" for uid in rules.exclude_uids]
     for network in rules.exclude_outbound_cidrs:
         outbound.append(f"{'ip' if network.version == 4 else 'ip6'} daddr {_network(network)} return")
@@ -36,7 +32,7 @@ def chains(rules: Rules) -> dict[str, list[str]]:
         "proxy_output": outbound,
         "prerouting": [
             "type nat hook prerouting priority -100; policy accept;",
-            f"{OPENING} jump proxy_inbound",
+            "meta l4proto tcp jump proxy_inbound",
         ],
         "proxy_inbound": inbound,
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from xds.envoy.exposed import exposable
 from xds.mesh.facts import ConfigEntries, ProxySettings, Sidecar
 from xds.policy.proxies import effective_settings
 from xds.sources import decode
@@ -71,7 +72,7 @@ def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registra
         if config.get(key)
     ]
     settings = effective_settings(sidecar, entries)
-    plain += [str(path.listener_port) for path in settings.exposed_paths or ()]
+    plain += [str(path.listener_port) for path in exposable(sidecar, settings)[0]]
     return Registration(
         sidecar=sidecar,
         settings=settings,

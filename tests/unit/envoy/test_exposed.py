@@ -39,12 +39,11 @@ def test_a_port_that_another_listener_needs_stays_that_ones() -> None:
     good = ExposedPath("/health", 21500, 8080)
     paths = (
         ExposedPath("/a", 20000, 8080), ExposedPath("/b", 15001, 8080), ExposedPath("/c", 9191, 8080),
-        good, ExposedPath("/health", 21500, 9999), good,
+        good, ExposedPath("/health", 21500, 9999), good, ExposedPath("/d", 8080, 8080), ExposedPath("/e", 9999, 8080),
     )  # fmt: skip
     sidecar = make_sidecar("web", upstreams=(ExplicitUpstream("api", "", "127.0.0.1", 9191),))
     exposed, problems = exposable(sidecar, ProxySettings(exposed_paths=paths))
     assert exposed == [good]
-    for said, words in zip(
-        problems, ("the public listener", "the outbound listener", "the upstream 'api'", "exposed twice"), strict=True
-    ):
+    owners = ("the public listener", "the outbound listener", "the upstream 'api'", "exposed twice")
+    for said, words in zip(problems, (*owners, "the application", "the application"), strict=True):
         assert words in said

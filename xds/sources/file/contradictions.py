@@ -49,7 +49,7 @@ def _shared_addresses(services: list[Registered]) -> Iterator[Found]:
 
 
 def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
-    """A path that is exposed where a sidecar or an application listens."""
+    """A path that is exposed where a sidecar or an application listens, or another sidecar exposes paths."""
     there = {(service.address, service.port): service.id for service in services if service.port}
     for service in services:
         for number, path in enumerate(service.proxy.expose.paths):
@@ -60,6 +60,7 @@ def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
                     where,
                     f"{path.path!r} can't be exposed at {service.address}:{path.listener_port}: {owner!r} is there",
                 )
+        there |= {(service.address, path.listener_port): service.id for path in service.proxy.expose.paths}
 
 
 def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:

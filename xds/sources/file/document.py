@@ -22,6 +22,7 @@ from xds.sources.file.models import MeshFile
 Path = tuple[str | int, ...]
 """Where something is in a document: keys and list indices."""
 
+MOST_ALIASES = 1000
 DEEPEST = 50
 """Consul's own entries nest some ten levels."""
 
@@ -113,9 +114,15 @@ def _load(file: str, text: str) -> tuple[yaml.Node, Any]:
 
 
 def _check_depth(file: str, text: str) -> None:
-    """See that nothing is nested so deep that building it would exhaust the stack, which ends the process."""
-    depth = 0
+    """See that nothing is nested so deep that building it would exhaust the stack, which ends the process.
+
+    Nor repeated by aliases so often that it would exhaust the memory.
+    """
+    depth = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        if aliases > MOST_ALIASES:
+            raise RefusedError(file, [Problem(0, f"more than {MOST_ALIASES} aliases (*name)")])
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             line = event.start_mark.line + 1 if event.start_mark else 0

@@ -35,7 +35,7 @@ def _ip(text: str) -> str:
 
 def _virtual_ips_are_ipv4(addresses: dict[str, TaggedAddress]) -> dict[str, TaggedAddress]:
     for tag in VIRTUAL_TAGS:
-        if tag in addresses and ":" in addresses[tag].address:
+        if tag in addresses and (not addresses[tag].address or ":" in addresses[tag].address):
             raise ValueError("expected an IPv4 address: virtual IPs are dialed through an IPv4 listener")
     return addresses
 
@@ -43,6 +43,7 @@ def _virtual_ips_are_ipv4(addresses: dict[str, TaggedAddress]) -> dict[str, Tagg
 Name = Annotated[str, AfterValidator(_name)]
 IP = Annotated[str, AfterValidator(_ip)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+UsedPort = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=0)]
 Mode = Literal["", "transparent", "direct"]
 
@@ -161,8 +162,8 @@ class ExposedPath(_Exact):
     """A path of the application that is reached without mutual TLS, for health probes and metrics."""
 
     path: str = Field(pattern="^/")
-    listener_port: Port
-    local_path_port: Port
+    listener_port: UsedPort
+    local_path_port: UsedPort
     protocol: Literal["", "http", "http2"] = ""
 
 
@@ -292,8 +293,8 @@ class ExposedPathEntry(_Exact):
     """A path that is reached without mutual TLS."""
 
     Path: str = Field(pattern="^/")
-    ListenerPort: Port
-    LocalPathPort: Port
+    ListenerPort: UsedPort
+    LocalPathPort: UsedPort
     Protocol: Literal["", "http", "http2"] = ""
 
 

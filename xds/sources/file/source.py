@@ -113,8 +113,8 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: L
     ]
     if moved:
         raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
-    given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
     authority = folder.authority(now, known=known.authority if known else None)
+    given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
     return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document)))
 
 
@@ -225,7 +225,7 @@ class FileSource:
             async with aclosing(changes):
                 async for _ in changes:
                     await self._look()
-        except OSError as error:
+        except Exception as error:  # of the library's own, for whatever the kernel refuses
             log.warning("can't be told of edits (%s): looking every %d ms", error, LOOK_ANYWAY_MS)
         while True:
             await self._look()

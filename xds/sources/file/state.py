@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +56,11 @@ class StateFolder:
                     f"{self.authority_file} {what}: put the one of {known.trust_domain} back, which the certificates"
                     " of this mesh hang on"
                 )
+            if found is None and self._virtual_ips_file.exists():
+                raise StateError(
+                    f"{self.authority_file} is gone, though {self._virtual_ips_file.name} is there: put it back, or"
+                    " remove that file too to begin anew"
+                )
             if found is None:
                 found = new_authority(now)
                 self._write(self.authority_file, _authority_as_json(found))
@@ -95,12 +100,14 @@ class StateFolder:
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise StateError(f"{self._virtual_ips_file} is not what gossamer wrote: {error}; restore it") from None
 
-    def give_virtual_ips(self, services: Sequence[str], taken: Collection[str], since: Given = NOTHING_GIVEN) -> Given:
+    def give_virtual_ips(
+        self, services: Sequence[str], taken: Mapping[str, str], since: Given = NOTHING_GIVEN
+    ) -> Given:
         """Give a virtual IP to each of ``services`` that has none; all that were given.
 
         Args:
             services: who needs one.
-            taken: addresses that services claim themselves.
+            taken: addresses that services claim themselves, and who does.
             since: what was given when this was last looked at; it may not have become less.
 
         Raises:

@@ -7,7 +7,7 @@ one must not reach a stranger.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 LAST = ipaddress.IPv4Address("255.255.255.254")
@@ -25,17 +25,18 @@ class Given:
     last: ipaddress.IPv4Address = ipaddress.IPv4Address("240.0.0.0")
     """The highest one that was ever given."""
 
-    def to(self, services: Iterable[str], taken: Collection[str]) -> Given:
+    def to(self, services: Iterable[str], taken: Mapping[str, str]) -> Given:
         """What is given once each of ``services`` has one.
 
         Args:
             services: who needs one, in the order in which new ones are given.
-            taken: addresses that services claim themselves. One that was given to another service is taken back.
+            taken: addresses that services claim themselves, and who does. One that was given to another is taken back.
 
         Raises:
             ExhaustedError: the range is used up.
         """
-        result = {service: address for service, address in self.by_service.items() if address not in taken}
+        before = self.by_service.items()
+        result = {service: address for service, address in before if taken.get(address, service) == service}
         last = self.last
         for service in services:
             if service in result:

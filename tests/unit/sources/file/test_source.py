@@ -196,7 +196,7 @@ async def test_edits_are_followed_where_the_kernel_tells_of_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(*_folders: Path, **_options: object) -> AsyncIterator[None]:
-        raise OSError("inotify watch limit reached")
+        raise RuntimeError("inotify watch limit reached")
         yield
 
     monkeypatch.setattr(source_module, "awatch", refused)

@@ -21,13 +21,13 @@ def test_what_was_made_is_kept(tmp_path: Path) -> None:
     assert StateFolder(folder).authority(NOW) == authority
     assert StateFolder(folder).rotate(NOW) == StateFolder(folder).authority(NOW)
     assert StateFolder(folder).authority(NOW).old[0].certificate == authority.certificate
-    given = StateFolder(folder).give_virtual_ips(["web"], ())
-    both = StateFolder(folder).give_virtual_ips(["api", "web"], ())
+    given = StateFolder(folder).give_virtual_ips(["web"], {})
+    both = StateFolder(folder).give_virtual_ips(["api", "web"], {})
     assert both.by_service == {**given.by_service, "api": "240.0.0.2"}
-    assert StateFolder(folder).give_virtual_ips(["api"], ()) == both
+    assert StateFolder(folder).give_virtual_ips(["api"], {}) == both
     (folder / "virtual-ips.json").unlink()
     with pytest.raises(StateError, match=r"virtual-ips\.json knows less than what is served"):
-        StateFolder(folder).give_virtual_ips(["api"], (), since=both)
+        StateFolder(folder).give_virtual_ips(["api"], {}, since=both)
 
 
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_key_that_is_not_the_certificates_is_refused(tmp_path: Path) -> None:
 def test_virtual_ips_that_are_damaged_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "virtual-ips.json").write_text(content)
     with pytest.raises(StateError, match=r"virtual-ips\.json"):
-        StateFolder(tmp_path).give_virtual_ips(["web"], ())
+        StateFolder(tmp_path).give_virtual_ips(["web"], {})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
@@ -91,6 +91,15 @@ def test_the_authority_in_use_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is gone: put the one of"):
         folder.authority(NOW, known=known)
     assert not folder.authority_file.exists()
+
+
+def test_a_lost_authority_is_not_replaced_at_the_next_start_either(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.authority(NOW)
+    folder.give_virtual_ips(["web"], {})
+    folder.authority_file.unlink()
+    with pytest.raises(StateError, match=r"is gone, though virtual-ips\.json is there: put it back, or remove"):
+        folder.authority(NOW)
 
 
 def test_a_root_that_others_have_is_distrusted_at_once(tmp_path: Path) -> None:

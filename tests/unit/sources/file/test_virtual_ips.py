@@ -15,7 +15,7 @@ ADDRESSES = st.sets(st.integers(1, 12).map(lambda number: f"240.0.0.{number}"), 
 
 
 def test_the_first_is_consuls_first() -> None:
-    assert Given().to(["web", "api"], ()).by_service == {"web": "240.0.0.1", "api": "240.0.0.2"}
+    assert Given().to(["web", "api"], {}).by_service == {"web": "240.0.0.1", "api": "240.0.0.2"}
 
 
 @holds(st.lists(st.tuples(NAMES, ADDRESSES), max_size=5))
@@ -23,7 +23,7 @@ def test_given_once_never_to_somebody_else(edits: list[tuple[list[str], set[str]
     given = Given()
     ever: dict[str, str] = {}
     for services, taken in edits:
-        before, given = given.by_service, given.to(services, taken)
+        before, given = given.by_service, given.to(services, dict.fromkeys(taken, "another"))
         state = given.by_service
         assert set(services) <= state.keys()
         assert not taken & set(state.values())
@@ -36,6 +36,11 @@ def test_given_once_never_to_somebody_else(edits: list[tuple[list[str], set[str]
                 assert ever.setdefault(address, service) == service
 
 
+def test_an_address_that_a_service_claims_itself_stays_its_own() -> None:
+    given = Given().to(["web"], {})
+    assert given.to([], {"240.0.0.1": "web"}).to(["web"], {}).by_service == {"web": "240.0.0.1"}
+
+
 def test_the_end_of_the_range_is_said() -> None:
     with pytest.raises(ExhaustedError):
-        Given({"web": str(LAST)}, LAST).to(["late"], ())
+        Given({"web": str(LAST)}, LAST).to(["late"], {})

@@ -42,9 +42,12 @@ def rotate(mesh: Path | None, state: Path | None, distrust_old: bool) -> None:
     \b
       gossamer ca rotate --mesh mesh.yaml
     """
-    if mesh is None and state is None:
+    if mesh is not None:
+        folder = FileSettings.resolve(mesh, state).state
+    elif state is not None:
+        folder = state
+    else:
         raise click.UsageError("say whose authority: --mesh FILE, or the folder with --state DIR")
-    folder = state or FileSettings.resolve(Path(str(mesh)), None).state
     now = datetime.now(UTC)
     try:
         authority = StateFolder(folder).rotate(now, distrust_old=distrust_old)

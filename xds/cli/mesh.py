@@ -43,7 +43,7 @@ def check(file: Path, state: Path | None) -> None:
         raise Failure(f"{file} can't be used\n{error}") from error
     except StateError as error:
         raise Failure(str(error)) from error
-    for line, text in warnings(document):
+    for line, text in warnings(document, facts):
         click.echo(f"{file}:{line}: warning: {text}" if line else f"{file}: warning: {text}", err=True)
     rows = [("SERVICE", "INSTANCES", "VIRTUAL IP", "MAY BE CALLED BY")]
     for service, found in facts.instances.items():

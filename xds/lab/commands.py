@@ -33,9 +33,7 @@ def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[st
     ]  # fmt: skip
 
 
-def sidecar(
-    proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "", concurrency: int = 1
-) -> list[str]:
+def sidecar(proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "") -> list[str]:
     """A sidecar.
 
     Args:
@@ -44,11 +42,10 @@ def sidecar(
         xds: the address of the control plane.
         admin: ``host:port`` of Envoy's admin interface.
         envoy: the Envoy to run, where it is not the installed one.
-        concurrency: its worker threads.
     """
     return [
         "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{XDS_PORT}", "--admin", admin,
-        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", str(concurrency),
+        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", "1",
     ]  # fmt: skip
 
 

@@ -28,8 +28,6 @@ class MeshFile:
         self._services: dict[str, dict[str, Any]] = {}
         self._intentions: dict[str, dict[str, str]] = {}
         self._tokens: dict[str, str] = {}
-        self.entries: list[dict[str, Any]] = []
-        """Further config entries; they count from the next `write` on."""
 
     async def start(self) -> None:
         """Write it, empty."""
@@ -111,7 +109,7 @@ class MeshFile:
         data = {
             "default_intention_policy": self._default_policy,
             "services": list(self._services.values()),
-            "config_entries": {"bootstrap": [*entries, *self.entries]},
+            "config_entries": {"bootstrap": entries},
         }
         new = self.settings.mesh.with_suffix(".new")
         new.write_text(yaml.safe_dump(data, sort_keys=False))

@@ -134,11 +134,10 @@ def _chains(mesh: MeshFile) -> Iterator[DiscoveryChain]:
         yield DiscoveryChain(name, (), timeout, refusals.get(name))
 
 
-def warnings(document: Document) -> list[tuple[int, str]]:
-    """What is allowed and may still not be meant, each with its line."""
+def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
+    """What is allowed and may still not be meant, each with its line; ``facts`` are those of ``document``."""
     mesh = document.mesh
     services = registered(mesh)
-    facts = facts_of(document)
     found: list[tuple[int, str]] = []
 
     def warn(path: tuple[str | int, ...], text: str) -> None:

@@ -59,12 +59,6 @@ class _Exact(BaseModel):
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
-class _Open(BaseModel):
-    """Takes further fields of Consul's, which Gossamer does not follow."""
-
-    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
-
-
 # -- services: the fields of `consul services register` ----------------------------------------------------------------
 
 
@@ -374,8 +368,10 @@ class ServiceResolver(_EntryBase):
     PrioritizeByLocality: Anything = {}
 
 
-class OtherEntry(_Open):
-    """A config entry that Gossamer does not follow yet."""
+class OtherEntry(BaseModel):
+    """A config entry that Gossamer does not follow yet, whatever its fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     Kind: Literal[
         "service-router", "service-splitter", "ingress-gateway", "terminating-gateway", "exported-services",

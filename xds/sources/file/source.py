@@ -115,7 +115,7 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: L
         raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
     authority = folder.authority(now, known=known.authority if known else None)
     given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
-    return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document)))
+    return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document, facts)))
 
 
 def read_text(file: Path) -> str:

@@ -135,18 +135,17 @@ def test_an_application_that_speaks_mutual_tls_itself_is_in_the_mesh() -> None:
 
 def test_what_may_not_be_meant_is_a_warning() -> None:
     upstreams = {"port": 20000, "proxy": {"upstreams": [{"destination_name": "nope", "local_bind_port": 1}]}}
-    found = warnings(
-        document(
-            service("web", connect={"sidecar_service": upstreams}),
-            {"name": "bare"},
-            {"name": "gate", "kind": "mesh-gateway"},
-            entries=[
-                intentions("web", wep="allow"),
-                {"Kind": "exported-services", "Name": "default"},
-                {"Kind": "service-router", "Name": "web"},
-            ],
-        )
+    checked = document(
+        service("web", connect={"sidecar_service": upstreams}),
+        {"name": "bare"},
+        {"name": "gate", "kind": "mesh-gateway"},
+        entries=[
+            intentions("web", wep="allow"),
+            {"Kind": "exported-services", "Name": "default"},
+            {"Kind": "service-router", "Name": "web"},
+        ],
     )
+    found = warnings(checked, facts_of(checked))
     said = "\n".join(text for _, text in found)
     for words in (
         "the upstream 'nope' is no service of this file",

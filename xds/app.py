@@ -14,7 +14,7 @@ from xds.ads.server import AdsServer, ListenError
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
-from xds.envoy.listeners import OutboundSettings
+from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings

@@ -112,11 +112,9 @@ async def test_a_virtual_ip_that_consul_gives_is_dialed(allowing: Mesh) -> None:
     await answers(allowing.web.host, address, PORT, "api-1")
 
 
-async def test_a_service_whose_chain_leads_elsewhere_is_set_aside_and_said(allowing: Mesh) -> None:
+async def test_a_tcp_service_follows_its_resolver(allowing: Mesh) -> None:
     lab = allowing.lab
-    await lab.consul.put("/v1/config", {"Kind": "service-resolver", "Name": "api", "Redirect": {"Service": "web"}})
-    await answers(allowing.web.host, allowing.api_ip, PORT, None)
-    said = (await lab.sidecars())[allowing.web.sidecar_id]["set_aside"]["api"]
-    assert said == ["its discovery chain redirects to 'web', which is not served yet"]
-    await lab.consul.put("/v1/config/service-resolver/api", None, method="DELETE")
+    await lab.consul.entry({"Kind": "service-resolver", "Name": "api", "Redirect": {"Service": "web"}})
+    await answers(allowing.web.host, allowing.api_ip, PORT, "web-1")
+    await lab.consul.remove_entry("service-resolver", "api")
     await answers(allowing.web.host, allowing.api_ip, PORT, "api-1")

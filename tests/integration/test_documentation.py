@@ -145,7 +145,7 @@ async def hosts() -> AsyncIterator[tuple[Hosts, Network]]:
         network = stack.enter_context(Network())
         made = Hosts(network, folder, stack)
         for name, machine in made.machines.items():
-            await made.start(f"{name}-app", machine.host.command(*here(application(name, http=True))))
+            await made.start(f"{name}-app", machine.host.command(*here(application(name, speaks="http"))))
         yield made, network
 
 

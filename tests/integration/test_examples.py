@@ -48,18 +48,18 @@ class Running:
         self._exit.push_async_callback(process.stop)
         return process
 
-    async def start(self, *, redirect: dict[str, list[str] | None] | None = None, http: bool = False) -> None:
+    async def start(self, *, redirect: dict[str, list[str] | None] | None = None, speaks: str = "tcp") -> None:
         for service in self.mesh.services:
             name = service.id or service.name
             self.hosts[name] = self.network.host(name, address=service.address)
         async with asyncio.TaskGroup() as tasks:
             for service in self.mesh.services:
                 extra = (redirect or {}).get(service.name, [])
-                tasks.create_task(self._start(service.id or service.name, service.port, extra, http))
+                tasks.create_task(self._start(service.id or service.name, service.port, extra, speaks))
 
-    async def _start(self, name: str, port: int, extra: list[str] | None, http: bool) -> None:
+    async def _start(self, name: str, port: int, extra: list[str] | None, speaks: str) -> None:
         host, file = self.hosts[name], str(self.file)
-        await self.process(f"{name}-app", host, *here(application(name, port, http=http)))
+        await self.process(f"{name}-app", host, *here(application(name, port, speaks=speaks)))
         state = str(self._folder / "state")
         await self.process(f"{name}-gossamer", host, *gossamer("serve", "--mesh", file, "--state", state))
         if extra is not None:
@@ -166,7 +166,7 @@ async def _either(web: Host, mesh: Running) -> set[str | None]:
 
 async def test_an_exposed_health_check() -> None:
     async with example("exposed-health-check.yaml") as mesh:
-        await mesh.start(http=True)
+        await mesh.start(speaks="http")
         assert (await ask(mesh.hosts["web"], f"http://{await mesh.virtual_ip('api')}/"))["service"] == "api"
         api = mesh.hosts["api"]
         outside = Host(mesh.outside.namespace, "outside", api.address)  # dials api's address

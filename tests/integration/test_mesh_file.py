@@ -255,7 +255,7 @@ def _comparable(facts: FileFacts, service: str) -> list[Instance]:
     plain = []
     for instance in facts.instances[service].instances:
         sidecar = instance.sidecar
-        given = tuple(address for address in instance.virtual_ips if address == "240.0.0.9")
+        given = tuple(address for address in instance.virtual_ips if address.ip == "240.0.0.9")
         assert sidecar is not None
         effective = replace(sidecar, settings=effective_settings(sidecar, facts.entries), problems=())
         plain.append(

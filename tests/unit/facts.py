@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xds.mesh.facts import Health, Instance, Leaf, ProxyMode, ProxySettings, Roots, ServiceInstances, Sidecar
+from xds.mesh.facts import Health, Instance, Leaf, Roots, ServiceInstances, Sidecar, VirtualAddress
+from xds.mesh.settings import ProxyMode, ProxySettings
 
 ROOTS = Roots("td.consul", ("-----BEGIN CERTIFICATE-----\nroot\n-----END CERTIFICATE-----\n",))
 TRANSPARENT = ProxySettings(mode=ProxyMode.TRANSPARENT)
@@ -34,7 +35,7 @@ def make_instance(service: str, number: int = 1, *virtual_ips: str, **more: Any)
         "health": Health.PASSING,
         "weight_passing": 1,
         "weight_warning": 1,
-        "virtual_ips": virtual_ips,
+        "virtual_ips": tuple(map(VirtualAddress, virtual_ips)),
         "create_index": number,
         "sidecar": make_sidecar(service, number),
     }

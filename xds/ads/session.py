@@ -6,9 +6,9 @@ share; the session only remembers what this proxy has of them. Delta and state o
 of which asks for ``delta``; the rules hold for both:
 
 * At most one unacknowledged response for a type. What changes meanwhile coalesces: acknowledgement is the clock.
-* Make before break: secrets and clusters, then endpoints, then listeners and routes, removals last (xDS, "Eventual
-  consistency considerations"). A listener waits until the clusters that it names are acknowledged, which Envoy does
-  once they are warm; it waits for no others, so a denial never queues behind somebody else's new upstream.
+* Make before break: secrets and clusters, then endpoints, then what refers to them, removals last (xDS, "Eventual
+  consistency considerations"). Listeners and routes wait until the clusters that they name are acknowledged, which
+  Envoy does once they are warm; they wait for no others, so a denial never queues behind somebody else's new upstream.
 * What a proxy brings along over a reconnect is not taken from it before everything that is meant for it has been read:
   what a restarted control plane does not know yet may be in use. (Delta only; in state of the world a proxy does not
   say what it has.)
@@ -25,16 +25,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from xds.ads.messages import Received, Rejection, Request, Response
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_NAMES, Resource
+from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, TYPE_NAMES, Resource
 
 WILDCARD = "*"
-MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, LISTENER, ROUTE)
+MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, SCOPED_ROUTE, LISTENER)
 """The order in which resources are added and changed."""
-BREAK_ORDER = (LISTENER, ROUTE, CLUSTER, ENDPOINT, SECRET)
+BREAK_ORDER = (LISTENER, SCOPED_ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
 """The order in which they are removed."""
-FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER})
-"""The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification)."""
-WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
+REFERRING = (LISTENER, SCOPED_ROUTE, EXTENSION)
+"""The types that name clusters."""
+FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
+"""The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification; for routes,
+Envoy)."""
+WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 """The types that an empty first subscription means everything for (xDS specification)."""
 REFUSED_KEPT = 16
 PARTLY_TAKEN = "adding/updating"
@@ -255,9 +258,9 @@ class Session:
 
     def _may_break(self, type_url: str) -> bool:
         """Whether resources of a type may be removed: not before what refers to them was replaced."""
-        if type_url in (LISTENER, ROUTE):
+        if type_url in REFERRING:
             return True
-        referring = [(t, self._types[t]) for t in (LISTENER, ROUTE)]
+        referring = [(t, self._types[t]) for t in REFERRING]
         return not any(state.in_flight or self._pending(t) or self._gone(state, t) for t, state in referring)
 
     def _clusters_are_there(self, resource: Resource) -> bool:

@@ -11,7 +11,7 @@ import click
 
 from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, consul_flags, mesh_flag
-from xds.mesh.facts import ProxyMode
+from xds.mesh.settings import ProxyMode
 from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
 from xds.sources.consul.settings import ConsulSettings

@@ -13,7 +13,7 @@ import click
 from xds.ads.server import ListenError
 from xds.app import Gossamer, ServeSettings
 from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag, state_flag
-from xds.envoy.listeners import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
+from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
@@ -64,6 +64,11 @@ class VirtualRange(click.ParamType[IPNetwork]):
     "--mesh-destinations-only", is_flag=True, help="No way past the mesh, whatever the mesh config entry says."
 )
 @click.option(
+    "--strict-ports",
+    is_flag=True,
+    help="A service answers only at the port of its virtual address, where that carries one; else at any.",
+)
+@click.option(
     "--default-intention-policy",
     type=click.Choice(["allow", "deny"]),
     help="What holds where no intention matches. [what Consul or the mesh file says]",
@@ -79,6 +84,7 @@ def serve(
     admin: tuple[str, int],
     ranges: tuple[IPNetwork, ...],
     mesh_destinations_only: bool,
+    strict_ports: bool,
     default_intention_policy: str | None,
     log_level: str,
 ) -> None:
@@ -102,7 +108,7 @@ def serve(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
-        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only),
+        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only, strict_ports),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
     )
     try:

@@ -19,17 +19,19 @@ Everything here runs on the event loop and waits for nothing: a batch is applied
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, replace
 
 from xds.ads.messages import Received
 from xds.ads.session import describe
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
-from xds.control.upstreams import UpstreamCatalog
+from xds.control.upstreams import UpstreamCatalog, here
 from xds.control.views import Changes, ExplicitTarget, ServiceView, SidecarInputs, merge
-from xds.envoy.listeners import OutboundSettings
-from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.envoy.inbound import Admission
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.chains import InstancesOf
+from xds.mesh.facts import WILDCARD, ExplicitUpstream, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import (
     BASE_FACTS,
     CONFIG_ENTRIES,
@@ -44,8 +46,8 @@ from xds.mesh.mesh import (
     Kind,
     Mesh,
 )
-from xds.policy.intentions import IntentionIndex, connection_policy
-from xds.policy.proxies import effective_settings
+from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
+from xds.policy.proxies import effective_settings, upstream_settings
 from xds.policy.upstreams import implicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -75,8 +77,10 @@ class ControlPlane:
         self._on_demand = on_demand
         self._demand = Demand()
         self._demand_stale = False
-        self._catalog = UpstreamCatalog(self.mesh)
+        self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
         self._index = IntentionIndex(())
+        self._names: frozenset[str] = frozenset()
+        """Who could be an upstream."""
         self._views: dict[str, ServiceView] = {}
         self._proxies: dict[str, set[Proxy]] = {}
 
@@ -140,52 +144,71 @@ class ControlPlane:
         if INTENTIONS in changed:
             self._index = IntentionIndex(self.mesh.intentions or ())
         relisted: set[str] = set()
-        if changed & {INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES}:
+        if changed & {INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES}:
+            self._names = self._candidates()
             relisted |= self._assign(self._views)
-        services: set[str] = {key.of for key in changed if isinstance(key.of, str) and key.of}
+        moved: set[str | InstancesOf] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
+        self._demand_stale |= any(key.kind is Kind.CHAIN for key in changed)
         if changed & {ROOTS, DATACENTER, CONFIG_ENTRIES}:
-            services |= self._demand.services
-        relisted |= self._refresh_upstreams(services)
-        self._update_proxies(changed, services, relisted)
+            moved |= self._demand.services
+        touched, more = self._refresh_upstreams(moved)
+        self._update_proxies(changed, moved | touched, relisted | more)
         self._update_demand()
+
+    def _candidates(self) -> frozenset[str]:
+        """The names that could be upstreams: of the catalog, and those that config entries or intentions speak of.
+
+        In Consul (``agent/consul/state/catalog.go``) these have a virtual IP, with or without instances.
+        """
+        names, entries = self.mesh.service_names or frozenset(), self.mesh.config_entries
+        spoken_of = {intention.destination for intention in self.mesh.intentions or ()} - {WILDCARD}
+        return names | spoken_of | (entries.chain_names if entries else frozenset())
 
     def _assign(self, services: Iterable[str]) -> set[str]:
         """Work out anew which services these may call; those whose outbound listener has new addresses to list."""
-        names, default_allow = self.mesh.service_names, self.mesh.default_allow
+        default_allow, entries = self.mesh.default_allow, self.mesh.config_entries
         relisted: set[str] = set()
-        if names is None or default_allow is None or self.mesh.intentions is None:
+        if self.mesh.service_names is None or default_allow is None or self.mesh.intentions is None or entries is None:
             return relisted
         for service in services:
             view = self._views[service]
-            listed = view.outside_ranges
+            listed = view.listed
             decisions = self._index.from_source(service)
-            upstreams = implicit_upstreams(service, decisions, names, default_allow=default_allow)
+            upstreams = {
+                name: upstream_settings(service, name, entries)
+                for name in implicit_upstreams(service, decisions, self._names, default_allow=default_allow)
+            }
             if upstreams != view.upstreams:
                 self._tell(service, view.assign(upstreams))
                 self._demand_stale = True
-            if view.outside_ranges != listed:
+            if view.listed != listed:
                 relisted.add(service)
         return relisted
 
-    def _refresh_upstreams(self, services: Iterable[str]) -> set[str]:
-        """Encode these anew; the services whose outbound listener has new addresses to list."""
+    def _refresh_upstreams(self, moved: Iterable[str | InstancesOf]) -> tuple[set[str], set[str]]:
+        """Take notice of what moved.
+
+        Returns:
+            The upstreams that may differ, and the services whose outbound listener has new addresses to list.
+        """
         touched: set[str] = set()
-        for service in services:
-            touched |= self._catalog.refresh(service)
+        for key in moved:
+            touched |= self._catalog.refresh(key)
         relisted: set[str] = set()
         for service, view in self._views.items() if touched else ():
-            listed = view.outside_ranges
+            listed = view.listed
             changes: Changes = {}
-            for upstream in touched & view.upstreams:
+            affected = touched & view.upstreams.keys()
+            for upstream in affected:
                 merge(changes, view.refresh(upstream))
             self._tell(service, changes)
-            if view.outside_ranges != listed:
+            if view.listed != listed:
                 relisted.add(service)
-            if touched & view.upstreams and not view.unknown:
+            if affected and not view.unknown:
                 # What was held back until everything had been read need not wait any more.
                 for proxy in self._proxies.get(service, ()):
                     proxy.wake.set()
-        return relisted
+        return touched, relisted
 
     def _tell(self, service: str, changes: Changes) -> None:
         if changes:
@@ -193,18 +216,18 @@ class ControlPlane:
                 if proxy.transparent:
                     proxy.changed(changes)
 
-    def _update_proxies(self, changed: frozenset[Key], services: set[str], relisted: set[str]) -> None:
+    def _update_proxies(self, changed: frozenset[Key], moved: Set[object], relisted: set[str]) -> None:
         """Update the proxies whose own resources may differ now, and those that are not served yet."""
         everyone = bool(changed & set(BASE_FACTS))
         leaves = {key.of for key in changed if key.kind is Kind.LEAF}
         for service, siblings in self._proxies.items():
-            all_of_them = everyone or service in services or service in relisted
+            all_of_them = everyone or service in moved or service in relisted
             for proxy in siblings:
                 if (
                     all_of_them
                     or not proxy.ready
                     or proxy.leaf_key in leaves
-                    or not services.isdisjoint(proxy.explicit_upstreams())
+                    or not moved.isdisjoint(self._read_for(proxy))
                 ):
                     self._update(proxy)
 
@@ -277,42 +300,59 @@ class ControlPlane:
             self._demand_stale = True
 
     def _inputs(self, proxy: Proxy) -> SidecarInputs | None:
-        mesh, sidecar, leaf = self.mesh, proxy.sidecar, proxy.leaf
-        entries, roots, datacenter, default_allow = (
-            mesh.config_entries,
-            mesh.roots,
-            mesh.datacenter,
-            mesh.default_allow,
-        )
+        mesh, sidecar, leaf, place = self.mesh, proxy.sidecar, proxy.leaf, here(self.mesh)
+        entries, roots, default_allow = mesh.config_entries, mesh.roots, mesh.default_allow
         if (
             sidecar is None
             or leaf is None
             or entries is None
             or roots is None
-            or datacenter is None
+            or place is None
             or default_allow is None
         ):
             return None
         decisions = self._index.to_destination(sidecar.service)
+        settings = effective_settings(sidecar, entries)
+        admission = Admission(
+            connection_policy(decisions, default_allow=default_allow),
+            request_policy(decisions, default_allow=default_allow),
+            entries.token_providers,
+        )
         return SidecarInputs(
             sidecar=sidecar,
-            settings=effective_settings(sidecar, entries),
-            policy=connection_policy(decisions, default_allow=default_allow),
+            settings=settings,
+            mesh=entries.mesh,
+            admission=admission,
+            problems=tuple(admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers())),
             roots=roots,
             leaf=leaf,
-            datacenter=datacenter,
-            outbound=self._destinations_only(entries.mesh_destinations_only),
-            virtual_ips_outside_ranges=self._views[proxy.service].outside_ranges,
-            explicit=tuple(
-                ExplicitTarget(upstream, mesh.instances(upstream.name), mesh.chain(upstream.name))
-                for upstream in sidecar.upstreams
-            ),
+            here=place,
+            outbound=self._destinations_only(entries.mesh.destinations_only),
+            listed=tuple(sorted(self._views[proxy.service].listed.items())),
+            explicit=tuple(self._explicit_target(upstream) for upstream in sidecar.upstreams),
         )
+
+    def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
+        chain = self.mesh.chain(upstream.name)
+        if upstream.refusal is not None or chain is None:
+            return ExplicitTarget(upstream, chain, unread=chain is None)
+        targets = chain.targets.values()
+        unread = any(isinstance(t.instances, str) and self.mesh.instances(t.instances) is None for t in targets)
+        found = tuple((target, tuple(self._catalog.instances_of(target))) for target in targets)
+        return ExplicitTarget(upstream, chain, found, unread)
+
+    def _read_for(self, proxy: Proxy) -> set[str | InstancesOf]:
+        """What is read because its registration names upstreams."""
+        found: set[str | InstancesOf] = set()
+        for name in proxy.explicit_upstreams():
+            chain = self.mesh.chain(name)
+            found |= {name, *(target.instances for target in chain.targets.values())} if chain else {name}
+        return found
 
     def _destinations_only(self, by_entry: bool) -> OutboundSettings:
         if not by_entry or self._outbound.destinations_only:
             return self._outbound
-        return OutboundSettings(self._outbound.virtual_ranges, destinations_only=True)
+        return replace(self._outbound, destinations_only=True)
 
     # -- what has to be read --------------------------------------------------------------------------------------
 
@@ -326,8 +366,12 @@ class ControlPlane:
             for proxy in siblings:
                 leaves.add(proxy.leaf_key)
                 if proxy.leaf is not None:
-                    services |= {service} | self._views[service].upstreams | proxy.explicit_upstreams()
-        demand = Demand(frozenset(services), frozenset(leaves))
+                    services |= {service} | self._views[service].upstreams.keys() | proxy.explicit_upstreams()
+        chains = [chain for service in services if (chain := self.mesh.chain(service)) is not None]
+        ends = {target.instances for chain in chains for target in chain.targets.values()}
+        services |= {end for end in ends if isinstance(end, str)}
+        elsewhere = frozenset(end for end in ends if isinstance(end, InstancesOf))
+        demand = Demand(frozenset(services), frozenset(leaves), elsewhere)
         if demand != self._demand:
             self._demand = demand
             self._on_demand(demand)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from xds.ads.codec import Node
 from xds.ads.session import Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
-from xds.mesh.facts import Leaf, LeafKey, ProxyMode, Sidecar
+from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, Resource
+from xds.mesh.facts import Leaf, LeafKey, Sidecar
+from xds.mesh.settings import ProxyMode
 
-SERVED_TYPES = (CLUSTER, ENDPOINT, LISTENER, SECRET)
+SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Proxy:
         return [
             target.upstream.name
             for target in (self._inputs.explicit if self._inputs else ())
-            if target.upstream.refusal is None and (target.instances is None or target.chain is None)
+            if target.upstream.refusal is None and target.unread
         ]
 
     @property

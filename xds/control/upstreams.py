@@ -1,15 +1,19 @@
-"""Services as upstreams, each encoded once and shared by every proxy that may call it."""
+"""Services as upstreams, each encoded once and shared by every proxy that calls it in the same way."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xds.envoy import clusters, endpoints, names
-from xds.envoy.resource import CLUSTER, ENDPOINT, Resource
-from xds.mesh.facts import ConfigEntries, DiscoveryChain, Instance, ServiceInstances
+from xds.envoy import endpoints, names
+from xds.envoy.clusters import Here
+from xds.envoy.resource import Resource
+from xds.envoy.upstreams import UpstreamEncoder, members
+from xds.mesh.chains import DiscoveryChain, InstancesOf, Target
+from xds.mesh.facts import Instance, ServiceInstances, VirtualAddress
 from xds.mesh.mesh import Mesh
+from xds.mesh.settings import ConfigEntries, UpstreamSettings
 from xds.policy.proxies import effective_settings
 from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
@@ -18,43 +22,66 @@ from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 class EncodedUpstream:
     """What a service contributes to a proxy that may call it."""
 
-    virtual_ips: tuple[str, ...] = ()
+    dialed: Mapping[VirtualAddress, str] = field(default_factory=dict)
+    """The addresses at which it is dialed, each with its protocol."""
     resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
     """By type, then by name."""
     problems: tuple[str, ...] = ()
     """What was set aside and why."""
     known: bool = False
-    """Whether the service's instances and its chain have been read at all."""
+    """Whether everything about the service has been read."""
 
 
 UNKNOWN = EncodedUpstream()
 
 
+def here(mesh: Mesh) -> Here | None:
+    """Where the mesh is, once that is known."""
+    roots, datacenter, entries = mesh.roots, mesh.datacenter, mesh.config_entries
+    if roots is None or datacenter is None or entries is None:
+        return None
+    return Here(datacenter, roots.trust_domain, entries.mesh.outgoing_tls)
+
+
 class UpstreamCatalog:
-    """Every service that some proxy may call, encoded. `refresh` brings one up to date."""
+    """Every service that some proxy may call. What changed is encoded anew when somebody next asks for it."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, *, strict_ports: bool = False) -> None:
         self._mesh = mesh
-        self._table = VirtualIPTable()
-        self._encoded: dict[str, EncodedUpstream] = {}
+        self._table = VirtualIPTable(strict=strict_ports)
+        self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
+        self._uses: dict[str, frozenset[str | InstancesOf]] = {}
+        """By upstream, whose instances its chain ends at."""
+        self._used_by: dict[str | InstancesOf, set[str]] = {}
 
-    def __getitem__(self, service: str) -> EncodedUpstream:
-        return self._encoded.get(service, UNKNOWN)
+    def get(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
+        """``service`` as it is called with these settings."""
+        variants = self._encoded.setdefault(service, {})
+        found = variants.get(settings)
+        if found is None:
+            found = variants[settings] = self._encode(service, settings)
+        return found
 
-    def owner(self, virtual_ip: str) -> str | None:
-        """The service that answers at an address."""
-        return self._table.owner(virtual_ip)
+    def owner(self, name: str) -> str | None:
+        """The service that answers where a listener asks for ``name``, if that is named after an address."""
+        at = names.address_of(name)
+        return None if at is None else self._table.owners(at.ip).get(at.port)
 
-    def refresh(self, service: str) -> frozenset[str]:
-        """Encode ``service`` anew from the current facts.
+    def refresh(self, changed: str | InstancesOf) -> frozenset[str]:
+        """Take notice of other instances, or of another chain, of a service.
 
         Returns:
-            The services that differ from before: it, and those that gained or lost a virtual IP by it.
+            The upstreams that may differ from before: it, those whose chains end there, and those that gained or lost
+            a virtual IP by it.
         """
-        instances = self._mesh.instances(service)
-        claimed = self._claims(instances, self._mesh.chain(service)).since if instances is not None else {}
-        touched = self._table.claim(service, claimed) | {service}
-        return frozenset(name for name in touched if self._encode(name))
+        touched = {*self._used_by.get(changed, ())}
+        if isinstance(changed, str):
+            instances = self._mesh.instances(changed)
+            claimed = self._claims(instances, self._mesh.chain(changed)).since if instances is not None else {}
+            touched |= self._table.claim(changed, claimed) | {changed}
+        for service in touched:
+            self._encoded.pop(service, None)
+        return frozenset(touched)
 
     def _claims(self, instances: ServiceInstances, chain: DiscoveryChain | None) -> Claims:
         return claims(instances, chain, self._dialed_directly(instances))
@@ -71,61 +98,69 @@ class UpstreamCatalog:
             and not ipaddress.ip_address(instance.address).is_loopback  # which is everybody's own
         ]
 
-    def _dialed_alone(self, instances: ServiceInstances, chain: DiscoveryChain) -> dict[str, ServiceInstances]:
-        """By address that is an instance's own and no virtual IP of the service, the instances that are there."""
-        shared = claims(instances, chain).since
-        found: dict[str, list[Instance]] = {}
-        for instance in self._dialed_directly(instances):
-            address = str(ipaddress.ip_address(instance.address))
-            if address not in shared:
-                found.setdefault(address, []).append(instance)
-        return {address: ServiceInstances(instances.service, tuple(there)) for address, there in found.items()}
-
-    def _encode(self, service: str) -> bool:
-        before = self[service]
+    def _encode(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
         try:
-            after = self._encoding(service)
+            return self._encoding(service, settings)
         except Exception as error:
             # Whatever is wrong with it, it is set aside alone.
-            after = EncodedUpstream(problems=(f"can't be turned into Envoy's configuration: {error!r}",), known=True)
-        if after == before:
-            return False
-        if after is UNKNOWN:
-            self._encoded.pop(service, None)
-        else:
-            self._encoded[service] = after
-        return True
+            return EncodedUpstream(problems=(f"can't be turned into Envoy's configuration: {error!r}",), known=True)
 
-    def _encoding(self, service: str) -> EncodedUpstream:
-        mesh = self._mesh
-        instances, chain, roots, datacenter = (
-            mesh.instances(service),
-            mesh.chain(service),
-            mesh.roots,
-            mesh.datacenter,
-        )
-        if instances is None or chain is None or roots is None or datacenter is None:
+    def _encoding(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
+        instances, chain, place = self._mesh.instances(service), self._mesh.chain(service), here(self._mesh)
+        if instances is None or chain is None or place is None:
+            return UNKNOWN
+        self._note_uses(service, chain)
+        if any(isinstance(used, str) and self._mesh.instances(used) is None for used in self._uses[service]):
             return UNKNOWN
         problems = [f"virtual IP {text!r} is not an IP address" for text in self._claims(instances, chain).malformed]
         problems += [
-            f"virtual IP {ip} belongs to service {owner!r}, which was registered earlier"
-            for ip, owner in self._table.lost(service).items()
+            f"virtual IP {at.ip} belongs to service {owner!r}, which was registered earlier"
+            for at, owner in self._table.lost(service).items()
         ]
         problems += chain.problems
-        for instance in instances.instances:
+        problems += target_problems(self._mesh, service, chain)
+        encoder = UpstreamEncoder(chain, settings, place, self.instances_of)
+        refusal = encoder.refusal()
+        if refusal is not None:
+            return EncodedUpstream(problems=(*problems, refusal), known=True)
+        alone = {instance.address: instance for instance in self._dialed_directly(instances)}
+        resources: dict[str, dict[str, Resource]] = {}
+        owned = self._table.owned(service)
+        made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
+        for at in owned:
+            if at.own and at.ip in alone:
+                made += encoder.alone(names.dialed(at), alone[at.ip])
+        for resource in made:
+            resources.setdefault(resource.type_url, {})[resource.name] = resource
+        return EncodedUpstream(dict.fromkeys(owned, chain.protocol), resources, tuple(problems), known=True)
+
+    def _note_uses(self, service: str, chain: DiscoveryChain) -> None:
+        uses = frozenset(target.instances for target in chain.targets.values())
+        for used in self._uses.get(service, frozenset()) - uses:
+            self._used_by[used].discard(service)
+        for used in uses:
+            self._used_by.setdefault(used, set()).add(service)
+        self._uses[service] = uses
+
+    def instances_of(self, target: Target) -> Sequence[Instance]:
+        """The instances that belong to a target."""
+        found = self._mesh.instances(target.instances)
+        return members(target, found.instances) if found is not None else ()
+
+
+def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain) -> list[str]:
+    """What keeps instances of a chain's targets from being called."""
+    problems = []
+    for used in sorted({target.instances for target in chain.targets.values()}, key=str):
+        found = mesh.instances(used)
+        if isinstance(used, InstancesOf) and found is None:
+            problems.append(f"the instances of {used.service!r} in {used.datacenter!r} have not been read")
+        elif found is not None and not found.instances and used != service:
+            name = used if isinstance(used, str) else f"{used.service} in {used.datacenter}"
+            problems.append(f"its discovery chain leads to {name!r}, which has no instances")
+        for instance in found.instances if found else ():
             problems.extend(instance.problems)
             problem = endpoints.unreachable(instance)
             if problem is not None:
                 problems.append(problem)
-        if chain.refusal is not None:
-            return EncodedUpstream(problems=(*problems, chain.refusal), known=True)
-        virtual_ips = self._table.owned(service)
-        alone = self._dialed_alone(instances, chain)
-        encoded: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}}
-        for ip in virtual_ips:
-            name = names.virtual_ip_cluster(ip)
-            encoded[CLUSTER][name] = clusters.service_cluster(
-                name, service, datacenter, roots.trust_domain, chain.connect_timeout_ms
-            )
-            encoded[ENDPOINT][name] = endpoints.load_assignment(name, alone.get(ip, instances))
-        return EncodedUpstream(virtual_ips, encoded, tuple(problems), known=True)
+    return problems

@@ -6,26 +6,21 @@ one sidecar's alone, and is what its xDS session reads from.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xds.control.upstreams import UpstreamCatalog
-from xds.envoy import clusters, endpoints, listeners, names, tls
+from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
+from xds.envoy import clusters, jwt, outbound, tls
+from xds.envoy.clusters import Here
 from xds.envoy.exposed import exposable, exposed_resources
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
-from xds.mesh.facts import (
-    DiscoveryChain,
-    ExplicitUpstream,
-    Leaf,
-    ProxyMode,
-    ProxySettings,
-    Roots,
-    ServiceInstances,
-    Sidecar,
-    is_ip,
-)
-from xds.policy.intentions import ConnectionPolicy
+from xds.envoy.inbound import Admission, inbound_routes, public, public_address
+from xds.envoy.outbound import OutboundSettings
+from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
+from xds.envoy.upstreams import UpstreamEncoder
+from xds.mesh.chains import DiscoveryChain, Target
+from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress, is_ip
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings, UpstreamSettings
 
 ResourcesByType = Mapping[str, Mapping[str, Resource]]
 Changes = dict[str, set[str]]
@@ -46,73 +41,67 @@ def differences(before: ResourcesByType, after: ResourcesByType) -> Changes:
 class ServiceView:
     """The implicit upstreams of one service, as the resources that every transparent sidecar of it gets."""
 
-    def __init__(self, catalog: UpstreamCatalog, outbound: listeners.OutboundSettings) -> None:
+    def __init__(self, catalog: UpstreamCatalog, outbound: OutboundSettings) -> None:
         self._catalog = catalog
         self._outbound = outbound
-        self.upstreams: frozenset[str] = frozenset()
-        self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}}
-        self.outside_ranges: frozenset[str] = frozenset()
-        """The upstreams' addresses that the outbound listener has to be told one by one."""
+        self.upstreams: Mapping[str, UpstreamSettings] = {}
+        """The upstreams, each with how it is called."""
+        self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
+        self.listed: dict[VirtualAddress, str] = {}
+        """The upstreams' addresses that the outbound listener has to be told of, each with its protocol."""
         self.unknown: set[str] = set()
         """The upstreams that have not been read yet."""
-        self._held: dict[str, ResourcesByType] = {}
-        self._outside: dict[str, tuple[str, ...]] = {}
+        self._held: dict[str, EncodedUpstream] = {}
 
-    def assign(self, upstreams: frozenset[str]) -> Changes:
-        """Set which services are upstreams; the resources that differ by it."""
-        moved = self.upstreams ^ upstreams
-        self.upstreams = upstreams
+    def assign(self, upstreams: Mapping[str, UpstreamSettings]) -> Changes:
+        """Set which services are upstreams, and how they are called; the resources that differ by it."""
+        before, self.upstreams = self.upstreams, upstreams
         changes: Changes = {}
-        for service in moved:
-            merge(changes, self.refresh(service))
+        for service in before.keys() | upstreams.keys():
+            if before.get(service) != upstreams.get(service):
+                merge(changes, self.refresh(service))
         return changes
 
     def refresh(self, service: str) -> Changes:
         """Take over the current encoding of ``service``; the resources that differ by it."""
-        encoded = self._catalog[service]
-        wanted = service in self.upstreams
-        after: ResourcesByType = encoded.resources if wanted else {}
-        changes = differences(self._held.pop(service, {}), after)
-        if after:
-            self._held[service] = after
+        settings = self.upstreams.get(service)
+        encoded = NOTHING if settings is None else self._catalog.get(service, settings)
+        before = self._held.pop(service, NOTHING)
+        if settings is not None:
+            self._held[service] = encoded
+        changes = differences(before.resources, encoded.resources)
         for type_url, changed in changes.items():
             mine = self.resources[type_url]
             for name in changed:
-                resource = after.get(type_url, {}).get(name)
+                resource = encoded.resources.get(type_url, {}).get(name)
                 if resource is not None:
                     mine[name] = resource
-                elif not any(name in held.get(type_url, ()) for held in self._other_holders(name)):
+                elif not self._is_held_by_its_owner(type_url, name):
                     mine.pop(name, None)
-        if wanted and not encoded.known:
+        if settings is not None and not encoded.known:
             self.unknown.add(service)
         else:
             self.unknown.discard(service)
-        outside = self._outside_ranges(encoded.virtual_ips) if wanted else ()
-        if outside != self._outside.get(service, ()):
-            self._outside[service] = outside
-            self.outside_ranges = frozenset(ip for ips in self._outside.values() for ip in ips)
+        if before.dialed != encoded.dialed:
+            self.listed = {
+                at: protocol
+                for held in self._held.values()
+                for at, protocol in held.dialed.items()
+                if self._outbound.lists(at, protocol)
+            }
         return changes
 
-    def _other_holders(self, name: str) -> Iterator[ResourcesByType]:
-        """Those that hold a resource of this name: an address that just changed hands is in the new owner's too."""
-        owner = self._catalog.owner(name.removeprefix("vip:"))
-        if owner is not None and owner in self._held:
-            yield self._held[owner]
-
-    def _outside_ranges(self, virtual_ips: Iterable[str]) -> tuple[str, ...]:
-        return tuple(
-            ip
-            for ip in virtual_ips
-            if not any(ipaddress.ip_address(ip) in network for network in self._outbound.virtual_ranges)
-        )
+    def _is_held_by_its_owner(self, type_url: str, name: str) -> bool:
+        """Whether somebody else's resource has this name: an address that just changed hands is its new owner's."""
+        held = self._held.get(self._catalog.owner(name) or "")
+        return held is not None and name in held.resources.get(type_url, ())
 
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream."""
-        return {
-            service: list(self._catalog[service].problems)
-            for service in sorted(self.upstreams)
-            if self._catalog[service].problems
-        }
+        return {service: list(held.problems) for service, held in sorted(self._held.items()) if held.problems}
+
+
+NOTHING = EncodedUpstream(known=True)
 
 
 def merge(into: Changes, more: Changes) -> None:
@@ -123,11 +112,13 @@ def merge(into: Changes, more: Changes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ExplicitTarget:
-    """What is known of an explicit upstream's service."""
+    """What is known of an explicit upstream: its chain, and the instances that the chain ends at."""
 
     upstream: ExplicitUpstream
-    instances: ServiceInstances | None
     chain: DiscoveryChain | None
+    instances: tuple[tuple[Target, tuple[Instance, ...]], ...] = ()
+    unread: bool = False
+    """Whether something about it has not been read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +127,16 @@ class SidecarInputs:
 
     sidecar: Sidecar
     settings: ProxySettings
-    policy: ConnectionPolicy
+    mesh: MeshSettings
+    admission: Admission
+    problems: tuple[str, ...]
+    """What can't be followed of the config entries and intentions that are about it."""
     roots: Roots
     leaf: Leaf
-    datacenter: str
-    outbound: listeners.OutboundSettings
-    virtual_ips_outside_ranges: frozenset[str]
+    here: Here
+    outbound: OutboundSettings
+    listed: tuple[tuple[VirtualAddress, str], ...]
+    """The addresses that the outbound listener has to be told of, each with its protocol."""
     explicit: tuple[ExplicitTarget, ...]
 
 
@@ -156,18 +151,24 @@ class OwnResources:
 def own_resources(inputs: SidecarInputs) -> OwnResources:
     """Encode what is ``inputs.sidecar``'s alone."""
     sidecar, settings = inputs.sidecar, inputs.settings
-    made: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, LISTENER: {}, SECRET: {}}
-    problems = list(sidecar.problems)
+    made: dict[str, dict[str, Resource]] = {}
+    problems = [*sidecar.problems, *inputs.problems]
 
     def add(resource: Resource) -> None:
-        made[resource.type_url][resource.name] = resource
+        made.setdefault(resource.type_url, {})[resource.name] = resource
 
     add(tls.leaf_secret(inputs.leaf))
     add(tls.roots_secret(inputs.roots))
     problem = _public_problem(sidecar, settings)
     if problem is None:
         add(clusters.local_app(sidecar, settings))
-        add(listeners.public(sidecar, settings, inputs.policy, inputs.roots.trust_domain))
+        add(public(sidecar, settings, inputs.mesh, inputs.admission, inputs.roots.trust_domain))
+        if settings.protocol in HTTP_PROTOCOLS:
+            providers = inputs.admission.used_providers()
+            for resource in jwt.key_clusters(providers):
+                add(resource)
+            add(jwt.authentication(providers))
+            add(inbound_routes(settings, inputs.admission, inputs.roots.trust_domain))
         exposed, more = exposable(sidecar, settings)
         problems += more
         for resource in exposed_resources(sidecar, settings, exposed):
@@ -175,21 +176,25 @@ def own_resources(inputs: SidecarInputs) -> OwnResources:
     else:
         problems.append(problem)
     if settings.mode is ProxyMode.TRANSPARENT:
-        port = settings.outbound_listener_port or listeners.OUTBOUND_LISTENER_PORT
-        add(listeners.outbound(inputs.outbound, port, inputs.virtual_ips_outside_ranges))
+        port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
+        add(outbound.outbound(inputs.outbound, port, dict(inputs.listed)))
         if not inputs.outbound.destinations_only:
             add(clusters.original_destination())
     for target in inputs.explicit:
-        problem = _explicit_problem(target)
+        encoder = _explicit_encoder(target, inputs.here)
+        problem = _explicit_problem(target, encoder)
         if problem is not None:
             problems.append(f"upstream {target.upstream.name!r}: {problem}")
-        for resource in _explicit_resources(target, inputs):
-            add(resource)
-    return OwnResources(made, tuple(problems))
+        if encoder is not None and encoder.refusal() is None:
+            for resource in encoder.resources([outbound.explicit_name(target.upstream)]):
+                add(resource)
+            protocol = target.chain.protocol if target.chain else "tcp"
+            add(outbound.explicit(target.upstream, protocol, inputs.here.datacenter))
+    return OwnResources(made, tuple(dict.fromkeys(problems)))
 
 
 def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:
-    address, port = listeners.public_address(sidecar, settings)
+    address, port = public_address(sidecar, settings)
     if not is_ip(address):
         return f"the public listener can't bind {address!r}: not an IP address; set bind_address in Proxy.Config"
     if not 0 < port < 65536:
@@ -203,28 +208,23 @@ def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:
     return None
 
 
-def _explicit_problem(target: ExplicitTarget) -> str | None:
+def _explicit_encoder(target: ExplicitTarget, here: Here) -> UpstreamEncoder | None:
+    """Encodes an explicit upstream, once it has been read and if it can be served."""
+    if target.upstream.refusal is not None or target.chain is None or target.unread:
+        return None
+    instances = dict(target.instances)
+    owner = outbound.explicit_name(target.upstream)
+    return UpstreamEncoder(target.chain, target.upstream.settings, here, lambda each: instances.get(each, ()), owner)
+
+
+def _explicit_problem(target: ExplicitTarget, encoder: UpstreamEncoder | None) -> str | None:
     if target.upstream.refusal is not None:
         return target.upstream.refusal
-    if target.chain is not None and target.chain.refusal is not None:
-        return target.chain.refusal
-    if target.instances is None or target.chain is None:
+    if encoder is None:
         return "not read from Consul yet"
-    if not target.instances.instances:
+    refusal = encoder.refusal()
+    if refusal is not None:
+        return refusal
+    if not any(instances for _, instances in target.instances):
         return "has no instances; connections to it are refused until one is registered"
     return None
-
-
-def _explicit_resources(target: ExplicitTarget, inputs: SidecarInputs) -> Iterator[Resource]:
-    upstream, instances, chain = target.upstream, target.instances, target.chain
-    if upstream.refusal is not None or instances is None or chain is None or chain.refusal is not None:
-        return
-    cluster = names.service_cluster(upstream.name, inputs.datacenter, inputs.roots.trust_domain)
-    timeout = chain.connect_timeout_ms
-    if upstream.connect_timeout_ms is not None and upstream.connect_timeout_ms != timeout:
-        # Consul, too, gives an upstream with settings of its own a cluster of its own, marked by a prefix and "~".
-        timeout = upstream.connect_timeout_ms
-        cluster = f"{timeout:08x}~{cluster}"
-    yield clusters.service_cluster(cluster, upstream.name, inputs.datacenter, inputs.roots.trust_domain, timeout)
-    yield endpoints.load_assignment(cluster, instances)
-    yield listeners.explicit(upstream, cluster, inputs.datacenter)

@@ -41,7 +41,8 @@ KEPT_STATS = (
 """Every stat that begins so is kept: there are few of them, however large the mesh."""
 KEPT_CLUSTER_STATS = (
     r"upstream_cx_(active|total|connect_fail|connect_timeout|rx_bytes_total|tx_bytes_total)|"
-    r"upstream_rq_(active|total|timeout|pending_overflow|[1-5]xx)|membership_(total|healthy)|"
+    r"upstream_rq_(active|total|timeout|retry|pending_overflow|[1-5]xx)|membership_(total|healthy)|"
+    r"grpc\..*|outlier_detection\.ejections_(active|enforced_total)|"
     r"ssl\.(handshake|connection_error|fail_verify_(error|san|no_cert))"
 )
 """Of the hundred stats of each cluster, these; all of them cost twice the memory (docs/operating.md)."""

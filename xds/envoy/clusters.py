@@ -1,33 +1,61 @@
-"""Clusters: one for each virtual IP and each explicit upstream, the local application, and the way past the mesh."""
+"""Clusters: what an upstream's connections go to, the local application, and the way past the mesh."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from xds.envoy import names
 from xds.envoy.resource import CLUSTER, Resource, encode
-from xds.envoy.tls import ads_source, upstream_transport_socket
-from xds.mesh.facts import ProxySettings, Sidecar
+from xds.envoy.tls import ads_source, typed, upstream_transport_socket
+from xds.mesh.chains import LoadBalancer, Target
+from xds.mesh.facts import Sidecar
+from xds.mesh.http import MULTIPLEXED
+from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
+from xds.wire.envoy.extensions import aggregate_cluster_pb2, upstream_http_pb2
 from xds.wire.envoy.type import type_pb2 as envoy_type
 
 LOCAL_CONNECT_TIMEOUT_MS = 5000
+PASSTHROUGH_CONNECT_TIMEOUT_MS = 5000
 ENDPOINTS_WAIT = Duration(seconds=5)
 """How long Envoy waits for a cluster's endpoints. They come right behind the cluster; this is the net below."""
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP2 = core.Http2ProtocolOptions(allow_connect=True)
+ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2",), "grpc": ("h2",)}
+"""What is offered upstream: two sidecars speak HTTP/2 where the other one can."""
 
 
-def service_cluster(name: str, service: str, datacenter: str, trust_domain: str, connect_timeout_ms: int) -> Resource:
-    """A cluster named ``name`` for ``service``: mutual TLS, endpoints over ADS under the cluster's own name.
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where the mesh is, and how its sidecars speak to each other."""
+
+    datacenter: str
+    trust_domain: str
+    tls: TLSParameters = TLSParameters()
+
+
+def service_cluster(
+    name: str,
+    target: Target,
+    here: Here,
+    protocol: str,
+    settings: UpstreamSettings,
+    balancer: LoadBalancer | None = None,
+) -> Resource:
+    """A cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
 
     Each cluster has an endpoint resource of its own: two clusters that share one stall Envoy for
     ``initial_fetch_timeout`` (Envoy issue 13009).
     """
-    consul_name = names.service_cluster(service, datacenter, trust_domain)
+    datacenter = target.datacenter or here.datacenter
+    consul_name = names.service_cluster(target.service, datacenter, here.trust_domain, target.subset)
     source = ads_source()
     source.initial_fetch_timeout.CopyFrom(ENDPOINTS_WAIT)
     message = cluster.Cluster(
@@ -35,13 +63,83 @@ def service_cluster(name: str, service: str, datacenter: str, trust_domain: str,
         alt_stat_name=consul_name,
         type=cluster.Cluster.EDS,
         eds_cluster_config=cluster.Cluster.EdsClusterConfig(eds_config=source, service_name=name),
-        connect_timeout=milliseconds(connect_timeout_ms),
-        circuit_breakers=cluster.CircuitBreakers(),
-        outlier_detection=cluster.OutlierDetection(),
+        connect_timeout=milliseconds(settings.connect_timeout_ms or target.connect_timeout_ms),
+        lb_policy=balancer.policy.upper() if balancer and balancer.policy else "ROUND_ROBIN",
+        circuit_breakers=_breakers(settings),
+        outlier_detection=_outlier_detection(settings.passive_health_check or PassiveHealthCheck()),
         common_lb_config=cluster.Cluster.CommonLbConfig(healthy_panic_threshold=envoy_type.Percent(value=0)),
-        transport_socket=upstream_transport_socket(names.spiffe_id(service, datacenter, trust_domain), sni=consul_name),
+        transport_socket=upstream_transport_socket(
+            names.spiffe_id(target.service, datacenter, here.trust_domain),
+            target.external_sni or consul_name,
+            here.tls,
+            ALPN.get(protocol, ()),
+        ),
     )
+    if balancer is not None:
+        _tune_balancer(message, balancer)
+    _speak(message, protocol, negotiated=True)
     return encode(CLUSTER, name, message, endpoints=name)
+
+
+def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:
+    """A cluster that goes to the first of ``members`` that has healthy instances: failover."""
+    config = aggregate_cluster_pb2.ClusterConfig(clusters=members)
+    message = cluster.Cluster(
+        name=name,
+        alt_stat_name=consul_name,
+        cluster_type=cluster.Cluster.CustomClusterType(name="envoy.clusters.aggregate", typed_config=typed(config)),
+        lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
+        connect_timeout=milliseconds(PASSTHROUGH_CONNECT_TIMEOUT_MS),
+    )
+    return encode(CLUSTER, name, message)
+
+
+def _breakers(settings: UpstreamSettings) -> cluster.CircuitBreakers:
+    limits = {
+        "max_connections": settings.max_connections,
+        "max_pending_requests": settings.max_pending_requests,
+        "max_requests": settings.max_concurrent_requests,
+    }
+    said = {name: UInt32Value(value=value) for name, value in limits.items() if value is not None}
+    return cluster.CircuitBreakers(thresholds=[cluster.CircuitBreakers.Thresholds(**said)] if said else [])
+
+
+def _outlier_detection(check: PassiveHealthCheck) -> cluster.OutlierDetection:
+    found = cluster.OutlierDetection()
+    if check.interval_ms is not None:
+        found.interval.CopyFrom(milliseconds(check.interval_ms))
+    if check.max_failures is not None:
+        found.consecutive_5xx.value = check.max_failures
+    if check.enforcing_consecutive_5xx is not None:
+        found.enforcing_consecutive_5xx.value = check.enforcing_consecutive_5xx
+    if check.max_ejection_percent is not None:
+        found.max_ejection_percent.value = check.max_ejection_percent
+    if check.base_ejection_time_ms is not None:
+        found.base_ejection_time.CopyFrom(milliseconds(check.base_ejection_time_ms))
+    return found
+
+
+def _tune_balancer(message: cluster.Cluster, balancer: LoadBalancer) -> None:
+    if balancer.policy == "least_request" and balancer.choice_count:
+        message.least_request_lb_config.choice_count.value = balancer.choice_count
+    if balancer.policy == "ring_hash":
+        if balancer.minimum_ring_size:
+            message.ring_hash_lb_config.minimum_ring_size.value = balancer.minimum_ring_size
+        if balancer.maximum_ring_size:
+            message.ring_hash_lb_config.maximum_ring_size.value = balancer.maximum_ring_size
+
+
+def _speak(message: cluster.Cluster, protocol: str, *, negotiated: bool) -> None:
+    """HTTP/2 where the protocol is; where it may be, what the other side agrees to."""
+    if protocol in MULTIPLEXED:
+        explicit = upstream_http_pb2.HttpProtocolOptions.ExplicitHttpConfig(http2_protocol_options=HTTP2)
+        options = upstream_http_pb2.HttpProtocolOptions(explicit_http_config=explicit)
+    elif protocol == "http" and negotiated:
+        auto = upstream_http_pb2.HttpProtocolOptions.AutoHttpConfig(http2_protocol_options=HTTP2)
+        options = upstream_http_pb2.HttpProtocolOptions(auto_config=auto)
+    else:
+        return
+    message.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(typed(options))
 
 
 def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
@@ -50,15 +148,16 @@ def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
         address = core.Address(pipe=core.Pipe(path=sidecar.local_service_socket_path))
     else:
         address = socket_address(sidecar.local_service_address, sidecar.local_service_port)
-    return _local(names.LOCAL_APP, address, settings)
+    return _local(names.LOCAL_APP, address, settings, settings.protocol or "tcp")
 
 
-def exposed(port: int, sidecar: Sidecar, settings: ProxySettings) -> Resource:
+def exposed(port: int, sidecar: Sidecar, settings: ProxySettings, *, http2: bool) -> Resource:
     """The application's port with exposed paths, where that is another than the one that the mesh reaches."""
-    return _local(names.exposed_cluster(port), socket_address(sidecar.local_service_address, port), settings)
+    address = socket_address(sidecar.local_service_address, port)
+    return _local(names.exposed_cluster(port), address, settings, "http2" if http2 else "http")
 
 
-def _local(name: str, address: core.Address, settings: ProxySettings) -> Resource:
+def _local(name: str, address: core.Address, settings: ProxySettings, protocol: str) -> Resource:
     breakers = cluster.CircuitBreakers()
     if settings.max_inbound_connections:
         breakers.thresholds.add(max_connections=UInt32Value(value=settings.max_inbound_connections))
@@ -76,6 +175,7 @@ def _local(name: str, address: core.Address, settings: ProxySettings) -> Resourc
             ],
         ),
     )
+    _speak(message, protocol, negotiated=False)
     return encode(CLUSTER, name, message)
 
 
@@ -85,7 +185,7 @@ def original_destination() -> Resource:
         name=names.ORIGINAL_DESTINATION,
         type=cluster.Cluster.ORIGINAL_DST,
         lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
-        connect_timeout=milliseconds(5000),
+        connect_timeout=milliseconds(PASSTHROUGH_CONNECT_TIMEOUT_MS),
     )
     return encode(CLUSTER, names.ORIGINAL_DESTINATION, message)
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from xds.envoy.clusters import socket_address
 from xds.envoy.resource import ENDPOINT, Resource, encode
-from xds.mesh.facts import Health, Instance, ServiceInstances, is_ip
+from xds.mesh.facts import Health, Instance, is_ip
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 
 MAX_WEIGHT = 128
 
 
-def load_assignment(name: str, instances: ServiceInstances) -> Resource:
-    """The endpoints of the cluster ``name``. A service without instances has an empty list, which is an answer too."""
+def load_assignment(name: str, instances: Iterable[Instance], *, only_passing: bool = False) -> Resource:
+    """The endpoints of the cluster ``name``; none is an answer too. ``only_passing``: a warning takes out as well."""
     message = endpoint.ClusterLoadAssignment(
         cluster_name=name,
         endpoints=[
             endpoint.LocalityLbEndpoints(
-                lb_endpoints=[_lb_endpoint(i) for i in instances.instances if unreachable(i) is None]
+                lb_endpoints=[_lb_endpoint(i, only_passing) for i in instances if unreachable(i) is None]
             )
         ],
     )
@@ -35,8 +37,9 @@ def unreachable(instance: Instance) -> str | None:
     return None
 
 
-def _lb_endpoint(instance: Instance) -> endpoint.LbEndpoint:
+def _lb_endpoint(instance: Instance, only_passing: bool) -> endpoint.LbEndpoint:
     health, weight = health_and_weight(instance)
+    health = health and (instance.health is Health.PASSING or not only_passing)
     return endpoint.LbEndpoint(
         endpoint=endpoint.Endpoint(address=socket_address(instance.address, instance.port)),
         health_status=core.HEALTHY if health else core.UNHEALTHY,

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from xds.envoy import clusters, names
+from xds.envoy import clusters, managers, names
 from xds.envoy.clusters import socket_address
-from xds.envoy.listeners import OUTBOUND_LISTENER_PORT, public_address
+from xds.envoy.inbound import public_address
+from xds.envoy.outbound import OUTBOUND_LISTENER_PORT
 from xds.envoy.resource import LISTENER, Resource, encode
-from xds.envoy.tls import typed
-from xds.mesh.facts import ExposedPath, ProxySettings, Sidecar
+from xds.mesh.facts import Sidecar
+from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.config import route_pb2 as route
-from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
-from xds.wire.envoy.extensions import http_router_pb2 as router
 
 
 def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPath], list[str]]:
@@ -51,7 +50,7 @@ def exposed_resources(sidecar: Sidecar, settings: ProxySettings, exposed: Iterab
     for path in exposed:
         by_port.setdefault(path.listener_port, []).append(path)
         if not _is_the_applications(path, sidecar):
-            yield clusters.exposed(path.local_port, sidecar, settings)
+            yield clusters.exposed(path.local_port, sidecar, settings, http2=path.http2)
     address, _ = public_address(sidecar, settings)
     for port, paths in by_port.items():
         yield _listener(address, port, paths, sidecar)
@@ -71,23 +70,11 @@ def _listener(address: str, port: int, paths: list[ExposedPath], sidecar: Sideca
         route.Route(match=route.RouteMatch(path=path), route=route.RouteAction(cluster=cluster))
         for path, cluster in behind.items()
     ]
-    config = manager.HttpConnectionManager(
-        stat_prefix=f"exposed_paths_{port}",
-        route_config=route.RouteConfiguration(
-            name=name, virtual_hosts=[route.VirtualHost(name="exposed_paths", domains=["*"], routes=routes)]
-        ),
-        http_filters=[manager.HttpFilter(name="envoy.filters.http.router", typed_config=typed(router.Router()))],
-    )
+    config = managers.plain(f"exposed_paths_{port}", routes)
     message = listener.Listener(
         name=name,
         address=socket_address(address, port),
         traffic_direction=core.INBOUND,
-        filter_chains=[
-            listener.FilterChain(
-                filters=[
-                    listener.Filter(name="envoy.filters.network.http_connection_manager", typed_config=typed(config))
-                ]
-            )
-        ],
+        filter_chains=[listener.FilterChain(filters=[managers.network_filter(config)])],
     )
     return encode(LISTENER, name, message, clusters=tuple(sorted(set(behind.values()))))

@@ -8,20 +8,44 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
+from xds.mesh.facts import ANY_PORT, VirtualAddress
+
 LEAF_SECRET = "leaf"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET = "roots"  # noqa: S105
 LOCAL_APP = "local_app"
+INBOUND_SCOPE = "inbound"
+JWT_EXTENSION = "envoy.filters.http.jwt_authn"
+"""Also the filter's name, under which the claims of tokens are kept."""
 ORIGINAL_DESTINATION = "original-destination"
 
 
-def service_cluster(service: str, datacenter: str, trust_domain: str) -> str:
-    """Consul's name for the cluster of a service; also the SNI that its sidecars expect."""
-    return f"{service}.default.{datacenter}.internal.{trust_domain}"
+def service_cluster(service: str, datacenter: str, trust_domain: str, subset: str = "") -> str:
+    """Consul's name for the cluster of a service or a subset of it; also the SNI that its sidecars expect."""
+    return f"{subset + '.' if subset else ''}{service}.default.{datacenter}.internal.{trust_domain}"
 
 
-def virtual_ip_cluster(ip: str) -> str:
-    """The cluster that the outbound listener picks for a connection to ``ip``."""
-    return f"vip:{ip}"
+def dialed(at: VirtualAddress) -> str:
+    """What the outbound listener names the cluster, or the routes, of a connection to ``at``."""
+    if at.port == ANY_PORT:
+        return f"vip:{at.ip}"
+    return f"vip:[{at.ip}]:{at.port}" if ":" in at.ip else f"vip:{at.ip}:{at.port}"
+
+
+def address_of(name: str) -> VirtualAddress | None:
+    """The address that `dialed` named this after, ``None`` where it was not."""
+    if not name.startswith("vip:"):
+        return None
+    text, port = name.removeprefix("vip:"), ANY_PORT
+    if text.startswith("[") or text.count(":") == 1:
+        text, _, number = text.rpartition(":")
+        text, port = text.strip("[]"), int(number)
+    return VirtualAddress(text, port)
+
+
+DIALED_ADDRESS = "vip:%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
+"""`dialed` for any port, in Envoy's command operators."""
+DIALED_ADDRESS_AND_PORT = "vip:%DOWNSTREAM_LOCAL_ADDRESS%"
+"""`dialed` for one port."""
 
 
 def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
@@ -53,6 +77,16 @@ def service_pattern(service: str) -> str:
 def upstream_stat_prefix(service: str, datacenter: str) -> str:
     """The stat prefix of a listener for an upstream."""
     return f"upstream.{service}.default.default.{datacenter}"
+
+
+def jwt_payload(provider: str) -> str:
+    """Under what the claims of a verified token are kept for the filters after it."""
+    return f"jwt_payload_{provider}"
+
+
+def jwks_cluster(provider: str) -> str:
+    """Where the keys of a JWT provider are fetched from."""
+    return f"jwks_cluster_{provider}"
 
 
 def exposed_cluster(port: int) -> str:

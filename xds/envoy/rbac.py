@@ -1,14 +1,24 @@
-"""The RBAC filter that enforces the intentions on a public listener."""
+"""The RBAC filters that enforce the intentions on a public listener.
+
+As in Consul the filter lists what departs from the default: under a default of deny it says what is allowed, under one
+of allow what is denied. Sources are told apart by the certificate, requests by what is in them. Where Consul subtracts
+intentions from each other, here each source has the one rule that precedence gives it, and the rule for all others is
+for identities that are none of these.
+"""
 
 from __future__ import annotations
 
-from xds.envoy import names
-from xds.policy.intentions import ConnectionPolicy
+from collections.abc import Mapping
+
+from xds.envoy import matchers, names
+from xds.mesh.intentions import Permission, TokenCheck, TokenProvider
+from xds.policy.intentions import ConnectionPolicy, RequestPolicy, Rule
 from xds.wire.envoy.config import rbac_pb2 as rbac
-from xds.wire.envoy.extensions import network_rbac_pb2
+from xds.wire.envoy.extensions import http_rbac_pb2, network_rbac_pb2
 from xds.wire.envoy.type import matcher_pb2 as matcher
 
 POLICY_NAME = "consul-intentions-layer4"
+REQUEST_POLICY_NAME = "consul-intentions-layer7-{}"
 STAT_PREFIX = "connect_authz"
 
 
@@ -24,6 +34,114 @@ def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb
             rbac.Policy(permissions=[rbac.Permission(any=True)], principals=principals)
         )
     return network_rbac_pb2.RBAC(rules=rules, stat_prefix=STAT_PREFIX)
+
+
+def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], trust_domain: str) -> http_rbac_pb2.RBAC:
+    """``policy`` as the HTTP filter's rules.
+
+    Args:
+        policy: who may send what.
+        providers: who issues JSON Web Tokens. A check of a token whose issuer is not among them is never passed.
+        trust_domain: of the SPIFFE IDs.
+    """
+    listed = not policy.default_allow
+    rules = rbac.RBAC(action=rbac.RBAC.ALLOW if listed else rbac.RBAC.DENY)
+    principals: dict[bytes, tuple[rbac.Permission, list[rbac.Principal]]] = {}
+    names_there = tuple(name for name, _ in policy.exact)
+    for rule, principal in (
+        *((rule, _identity(names.service_pattern(name), trust_domain)) for name, rule in policy.exact),
+        (policy.otherwise, _every_but(names_there, trust_domain)),
+    ):
+        permission = _where(rule, providers, allowed=listed)
+        if permission is not None:
+            key = permission.SerializeToString(deterministic=True)
+            principals.setdefault(key, (permission, []))[1].append(principal)
+    anything, number = rbac.Permission(any=True).SerializeToString(), 0
+    for key, (permission, who) in principals.items():
+        name = POLICY_NAME
+        if key != anything:
+            name, number = REQUEST_POLICY_NAME.format(number), number + 1
+        rules.policies[name].CopyFrom(rbac.Policy(permissions=[permission], principals=who))
+    return http_rbac_pb2.RBAC(rules=rules)
+
+
+def _where(rule: Rule, providers: Mapping[str, TokenProvider], *, allowed: bool) -> rbac.Permission | None:
+    """The requests that ``rule`` allows, or those that it denies; ``None`` where there are none.
+
+    Of permissions in order each holds where none of the other kind before it did. (One flat list: nested as deep as
+    permissions are many, protobuf would refuse to read it.)
+    """
+    ways: list[list[rbac.Permission]] = []
+    against: list[rbac.Permission] = []
+    for permission in rule.permissions:
+        matched = _matched(permission, providers)
+        if permission.allow == allowed:
+            ways.append([matched, *against])
+        else:
+            against.append(rbac.Permission(not_rule=matched))
+    if rule.otherwise == allowed:
+        ways.append(against)
+    token = _one_token(rule.tokens, providers) if rule.tokens else None
+    if token is not None and allowed:
+        ways = [[token, *way] for way in ways]
+    elif token is not None:
+        ways.append([rbac.Permission(not_rule=token)])
+    return _any_of([_all_of(way) for way in ways]) if ways else None
+
+
+def _all_of(parts: list[rbac.Permission]) -> rbac.Permission:
+    if len(parts) == 1:
+        return parts[0]
+    return rbac.Permission(and_rules=rbac.Permission.Set(rules=parts)) if parts else rbac.Permission(any=True)
+
+
+def _any_of(parts: list[rbac.Permission]) -> rbac.Permission:
+    if len(parts) == 1:
+        return parts[0]
+    return rbac.Permission(or_rules=rbac.Permission.Set(rules=parts))
+
+
+def _matched(permission: Permission, providers: Mapping[str, TokenProvider]) -> rbac.Permission:
+    request, parts = permission.request, []
+    if request.path is not None:
+        parts.append(rbac.Permission(url_path=matcher.PathMatcher(path=matchers.text(request.path))))
+    parts += [rbac.Permission(header=matchers.header(header)) for header in request.headers]
+    if request.methods:
+        parts.append(rbac.Permission(header=matchers.methods(request.methods)))
+    if permission.tokens:
+        parts.append(_one_token(permission.tokens, providers))
+    return _all_of(parts)
+
+
+def _one_token(checks: tuple[TokenCheck, ...], providers: Mapping[str, TokenProvider]) -> rbac.Permission:
+    usable = [_all_of(_token(check, providers[check.provider])) for check in checks if check.provider in providers]
+    return _any_of(usable) if usable else rbac.Permission(not_rule=rbac.Permission(any=True))
+
+
+def _token(check: TokenCheck, provider: TokenProvider) -> list[rbac.Permission]:
+    """That the filter before this one verified a token of ``provider``, and that its claims are these."""
+    return [
+        rbac.Permission(sourced_metadata=_payload(provider, (), matcher.ValueMatcher(present_match=True))),
+        *(
+            rbac.Permission(sourced_metadata=_payload(provider, claim.path, _holds(claim.value)))
+            for claim in check.claims
+        ),
+    ]
+
+
+def _holds(value: str) -> matcher.ValueMatcher:
+    """A claim that is ``value``, or a list that holds it."""
+    same = matcher.ValueMatcher(string_match=matcher.StringMatcher(exact=value))
+    listed = matcher.ValueMatcher(list_match=matcher.ListMatcher(one_of=same))
+    return matcher.ValueMatcher(or_match=matcher.OrMatcher(value_matchers=[same, listed]))
+
+
+def _payload(provider: TokenProvider, path: tuple[str, ...], value: matcher.ValueMatcher) -> rbac.SourcedMetadata:
+    steps = (names.jwt_payload(provider.name), *path)
+    found = matcher.MetadataMatcher(
+        filter=names.JWT_EXTENSION, path=[matcher.MetadataMatcher.PathSegment(key=step) for step in steps], value=value
+    )
+    return rbac.SourcedMetadata(metadata_matcher=found)
 
 
 def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:

@@ -10,12 +10,20 @@ from google.protobuf.message import Message
 _PREFIX = "type.googleapis.com/"
 
 CLUSTER = _PREFIX + "envoy.config.cluster.v3.Cluster"
+EXTENSION = _PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 ENDPOINT = _PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
-ROUTE = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
+SCOPED_ROUTE = _PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration"
 SECRET = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
-TYPE_NAMES = {CLUSTER: "clusters", ENDPOINT: "endpoints", LISTENER: "listeners", ROUTE: "routes", SECRET: "secrets"}
+TYPE_NAMES = {
+    CLUSTER: "clusters",
+    ENDPOINT: "endpoints",
+    EXTENSION: "extensions",
+    LISTENER: "listeners",
+    SCOPED_ROUTE: "routes",
+    SECRET: "secrets",
+}
 """What an operator calls each type."""
 
 
@@ -30,7 +38,7 @@ class Resource:
     endpoints: str = ""
     """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
     clusters: tuple[str, ...] = ()
-    """For a listener: the clusters that it names, which have to be there before it is."""
+    """For a listener or routes: the clusters that they name, which have to be there before they are."""
     of_all_upstreams: bool = False
     """Whether its content is right only once all upstreams have been read."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue
@@ -9,6 +11,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 from xds.envoy import names
 from xds.envoy.resource import SECRET, Resource, encode
 from xds.mesh.facts import Leaf, Roots
+from xds.mesh.settings import TLSParameters
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.extensions import tls_pb2 as tls
 from xds.wire.envoy.type import matcher_pb2 as matcher
@@ -50,7 +53,9 @@ def roots_secret(roots: Roots) -> Resource:
     return encode(SECRET, names.ROOTS_SECRET, secret)
 
 
-def upstream_transport_socket(identity: str, sni: str) -> core.TransportSocket:
+def upstream_transport_socket(
+    identity: str, sni: str, parameters: TLSParameters, alpn: Iterable[str]
+) -> core.TransportSocket:
     """Mutual TLS towards a service: its certificate must carry exactly the SPIFFE ID ``identity``."""
     context = tls.UpstreamTlsContext(
         common_tls_context=_common(
@@ -60,14 +65,18 @@ def upstream_transport_socket(identity: str, sni: str) -> core.TransportSocket:
                         san_type=tls.SubjectAltNameMatcher.URI, matcher=matcher.StringMatcher(exact=identity)
                     )
                 ]
-            )
+            ),
+            parameters,
+            alpn,
         ),
         sni=sni,
     )
     return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))
 
 
-def downstream_transport_socket(identities: list[matcher.StringMatcher] | None) -> core.TransportSocket:
+def downstream_transport_socket(
+    identities: list[matcher.StringMatcher] | None, parameters: TLSParameters, alpn: Iterable[str]
+) -> core.TransportSocket:
     """Mutual TLS on a public listener, for clients with one of these SPIFFE IDs; ``None`` is any of the mesh."""
     context = tls.DownstreamTlsContext(
         common_tls_context=_common(
@@ -76,16 +85,25 @@ def downstream_transport_socket(identities: list[matcher.StringMatcher] | None) 
                     tls.SubjectAltNameMatcher(san_type=tls.SubjectAltNameMatcher.URI, matcher=identity)
                     for identity in identities or ()
                 ]
-            )
+            ),
+            parameters,
+            alpn,
         ),
         require_client_certificate=BoolValue(value=True),
     )
     return core.TransportSocket(name=TRANSPORT_SOCKET, typed_config=typed(context))
 
 
-def _common(validation: tls.CertificateValidationContext) -> tls.CommonTlsContext:
+def _common(
+    validation: tls.CertificateValidationContext, parameters: TLSParameters, alpn: Iterable[str]
+) -> tls.CommonTlsContext:
     return tls.CommonTlsContext(
-        tls_params=tls.TlsParameters(),
+        tls_params=tls.TlsParameters(
+            tls_minimum_protocol_version=parameters.minimum or "TLS_AUTO",
+            tls_maximum_protocol_version=parameters.maximum or "TLS_AUTO",
+            cipher_suites=parameters.cipher_suites,
+        ),
+        alpn_protocols=alpn,
         tls_certificate_sds_secret_configs=[tls.SdsSecretConfig(name=names.LEAF_SECRET, sds_config=ads_source())],
         combined_validation_context=tls.CommonTlsContext.CombinedCertificateValidationContext(
             default_validation_context=validation,

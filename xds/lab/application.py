@@ -2,7 +2,7 @@
 
 ``python -m xds.lab.application NAME PORT`` greets every connection with its name and echoes lines. With ``--http`` it
 answers requests with its name, after calling every service that ``--calls NAME=URL`` names: ``http://`` others of its
-kind, ``tcp://`` servers that greet.
+kind, ``tcp://`` servers that greet. With ``--grpc`` it answers every gRPC method with its name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import grpc
+import grpc.aio
 from aiohttp import web
 
 from xds.lab.network import Host
@@ -47,21 +49,32 @@ async def serve(name: str, port: int, address: str) -> None:
 async def serve_http(name: str, port: int, address: str, calls: Mapping[str, str]) -> None:
     """Answer every request with ``name`` and what the services that it calls answered.
 
-    ``request`` counts the requests on one connection, so that a client sees whether it is still the same one.
+    ``request`` counts the requests on one connection, so that a client sees whether it is still the same one. What was
+    asked for is told as well. ``?status=503`` is answered with that, ``?wait=2`` after so many seconds; a WebSocket
+    echoes.
     """
     counts: weakref.WeakKeyDictionary[asyncio.BaseTransport, int] = weakref.WeakKeyDictionary()
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         counts[request.transport] = counts.get(request.transport, 0) + 1
-        body: dict[str, Any] = {"service": name, "request": counts[request.transport]}
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await _echo(request, name)
+        await asyncio.sleep(float(request.query.get("wait", 0)))
+        body: dict[str, Any] = {
+            "service": name,
+            "request": counts[request.transport],
+            "path": request.path_qs,
+            "method": request.method,
+            "headers": {key.lower(): value for key, value in request.headers.items()},
+        }
         answers = await asyncio.gather(*map(_call, calls.values()))
         if calls:
             body["calls"] = dict(zip(calls, answers, strict=True))
-        return web.json_response(body)
+        return web.json_response(body, status=int(request.query.get("status", 200)), headers={"x-service": name})
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -69,6 +82,34 @@ async def serve_http(name: str, port: int, address: str, calls: Mapping[str, str
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+
+
+async def _echo(request: web.Request, name: str) -> web.WebSocketResponse:
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    await socket.send_str(name)
+    async for message in socket:
+        await socket.send_str(message.data)
+    return socket
+
+
+async def serve_grpc(name: str, port: int, address: str) -> None:
+    """Answer every unary gRPC method with ``name``."""
+
+    def answer(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def call(request: bytes, _context: Any) -> bytes:
+            return f"{name} {details.method} {request.decode()}".encode()
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    class EveryMethod(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio is not typed
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return answer(handler_call_details)
+
+    server = grpc.aio.server(handlers=[EveryMethod()])
+    server.add_insecure_port(f"{address}:{port}")
+    await server.start()
+    await server.wait_for_termination()
 
 
 async def _call(url: str) -> Any:
@@ -230,9 +271,12 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--http", action="store_true")
+    parser.add_argument("--grpc", action="store_true")
     parser.add_argument("--calls", action="append", default=[], metavar="NAME=URL")
     given = parser.parse_args()
-    if given.http:
+    if given.grpc:
+        asyncio.run(serve_grpc(given.name, given.port, given.address))
+    elif given.http:
         calls = dict(call.split("=", 1) for call in given.calls)
         asyncio.run(serve_http(given.name, given.port, given.address, calls))
     else:

@@ -40,6 +40,12 @@ class Catalog(Protocol):
     async def intention(self, source: str, destination: str, action: str | None) -> None:
         """Set an intention, or take it away with ``None``."""
 
+    async def entry(self, entry: Mapping[str, Any]) -> None:
+        """Write a config entry, in place of the one of its kind and name where there is one."""
+
+    async def remove_entry(self, kind: str, name: str) -> None:
+        """Take a config entry away."""
+
     async def virtual_ips(self, service: str) -> list[str]:
         """The virtual IPs of a service."""
 

@@ -53,14 +53,14 @@ def application(
     name: str,
     port: int = APPLICATION_PORT,
     *,
-    http: bool = False,
+    speaks: str = "tcp",
     calls: Sequence[str] = (),
     address: str = "127.0.0.1",
 ) -> list[str]:
-    """An application; ``calls`` as `xds.lab.application` takes them."""
+    """An application that ``speaks`` tcp, http or grpc; ``calls`` as `xds.lab.application` takes them."""
     return [
         "python", "-m", "xds.lab.application", name, str(port), "--address", address,
-        *(["--http"] if http else []), *(part for call in calls for part in ("--calls", call)),
+        *([f"--{speaks}"] if speaks != "tcp" else []), *(part for call in calls for part in ("--calls", call)),
     ]  # fmt: skip
 
 

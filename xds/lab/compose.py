@@ -122,7 +122,7 @@ def _three(service: str, instance: str) -> dict[str, Any]:
         **image,
         "command": commands.application(
             name,
-            http=service not in shop.PLAIN_TCP,
+            speaks="tcp" if service in shop.PLAIN_TCP else "http",
             calls=shop.calls(service, names),
             address="0.0.0.0" if front else "127.0.0.1",  # noqa: S104 - of its container
         ),

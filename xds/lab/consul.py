@@ -172,6 +172,14 @@ class LabConsul:
             body = json.dumps({"SourceType": "consul", "Action": action})
             await self.client.http.put(lambda _: None, path, params=query, data=body, headers=headers)
 
+    async def entry(self, entry: Mapping[str, Any]) -> None:
+        """Write a config entry, in place of the one of its kind and name where there is one."""
+        await self.put("/v1/config", entry)
+
+    async def remove_entry(self, kind: str, name: str) -> None:
+        """Take a config entry away."""
+        await self.put(f"/v1/config/{kind}/{name}", None, method="DELETE")
+
     async def rotate_ca(self) -> None:
         """Make a new root; the old one signs it, and every leaf is made anew within half a minute."""
         key = ec.generate_private_key(ec.SECP256R1()).private_bytes(

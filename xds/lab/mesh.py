@@ -32,6 +32,7 @@ class Member:
     node: str
     instance: str
     token: str = ""
+    speaks: str = "tcp"
     sidecar_id: str = ""
     registered: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
@@ -165,11 +166,11 @@ class Lab:
         port: int = APPLICATION_PORT,
         address: str = "127.0.0.1",
         *,
-        http: bool = False,
+        speaks: str = "tcp",
         calls: Sequence[str] = (),
     ) -> Process:
         """Run the lab's application, and wait until it listens."""
-        command = here(commands.application(name, port, http=http, calls=calls, address=address))
+        command = here(commands.application(name, port, speaks=speaks, calls=calls, address=address))
         process = await self.run(f"{name}-app-{port}", host, *command)
 
         async def listening() -> bool:
@@ -196,6 +197,8 @@ class Lab:
         register: bool = True,
         config: dict[str, Any] | None = None,
         proxy: dict[str, Any] | None = None,
+        meta: dict[str, str] | None = None,
+        speaks: str = "tcp",
         on: Host | None = None,
     ) -> Member:
         """A new host with an application and its sidecar, all of it running where ``start`` says so.
@@ -210,12 +213,14 @@ class Lab:
             register: put it into the catalog.
             config: further keys of ``Proxy.Config``.
             proxy: further keys of ``Proxy``.
+            meta: of the sidecar's registration.
+            speaks: what its application does: tcp, http or grpc.
             on: a host that there is already, in place of a new one.
         """
         host = on or self.network.host(f"{service}-{instance}")
         if not token:
             token = await self.catalog.token_for(service) if self._mesh_file else self.consul.token
-        member = Member(service, host, f"node-{service}-{instance}", instance, token)
+        member = Member(service, host, f"node-{service}-{instance}", instance, token, speaks)
         member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
         tagged = {"virtual": {"Address": virtual_ip, "Port": APPLICATION_PORT}} if virtual_ip else {}
         mode: dict[str, Any] = {"Mode": "transparent"} if self.catalog.transparent else {}
@@ -227,6 +232,7 @@ class Lab:
             "Address": host.address,
             "Port": PUBLIC_PORT if on is None else PUBLIC_PORT + 1,
             "TaggedAddresses": tagged,
+            "Meta": meta or {},
             "Proxy": {
                 "DestinationServiceName": service,
                 "DestinationServiceID": f"{service}-{instance}",
@@ -262,7 +268,7 @@ class Lab:
 
     async def start(self, member: Member, redirect: tuple[str, ...] = ()) -> None:
         """Run a member's application, redirection and sidecar, each with the command an operator would type."""
-        await self.application(f"{member.service}-{member.instance}", member.host)
+        await self.application(f"{member.service}-{member.instance}", member.host, speaks=member.speaks)
         await self.redirect(member, *redirect)
         await self.start_sidecar(member)
 

@@ -27,6 +27,7 @@ class MeshFile:
         self._default_policy = default_policy
         self._services: dict[str, dict[str, Any]] = {}
         self._intentions: dict[str, dict[str, str]] = {}
+        self._entries: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._tokens: dict[str, str] = {}
 
     async def start(self) -> None:
@@ -75,6 +76,16 @@ class MeshFile:
             sources[source] = action
         self.write()
 
+    async def entry(self, entry: Mapping[str, Any]) -> None:
+        """Write a config entry, in place of the one of its kind and name where there is one."""
+        self._entries[entry["Kind"], entry.get("Name", "mesh")] = entry
+        self.write()
+
+    async def remove_entry(self, kind: str, name: str) -> None:
+        """Take a config entry away."""
+        self._entries.pop((kind, name), None)
+        self.write()
+
     async def virtual_ips(self, service: str) -> list[str]:
         """The virtual IPs of a service: those in the file, else the one that it was given."""
         registered = [
@@ -97,15 +108,16 @@ class MeshFile:
 
     def write(self) -> None:
         """Write the file as editors do: the new one takes the old one's place."""
-        entries = [
+        entries: list[dict[str, Any]] = [
             {
                 "Kind": "service-intentions",
                 "Name": destination,
                 "Sources": [{"Name": name, "Action": action} for name, action in sources.items()],
             }
             for destination, sources in self._intentions.items()
-            if sources
+            if sources and ("service-intentions", destination) not in self._entries
         ]
+        entries += [dict(entry) for entry in self._entries.values()]
         data = {
             "default_intention_policy": self._default_policy,
             "services": list(self._services.values()),

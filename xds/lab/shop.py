@@ -71,7 +71,7 @@ async def open_shop(lab: Lab) -> Shop:
 async def _start(lab: Lab, member: Member, called: list[str]) -> None:
     name = f"{member.service}-{member.instance}"
     member.processes["application"] = await lab.application(
-        name, member.host, APPLICATION_PORT, http=member.service not in PLAIN_TCP, calls=called
+        name, member.host, APPLICATION_PORT, speaks="tcp" if member.service in PLAIN_TCP else "http", calls=called
     )
     await lab.redirect(member)
     await lab.start_sidecar(member)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+
+from xds.mesh.settings import ProxySettings, UpstreamSettings
 
 WILDCARD = "*"
 """The name that stands for every service in an intention."""
@@ -37,47 +38,6 @@ class Health(enum.Enum):
     CRITICAL = "critical"
 
 
-class ProxyMode(enum.Enum):
-    """How applications reach their upstreams through a sidecar (Consul: ``Proxy.Mode``)."""
-
-    TRANSPARENT = "transparent"
-    DIRECT = "direct"
-
-
-@dataclass(frozen=True, slots=True)
-class ExposedPath:
-    """A path of the application that is reached in plain HTTP, past mutual TLS (Consul: ``Expose.Paths``)."""
-
-    path: str
-    listener_port: int
-    local_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProxySettings:
-    """The settings that a sidecar's registration, the service-defaults and the proxy-defaults can each give.
-
-    ``None`` means "not said here", so that the next level decides. Times are in milliseconds as in Consul.
-    """
-
-    mode: ProxyMode | None = None
-    fallback_mode: ProxyMode | None = None
-    """``Config["mode"]``: where a Consul before 1.10, which refuses ``Proxy.Mode``, can carry it."""
-    outbound_listener_port: int | None = None
-    bind_address: str | None = None
-    bind_port: int | None = None
-    local_connect_timeout_ms: int | None = None
-    max_inbound_connections: int | None = None
-    dialed_directly: bool | None = None
-    """Whether others may dial this instance's own address, and reach it through the mesh."""
-    exposed_paths: tuple[ExposedPath, ...] | None = None
-
-    def over(self, lower: ProxySettings) -> ProxySettings:
-        """These settings, with what they leave open taken from ``lower``."""
-        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(lower, **said)
-
-
 @dataclass(frozen=True, slots=True)
 class ExplicitUpstream:
     """An upstream that a registration names itself, with the local address its application dials."""
@@ -86,7 +46,9 @@ class ExplicitUpstream:
     datacenter: str
     local_bind_address: str
     local_bind_port: int
-    connect_timeout_ms: int | None = None
+    local_bind_socket_path: str = ""
+    local_bind_socket_mode: int = 0
+    settings: UpstreamSettings = UpstreamSettings()
     refusal: str | None = None
     """Why Gossamer can't serve it (an unsupported kind, say); ``None`` when it can."""
 
@@ -111,6 +73,19 @@ class Sidecar:
     """What the registration says that can't be followed, each a sentence for the operator."""
 
 
+ANY_PORT = 0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VirtualAddress:
+    """An address at which a service is dialed, and the port; `ANY_PORT` where that makes no difference."""
+
+    ip: str
+    port: int = ANY_PORT
+    own: bool = False
+    """Whether it is one instance's own address, of which the mesh takes this one port."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One way to reach a service through the mesh: a sidecar, or an application that speaks mutual TLS itself."""
@@ -122,10 +97,23 @@ class Instance:
     health: Health
     weight_passing: int
     weight_warning: int
-    virtual_ips: tuple[str, ...]
+    virtual_ips: tuple[VirtualAddress, ...]
     create_index: int
     sidecar: Sidecar | None = None
+    name: str = ""
+    """The name that it is registered under: a sidecar's own, not its service's."""
+    service_address: str = ""
+    """The address that was registered for the service; empty when the node's is used."""
+    tags: tuple[str, ...] = ()
+    meta: tuple[tuple[str, str], ...] = ()
+    node_address: str = ""
+    node_meta: tuple[tuple[str, str], ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def application_port(self) -> int:
+        """The port of the application behind it; `ANY_PORT` where that is not known."""
+        return self.sidecar.local_service_port if self.sidecar else self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,36 +122,6 @@ class ServiceInstances:
 
     service: str
     instances: tuple[Instance, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DiscoveryChain:
-    """What the discovery chain of a service says about reaching it."""
-
-    service: str
-    virtual_ips: tuple[str, ...] = ()
-    connect_timeout_ms: int = 5000
-    refusal: str | None = None
-    """Why this chain can't be followed; its service is then set aside as an upstream rather than routed wrongly."""
-    problems: tuple[str, ...] = ()
-    """What of it is not followed, though the service is served."""
-
-
-class Action(enum.Enum):
-    """What an intention does with a connection. ``PERMISSIONS``: it depends on the HTTP request."""
-
-    ALLOW = "allow"
-    DENY = "deny"
-    PERMISSIONS = "permissions"
-
-
-@dataclass(frozen=True, slots=True)
-class Intention:
-    """One Service Intention between two services of this cluster; either name can be `WILDCARD`."""
-
-    source: str
-    destination: str
-    action: Action
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +156,3 @@ class LeafRefused:
     """Consul would not give this leaf certificate; ``reason`` is its answer and what to do about it."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigEntries:
-    """The config entries that shape sidecars; the parts that Gossamer follows."""
-
-    proxy_defaults: ProxySettings = ProxySettings()
-    service_defaults: Mapping[str, ProxySettings] = field(default_factory=dict)
-    mesh_destinations_only: bool = False
-    problems: tuple[str, ...] = ()

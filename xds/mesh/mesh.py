@@ -11,16 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from xds.mesh.facts import (
-    ConfigEntries,
-    DiscoveryChain,
-    Intention,
-    Leaf,
-    LeafKey,
-    LeafRefused,
-    Roots,
-    ServiceInstances,
-)
+from xds.mesh.chains import DiscoveryChain, InstancesOf
+from xds.mesh.facts import Leaf, LeafKey, LeafRefused, Roots, ServiceInstances
+from xds.mesh.intentions import Intention
+from xds.mesh.settings import ConfigEntries
 
 Fact = TypeVar("Fact")
 
@@ -44,7 +38,7 @@ class Key:
     """Names one fact: its kind, and whose it is where there is one for each service (or leaf)."""
 
     kind: Kind
-    of: str | LeafKey = ""
+    of: str | InstancesOf | LeafKey = ""
 
 
 Batch = Mapping[Key, object]
@@ -66,7 +60,10 @@ class Demand:
     """What a source is to read beside the base facts: only what some connected proxy serves, may call or needs."""
 
     services: frozenset[str] = frozenset()
+    """Their instances here and their discovery chains."""
     leaves: frozenset[LeafKey] = frozenset()
+    elsewhere: frozenset[InstancesOf] = frozenset()
+    """Instances in other datacenters."""
 
 
 class Mesh:
@@ -122,8 +119,8 @@ class Mesh:
         """The config entries that shape sidecars."""
         return self._get(CONFIG_ENTRIES, ConfigEntries)
 
-    def instances(self, service: str) -> ServiceInstances | None:
-        """The instances of ``service``; ``None`` while they have not been read."""
+    def instances(self, service: str | InstancesOf) -> ServiceInstances | None:
+        """The instances of ``service``, here or elsewhere; ``None`` while they have not been read."""
         return self._get(Key(Kind.INSTANCES, service), ServiceInstances)
 
     def chain(self, service: str) -> DiscoveryChain | None:

@@ -2,17 +2,19 @@
 
 Consul's order (Community Edition, "Intentions: precedence and match order"): an exact destination beats a wildcard
 one, then an exact source beats a wildcard one; the first intention that matches decides, and where none matches the
-default does. Permissions on HTTP requests can't be judged on a TCP connection: there they deny.
+default does. Permissions on HTTP requests and JSON Web Tokens can't be judged on a TCP connection: there they deny.
 
 Names are compared without regard to case, as Consul does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from xds.mesh.facts import WILDCARD, Action, Intention
+from xds.mesh.facts import WILDCARD
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.intentions import Action, Intention, Permission, TokenCheck
 
 
 def precedence(intention: Intention) -> int:
@@ -26,19 +28,23 @@ def precedence(intention: Intention) -> int:
 class Decisions:
     """What a fixed source says of every destination, or a fixed destination of every source.
 
-    ``exact`` holds the names that some intention singles out, in lower case, with its action; ``otherwise`` is for all
-    other names, ``None`` when no intention speaks for them and the default decides.
+    ``exact`` holds the names that some intention singles out, in lower case, with that intention; ``otherwise`` is for
+    all other names, ``None`` when no intention speaks for them and the default decides.
     """
 
-    exact: dict[str, Action]
-    otherwise: Action | None
+    exact: dict[str, Intention]
+    otherwise: Intention | None
 
     def action(self, name: str, *, default_allow: bool) -> Action:
         """What holds for ``name``."""
         found = self.exact.get(name.lower(), self.otherwise)
         if found is None:
             return Action.ALLOW if default_allow else Action.DENY
-        return found
+        return found.action
+
+    def all(self) -> list[Intention]:
+        """Every intention that decides about some name."""
+        return [*self.exact.values(), *([self.otherwise] if self.otherwise else [])]
 
 
 class IntentionIndex:
@@ -66,13 +72,13 @@ class IntentionIndex:
 
 
 def _decide(in_order: list[Intention], other_side: Callable[[Intention], str]) -> Decisions:
-    exact: dict[str, Action] = {}
+    exact: dict[str, Intention] = {}
     for intention in in_order:
         name = other_side(intention).lower()
         if name == WILDCARD:
             # Whatever comes later has less precedence than an intention that already matches every name.
-            return Decisions(exact, intention.action)
-        exact.setdefault(name, intention.action)
+            return Decisions(exact, intention)
+        exact.setdefault(name, intention)
     return Decisions(exact, None)
 
 
@@ -102,8 +108,82 @@ class ConnectionPolicy:
 
 def connection_policy(decisions: Decisions, *, default_allow: bool) -> ConnectionPolicy:
     """The policy of a destination from what its intentions decide about each source."""
-    # HTTP permissions on a TCP service deny (Consul, agent/xds/rbac.go: an L7 intention on a tcp service).
-    admitted = {name: action is Action.ALLOW for name, action in decisions.exact.items()}
-    otherwise = default_allow if decisions.otherwise is None else decisions.otherwise is Action.ALLOW
+    admitted = {name: _admits(intention) for name, intention in decisions.exact.items()}
+    otherwise = default_allow if decisions.otherwise is None else _admits(decisions.otherwise)
     exceptions = tuple(sorted(name for name, allowed in admitted.items() if allowed != otherwise))
     return ConnectionPolicy(allow=not default_allow, every=otherwise != default_allow, exceptions=exceptions)
+
+
+def _admits(intention: Intention) -> bool:
+    """Whether a TCP connection is let in: what needs the request denies (Consul, agent/xds/rbac.go)."""
+    return intention.action is Action.ALLOW and not intention.needs_requests
+
+
+def admission_problems(decisions: Decisions, protocol: str, missing_providers: Iterable[str]) -> Iterator[str]:
+    """What of the intentions to a service of this protocol can't be followed, so that they deny.
+
+    Args:
+        decisions: what the intentions say of its callers.
+        protocol: that its sidecar speaks.
+        missing_providers: the JWT providers that they name and that there aren't, or that can't be used.
+    """
+    for intention in decisions.all():
+        yield from intention.problems
+        if intention.needs_requests and protocol not in HTTP_PROTOCOLS:
+            yield (
+                f"service-intentions/{intention.destination}: source {intention.source!r} is denied: what its intention"
+                f" asks of requests can't be seen with protocol {protocol!r}; its service-defaults may set http"
+            )
+    if protocol in HTTP_PROTOCOLS:
+        for provider in missing_providers:
+            yield f"jwt-provider/{provider}: there is none that can be used; what needs a token of it is denied"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holds for the requests of some sources.
+
+    Without one of ``tokens``, where any are named, a request is denied. Then the first permission that matches decides,
+    and ``otherwise`` where none does.
+    """
+
+    otherwise: bool
+    permissions: tuple[Permission, ...] = ()
+    tokens: tuple[TokenCheck, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPolicy:
+    """Who may send which requests to a service that speaks HTTP."""
+
+    default_allow: bool
+    """What holds where no intention matches; an RBAC filter lists what departs from it."""
+    exact: tuple[tuple[str, Rule], ...]
+    """By the sources that some intention singles out, in lower case and sorted."""
+    otherwise: Rule
+    """For every other source."""
+
+
+def request_policy(decisions: Decisions, *, default_allow: bool) -> RequestPolicy:
+    """The policy of a destination from what its intentions decide about each source."""
+    exact = tuple((name, _rule(intention, default_allow)) for name, intention in sorted(decisions.exact.items()))
+    otherwise = Rule(default_allow) if decisions.otherwise is None else _rule(decisions.otherwise, default_allow)
+    return RequestPolicy(default_allow, exact, otherwise)
+
+
+def _rule(intention: Intention, default_allow: bool) -> Rule:
+    match intention.action:
+        case Action.ALLOW:
+            return Rule(True, tokens=intention.tokens)
+        case Action.PERMISSIONS:
+            return Rule(default_allow, intention.permissions, intention.tokens)
+        case Action.DENY:
+            return Rule(False)
+
+
+def token_checks(policy: RequestPolicy) -> Iterator[TokenCheck]:
+    """Every JSON Web Token that some rule of ``policy`` asks for."""
+    for rule in (*(rule for _, rule in policy.exact), policy.otherwise):
+        yield from rule.tokens
+        for permission in rule.permissions:
+            yield from permission.tokens

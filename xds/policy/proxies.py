@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xds.mesh.facts import ConfigEntries, ProxyMode, ProxySettings, Sidecar
+from xds.mesh.facts import Sidecar
+from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings, UpstreamSettings
 
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
@@ -16,3 +17,10 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
     defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
     merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
     return replace(merged, mode=merged.mode or merged.fallback_mode or ProxyMode.DIRECT)
+
+
+def upstream_settings(service: str, upstream: str, entries: ConfigEntries) -> UpstreamSettings:
+    """How ``service`` calls ``upstream``: by its own service-defaults, ``Overrides`` before ``Defaults``."""
+    said = entries.service_defaults.get(service, ProxySettings())
+    override = (said.upstream_overrides or {}).get(upstream, UpstreamSettings())
+    return override.over(said.upstream_defaults or UpstreamSettings())

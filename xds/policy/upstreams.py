@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xds.mesh.facts import Action
+from xds.mesh.intentions import Action
 from xds.policy.intentions import Decisions
 
 CONSUL = "consul"

@@ -1,18 +1,20 @@
 """The virtual-IP table: which service answers at an address.
 
-An address belongs to one service. Where two claim it, the one that was registered earlier keeps it (Consul's
-CreateIndex, the name where that is equal), the other's claim is set aside and nothing else is touched. The table is a
-function of the claims alone, not of how they came about, so a restart changes no owner. Claims are known of services
-that some connected sidecar may call.
+An address belongs to one service, which answers there at whatever port is dialed. Where several services claim one
+address for different ports (Consul's ``virtual`` tagged address carries one), the port decides. Where two claim the
+same port, the one that was registered earlier keeps it (Consul's CreateIndex, the name where that is equal), the other's
+claim is set aside and nothing else is touched. The table is a function of the claims alone, not of how they came about,
+so a restart changes no owner. Claims are known of services that some connected sidecar may call.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from xds.mesh.facts import DiscoveryChain, Instance, ServiceInstances
+from xds.mesh.chains import DiscoveryChain
+from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress
 
 NEVER = 1 << 63
 """Later than any Consul index: a claim whose beginning is unknown."""
@@ -20,9 +22,9 @@ NEVER = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The virtual IPs that a service claims, each with the index since which it does, and those that are no IPs."""
+    """What a service claims, each with the index since which it does, and what is no IP address."""
 
-    since: Mapping[str, int]
+    since: Mapping[VirtualAddress, int]
     malformed: tuple[str, ...] = ()
 
 
@@ -32,44 +34,53 @@ def claims(
     """The addresses at which a service is dialed, in canonical form.
 
     Those that its instances are tagged with, those that its discovery chain lists, and the own addresses of the
-    instances that are ``dialed_directly``.
+    instances that are ``dialed_directly``, at the ports of their applications.
     """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
-    since: dict[str, int] = {}
+    since: dict[VirtualAddress, int] = {}
     malformed: list[str] = []
-    tagged = [(ip, instance.create_index) for instance in instances.instances for ip in instance.virtual_ips]
-    tagged += [(instance.address, instance.create_index) for instance in dialed_directly]
-    listed = [(ip, first) for ip in (chain.virtual_ips if chain else ())]
-    for text, index in [*tagged, *listed]:
+    claimed = [(at, instance.create_index) for instance in instances.instances for at in instance.virtual_ips]
+    claimed += [
+        (VirtualAddress(instance.address, instance.application_port, own=True), instance.create_index)
+        for instance in dialed_directly
+    ]
+    claimed += [(VirtualAddress(ip), first) for ip in (chain.virtual_ips if chain else ())]
+    for at, index in claimed:
         try:
-            ip = str(ipaddress.ip_address(text))
+            canonical = replace(at, ip=str(ipaddress.ip_address(at.ip)))
         except ValueError:
-            malformed.append(text)
+            malformed.append(at.ip)
             continue
-        since[ip] = min(since.get(ip, NEVER), index)
+        since[canonical] = min(since.get(canonical, NEVER), index)
     return Claims(since, tuple(sorted(set(malformed))))
 
 
 class VirtualIPTable:
-    """Who owns which address, kept as claims come and go; a change costs the addresses it is about."""
+    """Who owns which address, kept as claims come and go; a change costs the addresses it is about.
 
-    def __init__(self) -> None:
-        self._claims: dict[str, Mapping[str, int]] = {}
-        self._claimants: dict[str, set[str]] = {}
+    ``strict``: a service answers only at the port that it claims an address for.
+    """
 
-    def claim(self, service: str, since: Mapping[str, int]) -> frozenset[str]:
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
+        self._claims: dict[str, Mapping[VirtualAddress, int]] = {}
+        self._claimants: dict[str, dict[str, Mapping[VirtualAddress, int]]] = {}
+        """By IP and service, what it claims there."""
+
+    def claim(self, service: str, since: Mapping[VirtualAddress, int]) -> frozenset[str]:
         """Replace what ``service`` claims; the services whose addresses may differ now, itself included."""
         before = self._claims.get(service, {})
         if before == since:
             return frozenset()
         touched = {service}
-        for ip in before.keys() | since.keys():
-            claimants = self._claimants.setdefault(ip, set())
-            touched |= claimants
-            if ip in since:
-                claimants.add(service)
+        for ip in {at.ip for at in (*before, *since)}:
+            claimants = self._claimants.setdefault(ip, {})
+            touched |= claimants.keys()
+            claimed = {at: index for at, index in since.items() if at.ip == ip}
+            if claimed:
+                claimants[service] = claimed
             else:
-                claimants.discard(service)
+                claimants.pop(service, None)
             if not claimants:
                 del self._claimants[ip]
         if since:
@@ -78,16 +89,40 @@ class VirtualIPTable:
             self._claims.pop(service, None)
         return frozenset(touched)
 
-    def owner(self, ip: str) -> str | None:
-        """The service that answers at ``ip``."""
-        claimants: Iterable[str] = self._claimants.get(ip, ())
-        return min(claimants, key=lambda service: (self._claims[service][ip], service), default=None)
+    def owners(self, ip: str) -> dict[int, str]:
+        """The services that answer at ``ip``, by port; under `ANY_PORT` whoever does at all others."""
+        claimants = self._claimants.get(ip, {})
+        if not claimants:
+            return {}
+        first: dict[int, tuple[int, str]] = {}
+        for service, claimed in claimants.items():
+            for at, index in claimed.items():
+                first[at.port] = min(first.get(at.port, (index, service)), (index, service))
+        alone = len(claimants) == 1 or len(first) == 1
+        if alone and not self._strict and not self.is_own(ip):
+            return {ANY_PORT: min(first.values())[1]}
+        return {port: service for port, (_, service) in sorted(first.items())}
 
-    def owned(self, service: str) -> tuple[str, ...]:
+    def is_own(self, ip: str) -> bool:
+        """Whether ``ip`` is nothing but instances' own address, so that what nobody claims there is not the mesh's."""
+        return all(at.own for claimed in self._claimants.get(ip, {}).values() for at in claimed)
+
+    def owned(self, service: str) -> tuple[VirtualAddress, ...]:
         """The addresses at which ``service`` answers, sorted."""
-        return tuple(sorted(ip for ip in self._claims.get(service, ()) if self.owner(ip) == service))
+        ips = sorted({at.ip for at in self._claims.get(service, ())})
+        return tuple(
+            VirtualAddress(ip, port, self.is_own(ip))
+            for ip in ips
+            for port, who in self.owners(ip).items()
+            if who == service
+        )
 
-    def lost(self, service: str) -> dict[str, str]:
+    def lost(self, service: str) -> dict[VirtualAddress, str]:
         """The addresses that ``service`` claims and another service has, with that service's name."""
-        owners = {ip: self.owner(ip) for ip in sorted(self._claims.get(service, ()))}
-        return {ip: owner for ip, owner in owners.items() if owner is not None and owner != service}
+        lost = {}
+        for at in sorted(self._claims.get(service, ())):
+            owners = self.owners(at.ip)
+            owner = owners.get(at.port, owners.get(ANY_PORT))
+            if owner is not None and owner != service:
+                lost[at] = owner
+        return lost

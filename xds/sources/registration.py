@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.envoy.exposed import exposable
-from xds.mesh.facts import ConfigEntries, ProxySettings, Sidecar
+from xds.mesh.facts import Sidecar
+from xds.mesh.settings import ConfigEntries, ProxySettings
 from xds.policy.proxies import effective_settings
 from xds.sources import decode
 

@@ -13,23 +13,34 @@ from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
 from xds.control.views import OwnResources, SidecarInputs, own_resources
-from xds.envoy.listeners import OutboundSettings
+from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET
 from xds.mesh import mesh
-from xds.mesh.facts import (
+from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
+from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
+from xds.mesh.intentions import (
     Action,
-    ConfigEntries,
-    DiscoveryChain,
-    ExplicitUpstream,
-    ExposedPath,
+    ClaimCheck,
     Intention,
-    LeafKey,
-    LeafRefused,
-    ProxyMode,
-    ProxySettings,
-    ServiceInstances,
+    Permission,
+    RemoteKeys,
+    TokenCheck,
+    TokenLocation,
+    TokenProvider,
 )
 from xds.mesh.mesh import Demand, Key, Kind
+from xds.mesh.settings import (
+    ConfigEntries,
+    ExposedPath,
+    MeshSettings,
+    PassiveHealthCheck,
+    ProxyMode,
+    ProxySettings,
+    TLSParameters,
+    UpstreamSettings,
+)
+from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2
 
@@ -55,13 +66,19 @@ class Bench:
     def _demanded(self, demand: Demand) -> None:
         self.demand = demand
 
-    def service(self, name: str, *virtual_ips: str, instances: ServiceInstances | None = None) -> None:
+    def service(
+        self,
+        name: str,
+        *virtual_ips: str,
+        instances: ServiceInstances | None = None,
+        chain: DiscoveryChain | None = None,
+    ) -> None:
         self.names |= {name}
         self.plane.apply({mesh.SERVICE_NAMES: self.names})
         self.plane.apply(
             {
                 Key(Kind.INSTANCES, name): instances or make_instances(name, *virtual_ips),
-                Key(Kind.CHAIN, name): DiscoveryChain(name),
+                Key(Kind.CHAIN, name): chain or default_chain(name),
             }
         )
 
@@ -92,7 +109,7 @@ def bench() -> Bench:
 def everything_we_send() -> Iterator[tuple[str, bytes]]:
     """One of each kind of resource, with every option in use; for the conformance test."""
     bench = Bench(default_allow=False)
-    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191, connect_timeout_ms=1500)
+    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191, settings=UpstreamSettings(connect_timeout_ms=1500))
     web = make_sidecar(
         "web",
         upstreams=(upstream,),
@@ -105,17 +122,163 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
     )
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, "240.0.0.1", sidecar=web),)))
     bench.service("api", "240.0.0.2", "fd00::2")
-    bench.intentions(
-        Intention("web", "api", Action.ALLOW), Intention("*", "web", Action.ALLOW), Intention("db", "web", Action.DENY)
+    bench.service("shop", "240.0.0.3", instances=shop_instances(), chain=decode.chain("shop", SHOP_CHAIN))
+    remote = RemoteKeys(
+        "https://okta/keys", 100, 1000, True, 2, 10, 20, "LOGICAL_DNS", 300, ca_file="/etc/ssl/ca.pem"
+    )  # fmt: skip
+    locations = (TokenLocation("x-token", "Bearer "), TokenLocation(query_parameter="t"), TokenLocation(cookie="t"))
+    bench.plane.apply(
+        {
+            mesh.CONFIG_ENTRIES: ConfigEntries(
+                mesh=MeshSettings(
+                    incoming_tls=TLSParameters("TLSv1_2", "TLSv1_3", ("ECDHE-ECDSA-AES128-GCM-SHA256",)),
+                    escaped_slashes="REJECT_REQUEST",
+                    headers_with_underscores="DROP_HEADER",
+                ),
+                service_defaults={
+                    "shop": ProxySettings(
+                        protocol="grpc",
+                        local_request_timeout_ms=500,
+                        local_idle_timeout_ms=700,
+                        max_request_headers_kb=90,
+                    ),
+                    "web": ProxySettings(
+                        upstream_defaults=UpstreamSettings(
+                            max_connections=1,
+                            max_pending_requests=2,
+                            max_concurrent_requests=3,
+                            passive_health_check=PassiveHealthCheck(1, 2, 3, 4, 5),
+                        )
+                    ),
+                },
+                token_providers={
+                    "okta": TokenProvider("okta", "https://okta", ("me",), remote_keys=remote, locations=locations),
+                    "local": TokenProvider(
+                        "local", keys="{}", payload_header="x-claims", pad_payload=True, cache_size=3
+                    ),
+                },
+            )
+        }
     )
-    bench.leaf("web")
-    proxy = bench.connect("web")
-    assert proxy.ready
-    for type_url in SERVED_TYPES:
-        for name in proxy.names(type_url):
-            resource = proxy.get(type_url, name)
-            assert resource is not None
-            yield type_url, resource.body
+    everything = RequestMatch(
+        TextMatch(Match.REGEX, "/a.*"),
+        (
+            HeaderMatch("x", TextMatch(Match.CONTAINS, "y", True), True),
+            HeaderMatch("z", TextMatch(Match.PRESENT)),
+        ),
+        methods=("GET",),
+    )
+    tokens = (TokenCheck("okta", (ClaimCheck(("role",), "admin"),)), TokenCheck("local"))
+    bench.intentions(
+        Intention("web", "api", Action.ALLOW),
+        Intention("web", "shop", Action.PERMISSIONS, (Permission(True, everything, tokens),), tokens),
+        Intention("*", "web", Action.ALLOW),
+        Intention("db", "web", Action.DENY),
+    )
+    for service in ("web", "shop"):
+        bench.leaf(service)
+        proxy = bench.connect(service)
+        assert proxy.ready
+        assert not proxy.problems()
+        for type_url in SERVED_TYPES:
+            for name in proxy.names(type_url):
+                resource = proxy.get(type_url, name)
+                assert resource is not None
+                yield type_url, resource.body
+
+
+def shop_instances() -> ServiceInstances:
+    return ServiceInstances("shop", (make_instance("shop", 1, "240.0.0.3", meta=(("version", "v1"),)),))
+
+
+HEADERS = {"Add": {"a": "1"}, "Set": {"b": "2"}, "Remove": ["c"]}
+SHOP_CHAIN = {
+    "Chain": {
+        "ServiceName": "shop",
+        "Datacenter": "dc1",
+        "Protocol": "grpc",
+        "StartNode": "router:shop",
+        "Nodes": {
+            "router:shop": {
+                "Type": "router",
+                "Name": "shop.default.default",
+                "Routes": [
+                    {
+                        "NextNode": "splitter:shop",
+                        "Definition": {
+                            "Match": {
+                                "HTTP": {
+                                    "PathPrefix": "/v1",
+                                    "Header": [{"Name": "x", "Regex": "y"}],
+                                    "QueryParam": [{"Name": "q", "Exact": "1"}, {"Name": "r", "Present": True}],
+                                    "Methods": ["GET"],
+                                }
+                            },
+                            "Destination": {
+                                "PrefixRewrite": "/",
+                                "RequestTimeout": "3s",
+                                "IdleTimeout": "4s",
+                                "NumRetries": 5,
+                                "RetryOn": ["reset"],
+                                "RetryOnStatusCodes": [503],
+                                "RequestHeaders": HEADERS,
+                                "ResponseHeaders": HEADERS,
+                            },
+                        },
+                    },
+                    {"NextNode": "resolver:shop", "Definition": {"Match": {"HTTP": {"PathExact": "/"}}}},
+                    {"NextNode": "resolver:shop", "Definition": {"Match": {"HTTP": {"PathRegex": "/.*"}}}},
+                ],
+            },
+            "splitter:shop": {
+                "Type": "splitter",
+                "Name": "shop.default.default",
+                "LoadBalancer": {
+                    "Policy": "ring_hash",
+                    "HashPolicies": [
+                        {"SourceIP": True, "Terminal": True},
+                        {"Field": "header", "FieldValue": "x"},
+                        {"Field": "query_parameter", "FieldValue": "x"},
+                        {"Field": "cookie", "FieldValue": "x", "CookieConfig": {"TTL": "1h", "Path": "/"}},
+                    ],
+                },
+                "Splits": [
+                    {
+                        "NextNode": "resolver:shop",
+                        "Weight": 33.33,
+                        "Definition": {"RequestHeaders": HEADERS, "ResponseHeaders": HEADERS},
+                    },
+                    {"NextNode": "resolver:v1", "Weight": 66.67, "Definition": {}},
+                ],
+            },
+            "resolver:shop": {
+                "Type": "resolver",
+                "Name": "shop.default.default.dc1",
+                "LoadBalancer": {"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 3}},
+                "Resolver": {"Target": "shop", "RequestTimeout": 2_000_000_000, "Failover": {"Targets": ["v1"]}},
+            },
+            "resolver:v1": {
+                "Type": "resolver",
+                "Name": "v1.shop.default.default.dc1",
+                "LoadBalancer": {
+                    "Policy": "ring_hash",
+                    "RingHashConfig": {"MinimumRingSize": 8, "MaximumRingSize": 16},
+                },
+                "Resolver": {"Target": "v1"},
+            },
+        },
+        "Targets": {
+            "shop": {"Service": "shop", "Datacenter": "dc1"},
+            "v1": {
+                "Service": "shop",
+                "ServiceSubset": "v1",
+                "Datacenter": "dc1",
+                "ConnectTimeout": "2s",
+                "Subset": {"Filter": "Service.Meta.version == v1", "OnlyPassing": True},
+            },
+        },
+    }
+}
 
 
 def test_a_transparent_sidecar_gets_a_cluster_for_each_virtual_ip_it_may_dial(bench: Bench) -> None:
@@ -131,20 +294,20 @@ def test_an_instance_that_is_dialed_directly_has_a_cluster_for_its_own_address(b
     proxy = bench.connect("web")
     apis = tuple(make_instance("api", number, "240.0.0.2") for number in (1, 2))
     bench.service("api", instances=ServiceInstances("api", apis))
-    assert names(proxy, CLUSTER) & {"vip:10.0.0.1", "vip:10.0.0.2"} == set()
+    assert names(proxy, CLUSTER) & {"vip:10.0.0.1:8080", "vip:10.0.0.2:8080"} == set()
     listener = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
 
     entries = ConfigEntries(service_defaults={"api": ProxySettings(dialed_directly=True)})
     bench.plane.apply({mesh.CONFIG_ENTRIES: entries})
-    assert names(proxy, CLUSTER) >= {"vip:240.0.0.2", "vip:10.0.0.1", "vip:10.0.0.2"}
+    assert names(proxy, CLUSTER) >= {"vip:240.0.0.2", "vip:10.0.0.1:8080", "vip:10.0.0.2:8080"}
     assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") != listener, "it has to list these addresses"
-    there = {address: _endpoints(proxy, f"vip:{address}") for address in ("240.0.0.2", "10.0.0.1", "10.0.0.2")}
+    there = {name: _endpoints(proxy, f"vip:{name}") for name in ("240.0.0.2", "10.0.0.1:8080", "10.0.0.2:8080")}
     assert there == {
-        "240.0.0.2": ["10.0.0.1", "10.0.0.2"], "10.0.0.1": ["10.0.0.1"], "10.0.0.2": ["10.0.0.2"],
+        "240.0.0.2": ["10.0.0.1", "10.0.0.2"], "10.0.0.1:8080": ["10.0.0.1"], "10.0.0.2:8080": ["10.0.0.2"],
     }  # fmt: skip
 
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries()})
-    assert names(proxy, CLUSTER) & {"vip:10.0.0.1", "vip:10.0.0.2"} == set()
+    assert names(proxy, CLUSTER) & {"vip:10.0.0.1:8080", "vip:10.0.0.2:8080"} == set()
     assert proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001") == listener
 
 
@@ -292,7 +455,7 @@ def test_an_explicit_upstream_has_a_listener_and_keeps_its_virtual_ip() -> None:
     bench.leaf("web")
     proxy = bench.connect("web")
     assert {"api:127.0.0.1:9191", "outbound_listener:127.0.0.1:15001"} < names(proxy, LISTENER)
-    assert {"api.default.dc1.internal.td.consul", "vip:240.0.0.2"} < names(proxy, CLUSTER)
+    assert {"api:127.0.0.1:9191", "vip:240.0.0.2"} < names(proxy, CLUSTER)
 
 
 def test_a_direct_sidecar_has_no_outbound_listener() -> None:
@@ -326,7 +489,7 @@ def test_an_explicit_upstream_without_instances_is_said_and_served_empty() -> No
     proxy = bench.connect("web")
     assert not proxy.ready, "its endpoints have not been read"
     bench.plane.apply(
-        {Key(Kind.INSTANCES, "ghost"): ServiceInstances("ghost"), Key(Kind.CHAIN, "ghost"): DiscoveryChain("ghost")}
+        {Key(Kind.INSTANCES, "ghost"): ServiceInstances("ghost"), Key(Kind.CHAIN, "ghost"): default_chain("ghost")}
     )
     assert proxy.ready
     assert "ghost:127.0.0.1:9191" in names(proxy, LISTENER)
@@ -335,12 +498,12 @@ def test_an_explicit_upstream_without_instances_is_said_and_served_empty() -> No
 
 def test_destinations_only_comes_from_the_mesh_entry_too(bench: Bench) -> None:
     proxy = bench.connect("web")
-    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(mesh_destinations_only=True)})
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(mesh=MeshSettings(destinations_only=True))})
     assert "original-destination" not in names(proxy, CLUSTER)
     resource = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
     assert resource is not None
     chains = listener_pb2.Listener.FromString(resource.body).filter_chains
-    assert [chain.name for chain in chains] == ["mesh"]
+    assert "passthrough" not in [chain.name for chain in chains]
 
 
 def test_a_leaf_rotation_touches_the_secret_alone(bench: Bench) -> None:

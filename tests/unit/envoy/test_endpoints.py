@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.facts import make_instance
 from xds.envoy.endpoints import health_and_weight, load_assignment
-from xds.mesh.facts import Health, ServiceInstances
+from xds.mesh.facts import Health
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 
 
@@ -27,12 +27,12 @@ def test_health_and_weight(health: Health, passing: int, warning: int, expected:
 
 
 def test_an_address_that_is_none_takes_only_its_instance_out() -> None:
-    instances = ServiceInstances("api", (make_instance("api", 1, address="a.host"), make_instance("api", 2)))
+    instances = (make_instance("api", 1, address="a.host"), make_instance("api", 2))
     message = endpoint.ClusterLoadAssignment.FromString(load_assignment("api", instances).body)
     addresses = [e.endpoint.address.socket_address.address for e in message.endpoints[0].lb_endpoints]
     assert addresses == ["10.0.0.2"]
 
 
 def test_no_instances_are_an_empty_answer_too() -> None:
-    message = endpoint.ClusterLoadAssignment.FromString(load_assignment("api", ServiceInstances("api")).body)
+    message = endpoint.ClusterLoadAssignment.FromString(load_assignment("api", ()).body)
     assert (message.cluster_name, len(message.endpoints)) == ("api", 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.unit.facts import make_sidecar
 from xds.envoy.exposed import exposable, exposed_resources
 from xds.envoy.resource import CLUSTER, LISTENER
-from xds.mesh.facts import ExplicitUpstream, ExposedPath, ProxySettings
+from xds.mesh.facts import ExplicitUpstream
+from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from xds.envoy.identities import admitted_identities, not_among
 from xds.envoy.names import spiffe_id
 from xds.envoy.rbac import network_rbac
-from xds.mesh.facts import WILDCARD, Action, Intention
+from xds.mesh.facts import WILDCARD
+from xds.mesh.intentions import Action, Intention
 from xds.policy.intentions import ConnectionPolicy, IntentionIndex, connection_policy, precedence
 from xds.wire.envoy.config import rbac_pb2 as rbac
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.facts import make_sidecar
-from xds.mesh.facts import ConfigEntries, ProxyMode, ProxySettings
+from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings
 from xds.policy.proxies import effective_settings
 
 T, D = ProxyMode.TRANSPARENT, ProxyMode.DIRECT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xds.mesh.facts import Action, Intention
+from xds.mesh.intentions import Action, Intention
 from xds.policy.intentions import IntentionIndex
 from xds.policy.upstreams import implicit_upstreams
 

@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from xds.mesh import mesh
-from xds.mesh.facts import Action, Intention, Leaf, LeafKey, LeafRefused
+from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
 from xds.sources.consul import services
 from xds.sources.consul.client import Consul, ConsulError
@@ -220,7 +221,7 @@ async def test_an_answer_that_consul_says_is_filtered_is_refused(reading: Readin
     reading.consul.say("/v1/config/mesh", [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
     await reading.until_trouble("mesh entries")
     assert reading.mesh.config_entries is not None
-    assert reading.mesh.config_entries.mesh_destinations_only
+    assert reading.mesh.config_entries.mesh.destinations_only
 
 
 async def test_the_acl_default_in_a_header_does_not_override_what_the_agent_says_of_intentions(
@@ -287,4 +288,4 @@ async def test_a_kind_that_had_entries_is_not_unknown_all_at_once(reading: Readi
     reading.consul.say("/v1/config/mesh", "invalid config entry kind: mesh", status=500)
     assert "invalid config entry kind" in await reading.until_trouble("mesh entries")
     assert reading.mesh.config_entries is not None
-    assert reading.mesh.config_entries.mesh_destinations_only
+    assert reading.mesh.config_entries.mesh.destinations_only

@@ -141,7 +141,9 @@ def test_everything_that_is_sent_decodes_there_with_nothing_unknown() -> None:
         kind = default_message_pool.url_to_type[type_url]
         _assert_known(kind.parse(body))
         seen.add(type_url.rpartition(".")[2])
-    assert seen == {"Cluster", "ClusterLoadAssignment", "Listener", "Secret"}
+    assert seen == {
+        "Cluster", "ClusterLoadAssignment", "Listener", "ScopedRouteConfiguration", "Secret", "TypedExtensionConfig",
+    }  # fmt: skip
 
 
 def _assert_known(message: betterproto2.Message) -> None:

@@ -172,7 +172,14 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
                 continue
 
     async def read(
-        self, path: str, *, index: int | None = None, wait_s: float = 0, token: str | None = None, params: Params = ()
+        self,
+        path: str,
+        *,
+        index: int | None = None,
+        wait_s: float = 0,
+        token: str | None = None,
+        datacenter: str = "",
+        params: Params = (),
     ) -> Reply:
         """GET ``path``, blocking until its index passes ``index``, ``wait_s`` seconds at most.
 
@@ -181,14 +188,16 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             index: X-Consul-Index of the last answer; ``None`` doesn't block.
             wait_s: how long to block.
             token: in place of this client's own.
+            datacenter: in place of this client's own.
             params: more query parameters.
 
         Raises:
             ConsulError: no answer, or one with a status other than 200.
         """
         query: list[tuple[str, str | int]] = [*params]
-        if self.dc:
-            query.append(("dc", self.dc))
+        where = datacenter or self.dc
+        if where:
+            query.append(("dc", where))
         if index is not None:
             query += [("index", index), ("wait", f"{wait_s:.0f}s")]
         used = self.token if token is None else token

@@ -20,11 +20,12 @@ log = logging.getLogger(__name__)
 
 FOLLOWED = (
     "proxy-defaults", "service-defaults", "mesh", "service-router", "service-splitter", "service-resolver",
+    "jwt-provider",
 )  # fmt: skip
 """The kinds that shape sidecars or discovery chains."""
 ALL = (
     *FOLLOWED, "service-intentions", "ingress-gateway", "terminating-gateway", "exported-services", "api-gateway",
-    "bound-api-gateway", "http-route", "tcp-route", "inline-certificate", "sameness-group", "jwt-provider",
+    "bound-api-gateway", "http-route", "tcp-route", "inline-certificate", "sameness-group",
     "control-plane-request-limit",
 )  # fmt: skip
 """Every kind of Consul's."""

@@ -180,7 +180,7 @@ class ConsulSource:
             raise FollowingError(f"following {', '.join(str(key) for key in batch)} failed") from error
 
     def _follow_demand(self, tasks: asyncio.TaskGroup) -> None:
-        self._services.follow(self._demand.services, tasks)
+        self._services.follow(self._demand, tasks)
         for key, watch in self._leaves.items():
             watch.wanted = key in self._demand.leaves
         for key in sorted(self._demand.leaves - self._leaves.keys()):

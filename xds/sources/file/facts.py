@@ -6,14 +6,25 @@ on a Consul.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xds.mesh.facts import WILDCARD, ConfigEntries, DiscoveryChain, Intention, ServiceInstances
-from xds.policy.intentions import IntentionIndex, connection_policy
+from xds.mesh.chains import DiscoveryChain
+from xds.mesh.facts import WILDCARD, ServiceInstances
+from xds.mesh.intentions import Intention
+from xds.mesh.settings import ConfigEntries
+from xds.policy.intentions import (
+    IntentionIndex,
+    admission_problems,
+    connection_policy,
+    request_policy,
+    token_checks,
+)
+from xds.policy.proxies import effective_settings
 from xds.policy.virtual_ips import claims
 from xds.sources import decode
+from xds.sources.file.chains import ChainEntries, CompileError, compile_chain
 from xds.sources.file.document import Document
 from xds.sources.file.models import (
     MeshFile,
@@ -21,11 +32,10 @@ from xds.sources.file.models import (
     ServiceDefaults,
     ServiceIntentions,
     ServiceResolver,
+    ServiceRouter,
+    ServiceSplitter,
 )
 from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered, registered
-
-ROUTING = ("DefaultSubset", "Subsets", "Redirect", "Failover", "LoadBalancer", "RequestTimeout")
-CHAIN_KINDS = ("service-router", "service-splitter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,8 @@ class FileFacts:
     entries: ConfigEntries
     instances: Mapping[str, ServiceInstances]
     chains: Mapping[str, DiscoveryChain]
+    made: tuple[str, ...]
+    """The services that a router, a splitter or a resolver speaks of, with or without instances."""
     tokens: Mapping[str, frozenset[str]]
     """By each service in the mesh, the tokens that may have its certificate."""
 
@@ -48,12 +60,22 @@ class FileFacts:
         return any(self.tokens.values())
 
     def without_virtual_ip(self) -> list[str]:
-        """The services in the mesh for which the file names no virtual IP, in its order."""
-        return [service for service in self.instances if not self.claimed(service)]
+        """The services in the mesh for which the file names no virtual IP, in its order.
+
+        Those that only a router, a splitter or a resolver makes are among them, after the others.
+        """
+        return [service for service in dict.fromkeys([*self.instances, *self.made]) if not self.claimed(service)]
 
     def claimed(self, service: str) -> tuple[str, ...]:
         """The virtual IPs that the file names for a service."""
-        return tuple(claims(self.instances[service], None).since) if service in self.instances else ()
+        if service not in self.instances:
+            return ()
+        return tuple(dict.fromkeys(at.ip for at in claims(self.instances[service], None).since))
+
+    def protocols(self, service: str) -> set[str]:
+        """What the sidecars of a service speak."""
+        sidecars = [instance.sidecar for instance in self.instances[service].instances if instance.sidecar]
+        return {effective_settings(sidecar, self.entries).protocol or "tcp" for sidecar in sidecars}
 
     def callers(self, service: str) -> str:
         """Who may call a service, in words: names, or everybody but some."""
@@ -76,6 +98,11 @@ def facts_of(document: Document) -> FileFacts:
             instances.setdefault(service.destination, []).append(_health_entry(service, index))
             tokens.setdefault(service.destination, set()).update([service.token] if service.token else [])
     found = {name: decode.service_instances(name, entries) for name, entries in instances.items()}
+    made = tuple(
+        entry.Name
+        for entry in mesh.config_entries.bootstrap
+        if isinstance(entry, ServiceRouter | ServiceSplitter | ServiceResolver)
+    )
     return FileFacts(
         datacenter=mesh.datacenter,
         default_allow=mesh.default_intention_policy == "allow",
@@ -83,7 +110,8 @@ def facts_of(document: Document) -> FileFacts:
         service_names=frozenset(service.name for service in services if not service.kind) | found.keys(),
         entries=decode.config_entries([entry.model_dump() for entry in mesh.config_entries.bootstrap]),
         instances=found,
-        chains={chain.service: chain for chain in _chains(mesh)},
+        chains={chain.service: chain for chain in _chains(mesh, {*instances, *made})},
+        made=made,
         tokens={name: frozenset(each) for name, each in tokens.items()},
     )
 
@@ -110,28 +138,19 @@ def _intentions(mesh: MeshFile) -> Iterator[Any]:
                     "DestinationNS": entry.Namespace,
                     "DestinationPartition": entry.Partition,
                     "Action": source.Action,
-                    "Permissions": source.Permissions,
-                    "JWT": entry.JWT,
+                    "Permissions": [each.model_dump() for each in source.Permissions],
+                    "JWT": entry.JWT.model_dump(),
                 }
 
 
-def _chains(mesh: MeshFile) -> Iterator[DiscoveryChain]:
-    """What the file's entries say about reaching services; where they say nothing, a chain is Consul's default one."""
-    refusals: dict[str, str] = {}
-    timeouts: dict[str, int] = {}
-    for entry in mesh.config_entries.bootstrap:
-        if isinstance(entry, ServiceResolver):
-            timeout = decode.milliseconds(entry.ConnectTimeout) if entry.ConnectTimeout else None
-            if timeout:
-                timeouts[entry.Name] = timeout
-            more = sorted(field for field in ROUTING if getattr(entry, field))
-            if more:
-                refusals[entry.Name] = f"its service-resolver says {', '.join(more)}, which is not served yet"
-        elif isinstance(entry, OtherEntry) and entry.Kind in CHAIN_KINDS:
-            refusals[entry.Name] = f"its discovery chain starts with a {entry.Kind}, which is not served yet"
-    for name in {**refusals, **timeouts}:
-        timeout = min(timeouts.get(name, decode.DEFAULT_CONNECT_TIMEOUT_MS), decode.LARGEST)
-        yield DiscoveryChain(name, (), timeout, refusals.get(name))
+def _chains(mesh: MeshFile, names: Iterable[str]) -> Iterator[DiscoveryChain]:
+    """The chain of each of these services. One that does not compile is set aside alone."""
+    entries = ChainEntries.of(mesh.config_entries.bootstrap)
+    for name in names:
+        try:
+            yield decode.chain(name, compile_chain(name, entries, mesh.datacenter))
+        except CompileError as error:
+            yield DiscoveryChain(name, refusal=str(error))
 
 
 def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
@@ -159,7 +178,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
                 warn(path, f"the upstream {upstream.destination_name!r} is no service of this file")
     for number, entry in enumerate(mesh.config_entries.bootstrap):
         path = ("config_entries", "bootstrap", number)
-        if isinstance(entry, OtherEntry) and entry.Kind not in CHAIN_KINDS:
+        if isinstance(entry, OtherEntry):
             warn(path, f"a {entry.Kind} is not followed yet")
         if isinstance(entry, ServiceIntentions):
             for index, source in enumerate(entry.Sources):
@@ -168,8 +187,19 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
         named = getattr(entry, "Name", WILDCARD)
         if isinstance(entry, ServiceIntentions | ServiceDefaults) and named not in (*facts.service_names, WILDCARD):
             warn(path, f"the {entry.Kind} is for {named!r}, which is no service of this file")
-    for refused in facts.chains.values():
-        if refused.refusal:
-            found.append((0, f"{refused.service!r} is set aside as an upstream: {refused.refusal}"))
+    for name, chain in sorted(facts.chains.items()):
+        if chain.refusal:
+            found.append((0, f"{name!r} is set aside as an upstream: {chain.refusal}"))
+        for target in chain.targets.values():
+            if not target.datacenter and target.service not in facts.instances:
+                where = f"the discovery chain of {name!r} leads to {target.service!r}"
+                found.append((0, f"{where}, which is not in the mesh"))
+    all_intentions = IntentionIndex(facts.intentions)
+    for destination in sorted(facts.instances):
+        decisions = all_intentions.to_destination(destination)
+        policy = request_policy(decisions, default_allow=facts.default_allow)
+        missing = {check.provider for check in token_checks(policy)} - facts.entries.token_providers.keys()
+        for protocol in facts.protocols(destination):
+            found += [(0, problem) for problem in admission_problems(decisions, protocol, sorted(missing))]
     found += [(0, problem) for problem in facts.entries.problems]
     return sorted(found)

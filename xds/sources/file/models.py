@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from xds.mesh.facts import is_ip, usable_name
+from xds.policy.filters import FilterError, parse_filter
+from xds.sources.decode.values import header_name, milliseconds, regular_expression
 
 Anything = dict[str, Any]
 VIRTUAL_TAGS = ("consul-virtual", "virtual")
@@ -236,13 +238,116 @@ class Service(ServiceBase):
 # -- config entries: the fields of `consul config write` ---------------------------------------------------------------
 
 
+def _expression(text: str) -> str:
+    wrong = regular_expression(text)
+    if wrong is not None:
+        raise ValueError(f"the regular expression does not compile: {wrong}")
+    return text
+
+
+def _header_name(text: str) -> str:
+    wrong = header_name(text.removeprefix(":"))
+    if wrong is not None:
+        raise ValueError(wrong)
+    return text
+
+
+def _duration(text: str) -> str:
+    if text and milliseconds(text) is None:
+        raise ValueError("expected a duration such as 1m30s")
+    return text
+
+
+def _filter(text: str) -> str:
+    try:
+        parse_filter(text)
+    except FilterError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+HeaderText = Annotated[str, AfterValidator(_header_name)]
+GoDuration = Annotated[str, AfterValidator(_duration)]
+FilterText = Annotated[str, AfterValidator(_filter)]
+PathText = Annotated[str, Field(pattern="^(/|$)")]
+
+
+class HeaderMatch(_Exact):
+    """What a header has to be: one of these."""
+
+    Name: HeaderText
+    Present: bool = False
+    Exact: str = ""
+    Prefix: str = ""
+    Suffix: str = ""
+    Contains: str = ""
+    Regex: Expression = ""
+    Invert: bool = False
+    IgnoreCase: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> HeaderMatch:
+        kinds = ("Present", "Exact", "Prefix", "Suffix", "Contains", "Regex")
+        if sum(bool(getattr(self, kind)) for kind in kinds) != 1:
+            raise ValueError(f"give one of {', '.join(kinds)}")
+        return self
+
+
+class _Paths(_Exact):
+    PathExact: PathText = ""
+    PathPrefix: PathText = ""
+    PathRegex: Expression = ""
+    Header: list[HeaderMatch] = []
+    Methods: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_path(self) -> _Paths:
+        kinds = ("PathExact", "PathPrefix", "PathRegex")
+        if sum(bool(getattr(self, kind)) for kind in kinds) > 1:
+            raise ValueError(f"give one of {', '.join(kinds)}")
+        return self
+
+
+class ClaimVerification(_Exact):
+    """What a claim of a token has to be, or hold where it is a list."""
+
+    Path: list[str] = Field(min_length=1)
+    Value: str = ""
+
+
+class JWTProviderUse(_Exact):
+    """A token that a request has to bring."""
+
+    Name: Name
+    VerifyClaims: list[ClaimVerification] = []
+
+
+class JWTRequirement(_Exact):
+    """The tokens of which a request has to bring one."""
+
+    Providers: list[JWTProviderUse] = []
+
+
+class HTTPPermission(_Paths):
+    """Which requests: those that are all of this."""
+
+
+class Permission(_Exact):
+    """What holds for some requests."""
+
+    Action: Literal["allow", "deny"]
+    HTTP: HTTPPermission = HTTPPermission()
+    JWT: JWTRequirement = JWTRequirement()
+
+
 class SourceIntention(_Exact):
     """Who may, or may not, call the service that the entry is named after."""
 
     Name: Name
     Action: Literal["", "allow", "deny"] = ""
-    Permissions: list[Anything] = []
-    """On HTTP requests. A TCP connection is denied by them."""
+    Permissions: list[Permission] = []
+    """On HTTP requests, in order: the first that matches decides. A TCP connection is denied by them."""
     Peer: str = ""
     """Of a service elsewhere; it matches none of this mesh."""
     SamenessGroup: str = ""
@@ -272,7 +377,7 @@ class ServiceIntentions(_EntryBase):
     Kind: Literal["service-intentions"]
     Name: Name
     Sources: list[SourceIntention] = Field(min_length=1)
-    JWT: Anything = {}
+    JWT: JWTRequirement = JWTRequirement()
 
 
 class TransparentProxyEntry(_Exact):
@@ -299,11 +404,17 @@ class ExposeEntry(_Exact):
     Paths: list[ExposedPathEntry] = []
 
 
+class MeshGatewayEntry(_Exact):
+    """How services in other datacenters are reached."""
+
+    Mode: Literal["", "none", "local", "remote"] = ""
+
+
 class _ProxyDefaultsBase(_EntryBase):
     Mode: Literal["", "transparent", "direct"] = ""
     TransparentProxy: TransparentProxyEntry = TransparentProxyEntry()
     MutualTLSMode: str = ""
-    MeshGateway: Anything = {}
+    MeshGateway: MeshGatewayEntry = MeshGatewayEntry()
     Expose: ExposeEntry = ExposeEntry()
     EnvoyExtensions: list[Anything] = []
 
@@ -353,19 +464,263 @@ class MeshEntry(_EntryBase):
     Peering: Anything = {}
 
 
+class HeaderChanges(_Exact):
+    """What is done to headers."""
+
+    Add: dict[HeaderText, str] = {}
+    Set: dict[HeaderText, str] = {}
+    Remove: list[HeaderText] = []
+
+
+class QueryParamMatch(_Exact):
+    """What a query parameter has to be: one of these."""
+
+    Name: str = Field(min_length=1)
+    Present: bool = False
+    Exact: str = ""
+    Regex: Expression = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> QueryParamMatch:
+        if bool(self.Present) + bool(self.Exact) + bool(self.Regex) != 1:
+            raise ValueError("give one of Present, Exact, Regex")
+        return self
+
+
+class HTTPRouteMatch(_Paths):
+    """Which requests: those that are all of this."""
+
+    QueryParam: list[QueryParamMatch] = []
+
+
+class RouteMatch(_Exact):
+    """Which requests."""
+
+    HTTP: HTTPRouteMatch = HTTPRouteMatch()
+
+
+class RouteDestination(_Exact):
+    """Where requests go, and how."""
+
+    Service: str = ""
+    """The service; the router's own where none is given."""
+    ServiceSubset: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    PrefixRewrite: str = ""
+    RequestTimeout: GoDuration = ""
+    IdleTimeout: GoDuration = ""
+    NumRetries: Count = 0
+    RetryOn: list[str] = []
+    RetryOnConnectFailure: bool = False
+    RetryOnStatusCodes: list[Annotated[int, Field(ge=100, le=599)]] = []
+    RequestHeaders: HeaderChanges = HeaderChanges()
+    ResponseHeaders: HeaderChanges = HeaderChanges()
+
+
+class ServiceRoute(_Exact):
+    """One route."""
+
+    Match: RouteMatch = RouteMatch()
+    Destination: RouteDestination | None = None
+
+
+class ServiceRouter(_EntryBase):
+    """Where requests to a service go, by what is in them; the first route that matches counts."""
+
+    Kind: Literal["service-router"]
+    Name: Name
+    Routes: list[ServiceRoute] = []
+
+
+class ServiceSplit(_Exact):
+    """A share of the requests."""
+
+    Weight: Annotated[float, Field(ge=0, le=100, strict=False)]
+    """In percent."""
+    Service: str = ""
+    """The service; the splitter's own where none is given."""
+    ServiceSubset: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    RequestHeaders: HeaderChanges = HeaderChanges()
+    ResponseHeaders: HeaderChanges = HeaderChanges()
+
+
+class ServiceSplitter(_EntryBase):
+    """How requests to a service are divided."""
+
+    Kind: Literal["service-splitter"]
+    Name: Name
+    Splits: list[ServiceSplit] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> ServiceSplitter:
+        total = sum(split.Weight for split in self.Splits)
+        if round(total, 2) != 100:
+            raise ValueError(f"the weights must add up to 100, not {total:g}")
+        return self
+
+
+class Subset(_Exact):
+    """Some instances of a service."""
+
+    Filter: FilterText = ""
+    """Which ones (a filter expression), as in ``Service.Meta.version == v2``."""
+    OnlyPassing: bool = False
+    """Whether a warning takes an instance out as well."""
+
+
+class RedirectEntry(_Exact):
+    """Where a service is found in place of its own instances."""
+
+    Service: str = ""
+    ServiceSubset: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    Datacenter: str = ""
+    Peer: str = ""
+    SamenessGroup: str = ""
+
+
+class FailoverTarget(_Exact):
+    """Where to turn to."""
+
+    Service: str = ""
+    ServiceSubset: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    Datacenter: str = ""
+    Peer: str = ""
+
+
+class FailoverEntry(_Exact):
+    """Where to turn to when no instance is healthy."""
+
+    Service: str = ""
+    ServiceSubset: str = ""
+    Namespace: str = ""
+    Datacenters: list[str] = []
+    Targets: list[FailoverTarget] = []
+    Policy: Anything = {}
+    SamenessGroup: str = ""
+
+
+class CookieConfigEntry(_Exact):
+    """The cookie that Envoy makes where a request has none."""
+
+    Session: bool = False
+    TTL: GoDuration = ""
+    Path: str = ""
+
+
+class HashPolicyEntry(_Exact):
+    """What requests are hashed by."""
+
+    Field: Literal["", "header", "cookie", "query_parameter"] = ""
+    FieldValue: str = ""
+    CookieConfig: CookieConfigEntry = CookieConfigEntry()
+    SourceIP: bool = False
+    Terminal: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_field(self) -> HashPolicyEntry:
+        if self.SourceIP == bool(self.Field and self.FieldValue):
+            raise ValueError("give either SourceIP or Field and FieldValue")
+        return self
+
+
+class LeastRequestConfigEntry(_Exact):
+    """For the policy ``least_request``."""
+
+    ChoiceCount: Count = 0
+
+
+class RingHashConfigEntry(_Exact):
+    """For the policy ``ring_hash``."""
+
+    MinimumRingSize: Count = 0
+    MaximumRingSize: Count = 0
+
+
+class LoadBalancerEntry(_Exact):
+    """How an instance is picked."""
+
+    Policy: Literal["", "random", "round_robin", "least_request", "ring_hash", "maglev"] = ""
+    RingHashConfig: RingHashConfigEntry = RingHashConfigEntry()
+    LeastRequestConfig: LeastRequestConfigEntry = LeastRequestConfigEntry()
+    HashPolicies: list[HashPolicyEntry] = []
+
+
 class ServiceResolver(_EntryBase):
-    """How a service is resolved. Of it ``ConnectTimeout`` is followed; anything more sets the service aside."""
+    """How a service is resolved to instances."""
 
     Kind: Literal["service-resolver"]
     Name: Name
-    ConnectTimeout: str = ""
-    RequestTimeout: str = ""
+    ConnectTimeout: GoDuration = ""
+    RequestTimeout: GoDuration = ""
     DefaultSubset: str = ""
-    Subsets: Anything = {}
-    Redirect: Anything = {}
-    Failover: Anything = {}
-    LoadBalancer: Anything = {}
+    Subsets: dict[str, Subset] = {}
+    Redirect: RedirectEntry | None = None
+    Failover: dict[str, FailoverEntry] = {}
+    """By subset; ``*`` is any."""
+    LoadBalancer: LoadBalancerEntry | None = None
     PrioritizeByLocality: Anything = {}
+
+
+class JWTLocationHeader(_Exact):
+    """A header."""
+
+    Name: HeaderText
+    ValuePrefix: str = ""
+    Forward: bool = False
+
+
+class JWTLocationNamed(_Exact):
+    """A query parameter or a cookie."""
+
+    Name: str = Field(min_length=1)
+
+
+class JWTLocation(_Exact):
+    """Where in a request a token may be: one of these."""
+
+    Header: JWTLocationHeader | None = None
+    QueryParam: JWTLocationNamed | None = None
+    Cookie: JWTLocationNamed | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> JWTLocation:
+        if (self.Header is not None) + (self.QueryParam is not None) + (self.Cookie is not None) != 1:
+            raise ValueError("give one of Header, QueryParam, Cookie")
+        return self
+
+
+class JWTForwarding(_Exact):
+    """How the claims are handed to the application."""
+
+    HeaderName: HeaderText
+    PadForwardPayloadHeader: bool = False
+
+
+class JWTCacheConfig(_Exact):
+    """How many verified tokens are remembered."""
+
+    Size: Count = 0
+
+
+class JWTProvider(_EntryBase):
+    """Who issues JSON Web Tokens, and how they are verified."""
+
+    Kind: Literal["jwt-provider"]
+    Name: Name
+    Issuer: str = ""
+    Audiences: list[str] = []
+    JSONWebKeySet: Anything
+    Locations: list[JWTLocation] = []
+    Forwarding: JWTForwarding | None = None
+    ClockSkewSeconds: Count = 30
+    CacheConfig: JWTCacheConfig | None = None
 
 
 class OtherEntry(BaseModel):
@@ -374,15 +729,23 @@ class OtherEntry(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     Kind: Literal[
-        "service-router", "service-splitter", "ingress-gateway", "terminating-gateway", "exported-services",
+        "ingress-gateway", "terminating-gateway", "exported-services",
         "api-gateway", "bound-api-gateway", "http-route", "tcp-route", "inline-certificate", "sameness-group",
-        "jwt-provider", "control-plane-request-limit",
+        "control-plane-request-limit",
     ]  # fmt: skip
     Name: Name
 
 
 Entry = Annotated[
-    ServiceIntentions | ServiceDefaults | ProxyDefaults | MeshEntry | ServiceResolver | OtherEntry,
+    ServiceIntentions
+    | ServiceDefaults
+    | ProxyDefaults
+    | MeshEntry
+    | ServiceRouter
+    | ServiceSplitter
+    | ServiceResolver
+    | JWTProvider
+    | OtherEntry,
     Field(discriminator="Kind"),
 ]
 

@@ -34,6 +34,8 @@ class Registered:
     checks: tuple[Check, ...]
     """Its own, and for a nested sidecar those of its service, of which it is an alias."""
     native: bool
+    tags: tuple[str, ...]
+    meta: dict[str, str]
     definition: ServiceBase
     """What the file says of it."""
     path: tuple[str | int, ...]
@@ -56,6 +58,8 @@ class Registered:
             "Service": self.name,
             "Address": self.address,
             "Port": self.port,
+            "Tags": self.tags,
+            "Meta": self.meta,
             "TaggedAddresses": {tag: {"Address": each.address, "Port": each.port} for tag, each in tagged},
             "Weights": {
                 "Passing": self.definition.weights.passing,
@@ -144,6 +148,8 @@ def _registered(
         proxy=definition.proxy,
         checks=(*([definition.check] if definition.check else []), *definition.checks),
         native=native,
+        tags=tuple(definition.tags),
+        meta=definition.meta,
         definition=definition,
         path=path,
     )
@@ -174,6 +180,8 @@ def _as_sidecar_of(service: Registered, sidecar: Registered) -> Registered:
         ),
         checks=(*service.checks, *sidecar.checks),
         native=False,
+        tags=sidecar.tags or service.tags,
+        meta=sidecar.meta or service.meta,
         definition=sidecar.definition,
         path=sidecar.path,
     )

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from xds.mesh.facts import DiscoveryChain, Leaf, LeafKey, LeafRefused, ServiceInstances
+from xds.mesh.chains import default_chain
+from xds.mesh.facts import Leaf, LeafKey, LeafRefused, ServiceInstances
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -305,8 +306,8 @@ class FileSource:
         batch: dict[Key, object] = {}
         facts = self._mesh.facts
         for name in services:
-            chain = facts.chains.get(name, DiscoveryChain(name))
-            if name in facts.instances and not facts.claimed(name):
+            chain = facts.chains.get(name) or default_chain(name)
+            if name in self._mesh.given.by_service and not facts.claimed(name):
                 chain = replace(chain, virtual_ips=(self._mesh.given.by_service[name],))
             batch[Key(Kind.INSTANCES, name)] = facts.instances.get(name, ServiceInstances(name))
             batch[Key(Kind.CHAIN, name)] = chain

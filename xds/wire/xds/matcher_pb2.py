@@ -25,21 +25,27 @@ _sym_db = _symbol_database.Default()
 from xds.wire.xds import core_pb2 as xds_dot_wire_dot_xds_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/wire/xds/matcher.proto\x12\x13xds.type.matcher.v3\x1a\x17xds/wire/xds/core.proto\"\x9d\x03\n\x07Matcher\x12@\n\x0cmatcher_tree\x18\x02 \x01(\x0b\x32(.xds.type.matcher.v3.Matcher.MatcherTreeH\x00\x12\x39\n\x0bon_no_match\x18\x03 \x01(\x0b\x32$.xds.type.matcher.v3.Matcher.OnMatch\x1a{\n\x07OnMatch\x12/\n\x07matcher\x18\x01 \x01(\x0b\x32\x1c.xds.type.matcher.v3.MatcherH\x00\x12\x33\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfigH\x00\x42\n\n\x08on_match\x1a\x87\x01\n\x0bMatcherTree\x12\x30\n\x05input\x18\x01 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfig\x12\x39\n\x0c\x63ustom_match\x18\x04 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfigH\x00\x42\x0b\n\ttree_typeB\x0e\n\x0cmatcher_type\"\xc4\x01\n\tIPMatcher\x12\x45\n\x0erange_matchers\x18\x01 \x03(\x0b\x32-.xds.type.matcher.v3.IPMatcher.IPRangeMatcher\x1ap\n\x0eIPRangeMatcher\x12&\n\x06ranges\x18\x01 \x03(\x0b\x32\x16.xds.core.v3.CidrRange\x12\x36\n\x08on_match\x18\x02 \x01(\x0b\x32$.xds.type.matcher.v3.Matcher.OnMatchb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/wire/xds/matcher.proto\x12\x13xds.type.matcher.v3\x1a\x17xds/wire/xds/core.proto\"\x93\x05\n\x07Matcher\x12@\n\x0cmatcher_tree\x18\x02 \x01(\x0b\x32(.xds.type.matcher.v3.Matcher.MatcherTreeH\x00\x12\x39\n\x0bon_no_match\x18\x03 \x01(\x0b\x32$.xds.type.matcher.v3.Matcher.OnMatch\x1a{\n\x07OnMatch\x12/\n\x07matcher\x18\x01 \x01(\x0b\x32\x1c.xds.type.matcher.v3.MatcherH\x00\x12\x33\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfigH\x00\x42\n\n\x08on_match\x1a\xfd\x02\n\x0bMatcherTree\x12\x30\n\x05input\x18\x01 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfig\x12L\n\x0f\x65xact_match_map\x18\x02 \x01(\x0b\x32\x31.xds.type.matcher.v3.Matcher.MatcherTree.MatchMapH\x00\x12\x39\n\x0c\x63ustom_match\x18\x04 \x01(\x0b\x32!.xds.core.v3.TypedExtensionConfigH\x00\x1a\xa5\x01\n\x08MatchMap\x12G\n\x03map\x18\x01 \x03(\x0b\x32:.xds.type.matcher.v3.Matcher.MatcherTree.MatchMap.MapEntry\x1aP\n\x08MapEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.xds.type.matcher.v3.Matcher.OnMatch:\x02\x38\x01\x42\x0b\n\ttree_typeB\x0e\n\x0cmatcher_type\"\xc4\x01\n\tIPMatcher\x12\x45\n\x0erange_matchers\x18\x01 \x03(\x0b\x32-.xds.type.matcher.v3.IPMatcher.IPRangeMatcher\x1ap\n\x0eIPRangeMatcher\x12&\n\x06ranges\x18\x01 \x03(\x0b\x32\x16.xds.core.v3.CidrRange\x12\x36\n\x08on_match\x18\x02 \x01(\x0b\x32$.xds.type.matcher.v3.Matcher.OnMatchb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.xds.matcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP_MAPENTRY']._loaded_options = None
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP_MAPENTRY']._serialized_options = b'8\001'
   _globals['_MATCHER']._serialized_start=77
-  _globals['_MATCHER']._serialized_end=490
+  _globals['_MATCHER']._serialized_end=736
   _globals['_MATCHER_ONMATCH']._serialized_start=213
   _globals['_MATCHER_ONMATCH']._serialized_end=336
   _globals['_MATCHER_MATCHERTREE']._serialized_start=339
-  _globals['_MATCHER_MATCHERTREE']._serialized_end=474
-  _globals['_IPMATCHER']._serialized_start=493
-  _globals['_IPMATCHER']._serialized_end=689
-  _globals['_IPMATCHER_IPRANGEMATCHER']._serialized_start=577
-  _globals['_IPMATCHER_IPRANGEMATCHER']._serialized_end=689
+  _globals['_MATCHER_MATCHERTREE']._serialized_end=720
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP']._serialized_start=542
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP']._serialized_end=707
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP_MAPENTRY']._serialized_start=627
+  _globals['_MATCHER_MATCHERTREE_MATCHMAP_MAPENTRY']._serialized_end=707
+  _globals['_IPMATCHER']._serialized_start=739
+  _globals['_IPMATCHER']._serialized_end=935
+  _globals['_IPMATCHER_IPRANGEMATCHER']._serialized_start=823
+  _globals['_IPMATCHER_IPRANGEMATCHER']._serialized_end=935
 # @@protoc_insertion_point(module_scope)

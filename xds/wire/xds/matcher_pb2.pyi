@@ -17,12 +17,26 @@ class Matcher(_message.Message):
         action: _core_pb2.TypedExtensionConfig
         def __init__(self, matcher: _Optional[_Union[Matcher, _Mapping]] = ..., action: _Optional[_Union[_core_pb2.TypedExtensionConfig, _Mapping]] = ...) -> None: ...
     class MatcherTree(_message.Message):
-        __slots__ = ("input", "custom_match")
+        __slots__ = ("input", "exact_match_map", "custom_match")
+        class MatchMap(_message.Message):
+            __slots__ = ("map",)
+            class MapEntry(_message.Message):
+                __slots__ = ("key", "value")
+                KEY_FIELD_NUMBER: _ClassVar[int]
+                VALUE_FIELD_NUMBER: _ClassVar[int]
+                key: str
+                value: Matcher.OnMatch
+                def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Matcher.OnMatch, _Mapping]] = ...) -> None: ...
+            MAP_FIELD_NUMBER: _ClassVar[int]
+            map: _containers.MessageMap[str, Matcher.OnMatch]
+            def __init__(self, map: _Optional[_Mapping[str, Matcher.OnMatch]] = ...) -> None: ...
         INPUT_FIELD_NUMBER: _ClassVar[int]
+        EXACT_MATCH_MAP_FIELD_NUMBER: _ClassVar[int]
         CUSTOM_MATCH_FIELD_NUMBER: _ClassVar[int]
         input: _core_pb2.TypedExtensionConfig
+        exact_match_map: Matcher.MatcherTree.MatchMap
         custom_match: _core_pb2.TypedExtensionConfig
-        def __init__(self, input: _Optional[_Union[_core_pb2.TypedExtensionConfig, _Mapping]] = ..., custom_match: _Optional[_Union[_core_pb2.TypedExtensionConfig, _Mapping]] = ...) -> None: ...
+        def __init__(self, input: _Optional[_Union[_core_pb2.TypedExtensionConfig, _Mapping]] = ..., exact_match_map: _Optional[_Union[Matcher.MatcherTree.MatchMap, _Mapping]] = ..., custom_match: _Optional[_Union[_core_pb2.TypedExtensionConfig, _Mapping]] = ...) -> None: ...
     MATCHER_TREE_FIELD_NUMBER: _ClassVar[int]
     ON_NO_MATCH_FIELD_NUMBER: _ClassVar[int]
     matcher_tree: Matcher.MatcherTree

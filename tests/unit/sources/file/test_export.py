@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from xds.mesh.facts import VirtualAddress
 from xds.sources.file.document import parse
 from xds.sources.file.export import document
 from xds.sources.file.facts import facts_of
@@ -51,7 +52,7 @@ def test_what_was_exported_can_be_served() -> None:
     assert (found.address, found.port, found.virtual_ips, found.weight_passing) == (
         "10.0.0.9",
         21000,
-        ("240.0.0.4",),
+        (VirtualAddress("240.0.0.4"),),
         3,
     )
     assert found.health.value == "critical"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from tests.unit.sources.file.meshes import document, intentions, service
-from xds.mesh.facts import Action, Health, Intention, ProxyMode
+from xds.mesh.facts import Health
+from xds.mesh.http import Match, RequestMatch, TextMatch
+from xds.mesh.intentions import Action, Intention, Permission
+from xds.mesh.settings import ProxyMode
 from xds.sources.file.facts import facts_of, warnings
 
 
@@ -65,7 +68,7 @@ def test_settings_upstreams_and_entries_are_followed() -> None:
                 {"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": True}},
                 {"Kind": "service-resolver", "Name": "db", "ConnectTimeout": "2s"},
                 {"Kind": "service-resolver", "Name": "x", "Redirect": {"Service": "y"}},
-                {"Kind": "service-splitter", "Name": "z", "Splits": []},
+                {"Kind": "service-splitter", "Name": "z", "Splits": [{"Weight": 100, "Service": "db"}]},
             ],
         )
     )
@@ -75,10 +78,10 @@ def test_settings_upstreams_and_entries_are_followed() -> None:
     assert [(upstream.name, upstream.local_bind_port) for upstream in settings.upstreams] == [("db", 5432)]
     assert facts.entries.proxy_defaults.mode is ProxyMode.TRANSPARENT
     assert facts.entries.service_defaults["web"].max_inbound_connections == 7
-    assert facts.entries.mesh_destinations_only
-    assert (facts.chains["db"].connect_timeout_ms, facts.chains["db"].refusal) == (2000, None)
-    assert "Redirect" in str(facts.chains["x"].refusal)
-    assert "service-splitter" in str(facts.chains["z"].refusal)
+    assert facts.entries.mesh.destinations_only
+    assert [target.connect_timeout_ms for target in facts.chains["db"].targets.values()] == [2000]
+    assert [target.service for target in facts.chains["x"].targets.values()] == ["y"]
+    assert "service-splitter/z: protocol 'tcp' has no requests to divide" in str(facts.chains["z"].refusal)
 
 
 def test_intentions_and_who_may_call() -> None:
@@ -87,10 +90,11 @@ def test_intentions_and_who_may_call() -> None:
     entry["Sources"].append({"Name": "http", "Permissions": permissions})
     entry["Sources"].append({"Name": "far", "Action": "allow", "Peer": "elsewhere"})
     facts = facts_of(document(service("api"), entries=[entry, intentions("*", anyone="allow")]))
+    everything = RequestMatch(TextMatch(Match.PREFIX, "/"))
     assert set(facts.intentions) == {
         Intention("web", "api", Action.ALLOW),
         Intention("*", "api", Action.DENY),
-        Intention("http", "api", Action.PERMISSIONS),
+        Intention("http", "api", Action.PERMISSIONS, (Permission(True, everything),)),
         Intention("*", "*", Action.ALLOW),
     }
     assert facts.callers("api") == "web"
@@ -142,7 +146,7 @@ def test_what_may_not_be_meant_is_a_warning() -> None:
         entries=[
             intentions("web", wep="allow"),
             {"Kind": "exported-services", "Name": "default"},
-            {"Kind": "service-router", "Name": "web"},
+            {"Kind": "service-router", "Name": "web", "Routes": []},
         ],
     )
     found = warnings(checked, facts_of(checked))

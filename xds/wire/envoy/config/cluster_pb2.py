@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_core__pb2
@@ -29,27 +30,39 @@ from xds.wire.envoy.config import endpoint_pb2 as xds_dot_wire_dot_envoy_dot_con
 from xds.wire.envoy.type import type_pb2 as xds_dot_wire_dot_envoy_dot_type_dot_type__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#xds/wire/envoy/config/cluster.proto\x12\x17\x65nvoy.config.cluster.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a xds/wire/envoy/config/core.proto\x1a$xds/wire/envoy/config/endpoint.proto\x1a\x1exds/wire/envoy/type/type.proto\"\x90\x02\n\x0f\x43ircuitBreakers\x12G\n\nthresholds\x18\x01 \x03(\x0b\x32\x33.envoy.config.cluster.v3.CircuitBreakers.Thresholds\x1a\xb3\x01\n\nThresholds\x12\x35\n\x0fmax_connections\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x14max_pending_requests\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0cmax_requests\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\x12\n\x10OutlierDetection\"\xbf\x08\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12>\n\x04type\x18\x02 \x01(\x0e\x32..envoy.config.cluster.v3.Cluster.DiscoveryTypeH\x00\x12M\n\x12\x65\x64s_cluster_config\x18\x03 \x01(\x0b\x32\x31.envoy.config.cluster.v3.Cluster.EdsClusterConfig\x12\x32\n\x0f\x63onnect_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\tlb_policy\x18\x06 \x01(\x0e\x32).envoy.config.cluster.v3.Cluster.LbPolicy\x12\x42\n\x10\x63ircuit_breakers\x18\n \x01(\x0b\x32(.envoy.config.cluster.v3.CircuitBreakers\x12\x44\n\x11outlier_detection\x18\x13 \x01(\x0b\x32).envoy.config.cluster.v3.OutlierDetection\x12?\n\x10transport_socket\x18\x18 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12I\n\x10\x63ommon_lb_config\x18\x1b \x01(\x0b\x32/.envoy.config.cluster.v3.Cluster.CommonLbConfig\x12\x15\n\ralt_stat_name\x18\x1c \x01(\t\x12H\n\x0fload_assignment\x18! \x01(\x0b\x32/.envoy.config.endpoint.v3.ClusterLoadAssignment\x1a`\n\x10\x45\x64sClusterConfig\x12\x36\n\neds_config\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x1aI\n\x0e\x43ommonLbConfig\x12\x37\n\x17healthy_panic_threshold\x18\x01 \x01(\x0b\x32\x16.envoy.type.v3.Percent\"W\n\rDiscoveryType\x12\n\n\x06STATIC\x10\x00\x12\x0e\n\nSTRICT_DNS\x10\x01\x12\x0f\n\x0bLOGICAL_DNS\x10\x02\x12\x07\n\x03\x45\x44S\x10\x03\x12\x10\n\x0cORIGINAL_DST\x10\x04\"\x8d\x01\n\x08LbPolicy\x12\x0f\n\x0bROUND_ROBIN\x10\x00\x12\x11\n\rLEAST_REQUEST\x10\x01\x12\r\n\tRING_HASH\x10\x02\x12\n\n\x06RANDOM\x10\x03\x12\n\n\x06MAGLEV\x10\x05\x12\x14\n\x10\x43LUSTER_PROVIDED\x10\x06\x12 \n\x1cLOAD_BALANCING_POLICY_CONFIG\x10\x07\x42\x18\n\x16\x63luster_discovery_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#xds/wire/envoy/config/cluster.proto\x12\x17\x65nvoy.config.cluster.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a xds/wire/envoy/config/core.proto\x1a$xds/wire/envoy/config/endpoint.proto\x1a\x1exds/wire/envoy/type/type.proto\"\x90\x02\n\x0f\x43ircuitBreakers\x12G\n\nthresholds\x18\x01 \x03(\x0b\x32\x33.envoy.config.cluster.v3.CircuitBreakers.Thresholds\x1a\xb3\x01\n\nThresholds\x12\x35\n\x0fmax_connections\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x14max_pending_requests\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0cmax_requests\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xaa\x02\n\x10OutlierDetection\x12\x35\n\x0f\x63onsecutive_5xx\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12\x62\x61se_ejection_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12:\n\x14max_ejection_percent\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12?\n\x19\x65nforcing_consecutive_5xx\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xde\x0f\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12>\n\x04type\x18\x02 \x01(\x0e\x32..envoy.config.cluster.v3.Cluster.DiscoveryTypeH\x00\x12J\n\x0c\x63luster_type\x18& \x01(\x0b\x32\x32.envoy.config.cluster.v3.Cluster.CustomClusterTypeH\x00\x12M\n\x12\x65\x64s_cluster_config\x18\x03 \x01(\x0b\x32\x31.envoy.config.cluster.v3.Cluster.EdsClusterConfig\x12\x32\n\x0f\x63onnect_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\tlb_policy\x18\x06 \x01(\x0e\x32).envoy.config.cluster.v3.Cluster.LbPolicy\x12\x42\n\x10\x63ircuit_breakers\x18\n \x01(\x0b\x32(.envoy.config.cluster.v3.CircuitBreakers\x12\x44\n\x11outlier_detection\x18\x13 \x01(\x0b\x32).envoy.config.cluster.v3.OutlierDetection\x12P\n\x13ring_hash_lb_config\x18\x17 \x01(\x0b\x32\x31.envoy.config.cluster.v3.Cluster.RingHashLbConfigH\x01\x12V\n\x16original_dst_lb_config\x18\" \x01(\x0b\x32\x34.envoy.config.cluster.v3.Cluster.OriginalDstLbConfigH\x01\x12X\n\x17least_request_lb_config\x18% \x01(\x0b\x32\x35.envoy.config.cluster.v3.Cluster.LeastRequestLbConfigH\x01\x12?\n\x10transport_socket\x18\x18 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12I\n\x10\x63ommon_lb_config\x18\x1b \x01(\x0b\x32/.envoy.config.cluster.v3.Cluster.CommonLbConfig\x12\x15\n\ralt_stat_name\x18\x1c \x01(\t\x12H\n\x0fload_assignment\x18! \x01(\x0b\x32/.envoy.config.endpoint.v3.ClusterLoadAssignment\x12m\n typed_extension_protocol_options\x18$ \x03(\x0b\x32\x43.envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry\x1a`\n\x10\x45\x64sClusterConfig\x12\x36\n\neds_config\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x1aI\n\x0e\x43ommonLbConfig\x12\x37\n\x17healthy_panic_threshold\x18\x01 \x01(\x0b\x32\x16.envoy.type.v3.Percent\x1aM\n\x11\x43ustomClusterType\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x0ctyped_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x1aJ\n\x14LeastRequestLbConfig\x12\x32\n\x0c\x63hoice_count\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x1a\x84\x01\n\x10RingHashLbConfig\x12\x37\n\x11minimum_ring_size\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x37\n\x11maximum_ring_size\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x1aS\n\x13OriginalDstLbConfig\x12<\n\x16upstream_port_override\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x1aZ\n\"TypedExtensionProtocolOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"W\n\rDiscoveryType\x12\n\n\x06STATIC\x10\x00\x12\x0e\n\nSTRICT_DNS\x10\x01\x12\x0f\n\x0bLOGICAL_DNS\x10\x02\x12\x07\n\x03\x45\x44S\x10\x03\x12\x10\n\x0cORIGINAL_DST\x10\x04\"\x8d\x01\n\x08LbPolicy\x12\x0f\n\x0bROUND_ROBIN\x10\x00\x12\x11\n\rLEAST_REQUEST\x10\x01\x12\r\n\tRING_HASH\x10\x02\x12\n\n\x06RANDOM\x10\x03\x12\n\n\x06MAGLEV\x10\x05\x12\x14\n\x10\x43LUSTER_PROVIDED\x10\x06\x12 \n\x1cLOAD_BALANCING_POLICY_CONFIG\x10\x07\x42\x18\n\x16\x63luster_discovery_typeB\x0b\n\tlb_configb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.config.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CIRCUITBREAKERS']._serialized_start=233
-  _globals['_CIRCUITBREAKERS']._serialized_end=505
-  _globals['_CIRCUITBREAKERS_THRESHOLDS']._serialized_start=326
-  _globals['_CIRCUITBREAKERS_THRESHOLDS']._serialized_end=505
-  _globals['_OUTLIERDETECTION']._serialized_start=507
-  _globals['_OUTLIERDETECTION']._serialized_end=525
-  _globals['_CLUSTER']._serialized_start=528
-  _globals['_CLUSTER']._serialized_end=1615
-  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_start=1185
-  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_end=1281
-  _globals['_CLUSTER_COMMONLBCONFIG']._serialized_start=1283
-  _globals['_CLUSTER_COMMONLBCONFIG']._serialized_end=1356
-  _globals['_CLUSTER_DISCOVERYTYPE']._serialized_start=1358
-  _globals['_CLUSTER_DISCOVERYTYPE']._serialized_end=1445
-  _globals['_CLUSTER_LBPOLICY']._serialized_start=1448
-  _globals['_CLUSTER_LBPOLICY']._serialized_end=1589
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._loaded_options = None
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_CIRCUITBREAKERS']._serialized_start=260
+  _globals['_CIRCUITBREAKERS']._serialized_end=532
+  _globals['_CIRCUITBREAKERS_THRESHOLDS']._serialized_start=353
+  _globals['_CIRCUITBREAKERS_THRESHOLDS']._serialized_end=532
+  _globals['_OUTLIERDETECTION']._serialized_start=535
+  _globals['_OUTLIERDETECTION']._serialized_end=833
+  _globals['_CLUSTER']._serialized_start=836
+  _globals['_CLUSTER']._serialized_end=2850
+  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_start=1940
+  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_end=2036
+  _globals['_CLUSTER_COMMONLBCONFIG']._serialized_start=2038
+  _globals['_CLUSTER_COMMONLBCONFIG']._serialized_end=2111
+  _globals['_CLUSTER_CUSTOMCLUSTERTYPE']._serialized_start=2113
+  _globals['_CLUSTER_CUSTOMCLUSTERTYPE']._serialized_end=2190
+  _globals['_CLUSTER_LEASTREQUESTLBCONFIG']._serialized_start=2192
+  _globals['_CLUSTER_LEASTREQUESTLBCONFIG']._serialized_end=2266
+  _globals['_CLUSTER_RINGHASHLBCONFIG']._serialized_start=2269
+  _globals['_CLUSTER_RINGHASHLBCONFIG']._serialized_end=2401
+  _globals['_CLUSTER_ORIGINALDSTLBCONFIG']._serialized_start=2403
+  _globals['_CLUSTER_ORIGINALDSTLBCONFIG']._serialized_end=2486
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_start=2488
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_end=2578
+  _globals['_CLUSTER_DISCOVERYTYPE']._serialized_start=2580
+  _globals['_CLUSTER_DISCOVERYTYPE']._serialized_end=2667
+  _globals['_CLUSTER_LBPOLICY']._serialized_start=2670
+  _globals['_CLUSTER_LBPOLICY']._serialized_end=2811
 # @@protoc_insertion_point(module_scope)

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from xds.wire.envoy.config import route_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_route__pb2
 from xds.wire.envoy.type import matcher_pb2 as xds_dot_wire_dot_envoy_dot_type_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/wire/envoy/config/rbac.proto\x12\x14\x65nvoy.config.rbac.v3\x1a!xds/wire/envoy/type/matcher.proto\"#\n\nPermission\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x42\x06\n\x04rule\"\x96\x03\n\tPrincipal\x12\x36\n\x07\x61nd_ids\x18\x01 \x01(\x0b\x32#.envoy.config.rbac.v3.Principal.SetH\x00\x12\x35\n\x06or_ids\x18\x02 \x01(\x0b\x32#.envoy.config.rbac.v3.Principal.SetH\x00\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x12\x46\n\rauthenticated\x18\x04 \x01(\x0b\x32-.envoy.config.rbac.v3.Principal.AuthenticatedH\x00\x12\x31\n\x06not_id\x18\x08 \x01(\x0b\x32\x1f.envoy.config.rbac.v3.PrincipalH\x00\x1a\x33\n\x03Set\x12,\n\x03ids\x18\x01 \x03(\x0b\x32\x1f.envoy.config.rbac.v3.Principal\x1aM\n\rAuthenticated\x12<\n\x0eprincipal_name\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherB\x0c\n\nidentifier\"t\n\x06Policy\x12\x35\n\x0bpermissions\x18\x01 \x03(\x0b\x32 .envoy.config.rbac.v3.Permission\x12\x33\n\nprincipals\x18\x02 \x03(\x0b\x32\x1f.envoy.config.rbac.v3.Principal\"\xec\x01\n\x04RBAC\x12\x31\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32!.envoy.config.rbac.v3.RBAC.Action\x12:\n\x08policies\x18\x02 \x03(\x0b\x32(.envoy.config.rbac.v3.RBAC.PoliciesEntry\x1aM\n\rPoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.envoy.config.rbac.v3.Policy:\x02\x38\x01\"&\n\x06\x41\x63tion\x12\t\n\x05\x41LLOW\x10\x00\x12\x08\n\x04\x44\x45NY\x10\x01\x12\x07\n\x03LOG\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/wire/envoy/config/rbac.proto\x12\x14\x65nvoy.config.rbac.v3\x1a!xds/wire/envoy/config/route.proto\x1a!xds/wire/envoy/type/matcher.proto\"S\n\x0fSourcedMetadata\x12@\n\x10metadata_matcher\x18\x01 \x01(\x0b\x32&.envoy.type.matcher.v3.MetadataMatcher\"\xb9\x03\n\nPermission\x12\x39\n\tand_rules\x18\x01 \x01(\x0b\x32$.envoy.config.rbac.v3.Permission.SetH\x00\x12\x38\n\x08or_rules\x18\x02 \x01(\x0b\x32$.envoy.config.rbac.v3.Permission.SetH\x00\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x12\x36\n\x06header\x18\x04 \x01(\x0b\x32$.envoy.config.route.v3.HeaderMatcherH\x00\x12\x34\n\x08not_rule\x18\x08 \x01(\x0b\x32 .envoy.config.rbac.v3.PermissionH\x00\x12\x36\n\x08url_path\x18\n \x01(\x0b\x32\".envoy.type.matcher.v3.PathMatcherH\x00\x12\x41\n\x10sourced_metadata\x18\x0e \x01(\x0b\x32%.envoy.config.rbac.v3.SourcedMetadataH\x00\x1a\x36\n\x03Set\x12/\n\x05rules\x18\x01 \x03(\x0b\x32 .envoy.config.rbac.v3.PermissionB\x06\n\x04rule\"\x96\x03\n\tPrincipal\x12\x36\n\x07\x61nd_ids\x18\x01 \x01(\x0b\x32#.envoy.config.rbac.v3.Principal.SetH\x00\x12\x35\n\x06or_ids\x18\x02 \x01(\x0b\x32#.envoy.config.rbac.v3.Principal.SetH\x00\x12\r\n\x03\x61ny\x18\x03 \x01(\x08H\x00\x12\x46\n\rauthenticated\x18\x04 \x01(\x0b\x32-.envoy.config.rbac.v3.Principal.AuthenticatedH\x00\x12\x31\n\x06not_id\x18\x08 \x01(\x0b\x32\x1f.envoy.config.rbac.v3.PrincipalH\x00\x1a\x33\n\x03Set\x12,\n\x03ids\x18\x01 \x03(\x0b\x32\x1f.envoy.config.rbac.v3.Principal\x1aM\n\rAuthenticated\x12<\n\x0eprincipal_name\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherB\x0c\n\nidentifier\"t\n\x06Policy\x12\x35\n\x0bpermissions\x18\x01 \x03(\x0b\x32 .envoy.config.rbac.v3.Permission\x12\x33\n\nprincipals\x18\x02 \x03(\x0b\x32\x1f.envoy.config.rbac.v3.Principal\"\xec\x01\n\x04RBAC\x12\x31\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32!.envoy.config.rbac.v3.RBAC.Action\x12:\n\x08policies\x18\x02 \x03(\x0b\x32(.envoy.config.rbac.v3.RBAC.PoliciesEntry\x1aM\n\rPoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.envoy.config.rbac.v3.Policy:\x02\x38\x01\"&\n\x06\x41\x63tion\x12\t\n\x05\x41LLOW\x10\x00\x12\x08\n\x04\x44\x45NY\x10\x01\x12\x07\n\x03LOG\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RBAC_POLICIESENTRY']._loaded_options = None
   _globals['_RBAC_POLICIESENTRY']._serialized_options = b'8\001'
-  _globals['_PERMISSION']._serialized_start=93
-  _globals['_PERMISSION']._serialized_end=128
-  _globals['_PRINCIPAL']._serialized_start=131
-  _globals['_PRINCIPAL']._serialized_end=537
-  _globals['_PRINCIPAL_SET']._serialized_start=393
-  _globals['_PRINCIPAL_SET']._serialized_end=444
-  _globals['_PRINCIPAL_AUTHENTICATED']._serialized_start=446
-  _globals['_PRINCIPAL_AUTHENTICATED']._serialized_end=523
-  _globals['_POLICY']._serialized_start=539
-  _globals['_POLICY']._serialized_end=655
-  _globals['_RBAC']._serialized_start=658
-  _globals['_RBAC']._serialized_end=894
-  _globals['_RBAC_POLICIESENTRY']._serialized_start=777
-  _globals['_RBAC_POLICIESENTRY']._serialized_end=854
-  _globals['_RBAC_ACTION']._serialized_start=856
-  _globals['_RBAC_ACTION']._serialized_end=894
+  _globals['_SOURCEDMETADATA']._serialized_start=128
+  _globals['_SOURCEDMETADATA']._serialized_end=211
+  _globals['_PERMISSION']._serialized_start=214
+  _globals['_PERMISSION']._serialized_end=655
+  _globals['_PERMISSION_SET']._serialized_start=593
+  _globals['_PERMISSION_SET']._serialized_end=647
+  _globals['_PRINCIPAL']._serialized_start=658
+  _globals['_PRINCIPAL']._serialized_end=1064
+  _globals['_PRINCIPAL_SET']._serialized_start=920
+  _globals['_PRINCIPAL_SET']._serialized_end=971
+  _globals['_PRINCIPAL_AUTHENTICATED']._serialized_start=973
+  _globals['_PRINCIPAL_AUTHENTICATED']._serialized_end=1050
+  _globals['_POLICY']._serialized_start=1066
+  _globals['_POLICY']._serialized_end=1182
+  _globals['_RBAC']._serialized_start=1185
+  _globals['_RBAC']._serialized_end=1421
+  _globals['_RBAC_POLICIESENTRY']._serialized_start=1304
+  _globals['_RBAC_POLICIESENTRY']._serialized_end=1381
+  _globals['_RBAC_ACTION']._serialized_start=1383
+  _globals['_RBAC_ACTION']._serialized_end=1421
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from xds.wire.envoy.config import route_pb2 as _route_pb2
 from xds.wire.envoy.type import matcher_pb2 as _matcher_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -8,11 +9,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SourcedMetadata(_message.Message):
+    __slots__ = ("metadata_matcher",)
+    METADATA_MATCHER_FIELD_NUMBER: _ClassVar[int]
+    metadata_matcher: _matcher_pb2.MetadataMatcher
+    def __init__(self, metadata_matcher: _Optional[_Union[_matcher_pb2.MetadataMatcher, _Mapping]] = ...) -> None: ...
+
 class Permission(_message.Message):
-    __slots__ = ("any",)
+    __slots__ = ("and_rules", "or_rules", "any", "header", "not_rule", "url_path", "sourced_metadata")
+    class Set(_message.Message):
+        __slots__ = ("rules",)
+        RULES_FIELD_NUMBER: _ClassVar[int]
+        rules: _containers.RepeatedCompositeFieldContainer[Permission]
+        def __init__(self, rules: _Optional[_Iterable[_Union[Permission, _Mapping]]] = ...) -> None: ...
+    AND_RULES_FIELD_NUMBER: _ClassVar[int]
+    OR_RULES_FIELD_NUMBER: _ClassVar[int]
     ANY_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    NOT_RULE_FIELD_NUMBER: _ClassVar[int]
+    URL_PATH_FIELD_NUMBER: _ClassVar[int]
+    SOURCED_METADATA_FIELD_NUMBER: _ClassVar[int]
+    and_rules: Permission.Set
+    or_rules: Permission.Set
     any: bool
-    def __init__(self, any: _Optional[bool] = ...) -> None: ...
+    header: _route_pb2.HeaderMatcher
+    not_rule: Permission
+    url_path: _matcher_pb2.PathMatcher
+    sourced_metadata: SourcedMetadata
+    def __init__(self, and_rules: _Optional[_Union[Permission.Set, _Mapping]] = ..., or_rules: _Optional[_Union[Permission.Set, _Mapping]] = ..., any: _Optional[bool] = ..., header: _Optional[_Union[_route_pb2.HeaderMatcher, _Mapping]] = ..., not_rule: _Optional[_Union[Permission, _Mapping]] = ..., url_path: _Optional[_Union[_matcher_pb2.PathMatcher, _Mapping]] = ..., sourced_metadata: _Optional[_Union[SourcedMetadata, _Mapping]] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("and_ids", "or_ids", "any", "authenticated", "not_id")

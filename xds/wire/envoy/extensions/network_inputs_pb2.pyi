@@ -7,3 +7,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class DestinationIPInput(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DestinationPortInput(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

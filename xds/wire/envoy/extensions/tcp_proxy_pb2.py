@@ -22,15 +22,16 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from xds.wire.envoy.config import accesslog_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_accesslog__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)xds/wire/envoy/extensions/tcp_proxy.proto\x12-envoy.extensions.filters.network.tcp_proxy.v3\"G\n\x08TcpProxy\x12\x13\n\x0bstat_prefix\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x42\x13\n\x11\x63luster_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)xds/wire/envoy/extensions/tcp_proxy.proto\x12-envoy.extensions.filters.network.tcp_proxy.v3\x1a%xds/wire/envoy/config/accesslog.proto\"\x81\x01\n\x08TcpProxy\x12\x13\n\x0bstat_prefix\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x12\x38\n\naccess_log\x18\x05 \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLogB\x13\n\x11\x63luster_specifierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.extensions.tcp_proxy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TCPPROXY']._serialized_start=92
-  _globals['_TCPPROXY']._serialized_end=163
+  _globals['_TCPPROXY']._serialized_start=132
+  _globals['_TCPPROXY']._serialized_end=261
 # @@protoc_insertion_point(module_scope)

@@ -1,13 +1,18 @@
+from xds.wire.envoy.config import accesslog_pb2 as _accesslog_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TcpProxy(_message.Message):
-    __slots__ = ("stat_prefix", "cluster")
+    __slots__ = ("stat_prefix", "cluster", "access_log")
     STAT_PREFIX_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_LOG_FIELD_NUMBER: _ClassVar[int]
     stat_prefix: str
     cluster: str
-    def __init__(self, stat_prefix: _Optional[str] = ..., cluster: _Optional[str] = ...) -> None: ...
+    access_log: _containers.RepeatedCompositeFieldContainer[_accesslog_pb2.AccessLog]
+    def __init__(self, stat_prefix: _Optional[str] = ..., cluster: _Optional[str] = ..., access_log: _Optional[_Iterable[_Union[_accesslog_pb2.AccessLog, _Mapping]]] = ...) -> None: ...

@@ -27,33 +27,37 @@ from xds.wire.envoy.type import matcher_pb2 as xds_dot_wire_dot_envoy_dot_type_d
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#xds/wire/envoy/extensions/tls.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/type/matcher.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x0f\n\rTlsParameters\"\x84\x01\n\x0eTlsCertificate\x12;\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12\x35\n\x0bprivate_key\x18\x02 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\"\x8c\x02\n\x15SubjectAltNameMatcher\x12Z\n\x08san_type\x18\x01 \x01(\x0e\x32H.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType\x12\x35\n\x07matcher\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcher\"`\n\x07SanType\x12\x18\n\x14SAN_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MAIL\x10\x01\x12\x07\n\x03\x44NS\x10\x02\x12\x07\n\x03URI\x10\x03\x12\x0e\n\nIP_ADDRESS\x10\x04\x12\x0e\n\nOTHER_NAME\x10\x05\"\xbd\x01\n\x1c\x43\x65rtificateValidationContext\x12\x34\n\ntrusted_ca\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12g\n\x1dmatch_typed_subject_alt_names\x18\x0f \x03(\x0b\x32@.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher\"W\n\x0fSdsSecretConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\nsds_config\x18\x02 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\"\xd9\x05\n\x10\x43ommonTlsContext\x12L\n\ntls_params\x18\x01 \x01(\x0b\x32\x38.envoy.extensions.transport_sockets.tls.v3.TlsParameters\x12\x66\n\"tls_certificate_sds_secret_configs\x18\x06 \x03(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig\x12j\n$validation_context_sds_secret_config\x18\x07 \x01(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfigH\x00\x12\x87\x01\n\x1b\x63ombined_validation_context\x18\x08 \x01(\x0b\x32`.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContextH\x00\x1a\xfd\x01\n$CombinedCertificateValidationContext\x12k\n\x1a\x64\x65\x66\x61ult_validation_context\x18\x01 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext\x12h\n$validation_context_sds_secret_config\x18\x02 \x01(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfigB\x19\n\x17validation_context_type\"z\n\x12UpstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12\x0b\n\x03sni\x18\x02 \x01(\t\"\xaf\x01\n\x14\x44ownstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12>\n\x1arequire_client_certificate\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"\xdb\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12T\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificateH\x00\x12\x65\n\x12validation_context\x18\x04 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#xds/wire/envoy/extensions/tls.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/type/matcher.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xcf\x02\n\rTlsParameters\x12j\n\x1ctls_minimum_protocol_version\x18\x01 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\x12j\n\x1ctls_maximum_protocol_version\x18\x02 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\x12\x15\n\rcipher_suites\x18\x03 \x03(\t\"O\n\x0bTlsProtocol\x12\x0c\n\x08TLS_AUTO\x10\x00\x12\x0b\n\x07TLSv1_0\x10\x01\x12\x0b\n\x07TLSv1_1\x10\x02\x12\x0b\n\x07TLSv1_2\x10\x03\x12\x0b\n\x07TLSv1_3\x10\x04\"\x84\x01\n\x0eTlsCertificate\x12;\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12\x35\n\x0bprivate_key\x18\x02 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\"\x8c\x02\n\x15SubjectAltNameMatcher\x12Z\n\x08san_type\x18\x01 \x01(\x0e\x32H.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType\x12\x35\n\x07matcher\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcher\"`\n\x07SanType\x12\x18\n\x14SAN_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MAIL\x10\x01\x12\x07\n\x03\x44NS\x10\x02\x12\x07\n\x03URI\x10\x03\x12\x0e\n\nIP_ADDRESS\x10\x04\x12\x0e\n\nOTHER_NAME\x10\x05\"\xc4\x02\n\x1c\x43\x65rtificateValidationContext\x12\x34\n\ntrusted_ca\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12g\n\x1dmatch_typed_subject_alt_names\x18\x0f \x03(\x0b\x32@.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher\x12r\n\x11system_root_certs\x18\x11 \x01(\x0b\x32W.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts\x1a\x11\n\x0fSystemRootCerts\"W\n\x0fSdsSecretConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\nsds_config\x18\x02 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\"\xd8\x06\n\x10\x43ommonTlsContext\x12L\n\ntls_params\x18\x01 \x01(\x0b\x32\x38.envoy.extensions.transport_sockets.tls.v3.TlsParameters\x12\x16\n\x0e\x61lpn_protocols\x18\x04 \x03(\t\x12\x66\n\"tls_certificate_sds_secret_configs\x18\x06 \x03(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig\x12\x65\n\x12validation_context\x18\x03 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x12j\n$validation_context_sds_secret_config\x18\x07 \x01(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfigH\x00\x12\x87\x01\n\x1b\x63ombined_validation_context\x18\x08 \x01(\x0b\x32`.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContextH\x00\x1a\xfd\x01\n$CombinedCertificateValidationContext\x12k\n\x1a\x64\x65\x66\x61ult_validation_context\x18\x01 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext\x12h\n$validation_context_sds_secret_config\x18\x02 \x01(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfigB\x19\n\x17validation_context_type\"z\n\x12UpstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12\x0b\n\x03sni\x18\x02 \x01(\t\"\xaf\x01\n\x14\x44ownstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12>\n\x1arequire_client_certificate\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"\xdb\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12T\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificateH\x00\x12\x65\n\x12validation_context\x18\x04 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.extensions.tls_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TLSPARAMETERS']._serialized_start=183
-  _globals['_TLSPARAMETERS']._serialized_end=198
-  _globals['_TLSCERTIFICATE']._serialized_start=201
-  _globals['_TLSCERTIFICATE']._serialized_end=333
-  _globals['_SUBJECTALTNAMEMATCHER']._serialized_start=336
-  _globals['_SUBJECTALTNAMEMATCHER']._serialized_end=604
-  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_start=508
-  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_end=604
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=607
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=796
-  _globals['_SDSSECRETCONFIG']._serialized_start=798
-  _globals['_SDSSECRETCONFIG']._serialized_end=885
-  _globals['_COMMONTLSCONTEXT']._serialized_start=888
-  _globals['_COMMONTLSCONTEXT']._serialized_end=1617
-  _globals['_COMMONTLSCONTEXT_COMBINEDCERTIFICATEVALIDATIONCONTEXT']._serialized_start=1337
-  _globals['_COMMONTLSCONTEXT_COMBINEDCERTIFICATEVALIDATIONCONTEXT']._serialized_end=1590
-  _globals['_UPSTREAMTLSCONTEXT']._serialized_start=1619
-  _globals['_UPSTREAMTLSCONTEXT']._serialized_end=1741
-  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_start=1744
-  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_end=1919
-  _globals['_SECRET']._serialized_start=1922
-  _globals['_SECRET']._serialized_end=2141
+  _globals['_TLSPARAMETERS']._serialized_start=184
+  _globals['_TLSPARAMETERS']._serialized_end=519
+  _globals['_TLSPARAMETERS_TLSPROTOCOL']._serialized_start=440
+  _globals['_TLSPARAMETERS_TLSPROTOCOL']._serialized_end=519
+  _globals['_TLSCERTIFICATE']._serialized_start=522
+  _globals['_TLSCERTIFICATE']._serialized_end=654
+  _globals['_SUBJECTALTNAMEMATCHER']._serialized_start=657
+  _globals['_SUBJECTALTNAMEMATCHER']._serialized_end=925
+  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_start=829
+  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_end=925
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=928
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=1252
+  _globals['_CERTIFICATEVALIDATIONCONTEXT_SYSTEMROOTCERTS']._serialized_start=1235
+  _globals['_CERTIFICATEVALIDATIONCONTEXT_SYSTEMROOTCERTS']._serialized_end=1252
+  _globals['_SDSSECRETCONFIG']._serialized_start=1254
+  _globals['_SDSSECRETCONFIG']._serialized_end=1341
+  _globals['_COMMONTLSCONTEXT']._serialized_start=1344
+  _globals['_COMMONTLSCONTEXT']._serialized_end=2200
+  _globals['_COMMONTLSCONTEXT_COMBINEDCERTIFICATEVALIDATIONCONTEXT']._serialized_start=1920
+  _globals['_COMMONTLSCONTEXT_COMBINEDCERTIFICATEVALIDATIONCONTEXT']._serialized_end=2173
+  _globals['_UPSTREAMTLSCONTEXT']._serialized_start=2202
+  _globals['_UPSTREAMTLSCONTEXT']._serialized_end=2324
+  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_start=2327
+  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_end=2502
+  _globals['_SECRET']._serialized_start=2505
+  _globals['_SECRET']._serialized_end=2724
 # @@protoc_insertion_point(module_scope)

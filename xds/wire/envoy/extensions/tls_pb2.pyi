@@ -11,8 +11,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TlsParameters(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("tls_minimum_protocol_version", "tls_maximum_protocol_version", "cipher_suites")
+    class TlsProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        TLS_AUTO: _ClassVar[TlsParameters.TlsProtocol]
+        TLSv1_0: _ClassVar[TlsParameters.TlsProtocol]
+        TLSv1_1: _ClassVar[TlsParameters.TlsProtocol]
+        TLSv1_2: _ClassVar[TlsParameters.TlsProtocol]
+        TLSv1_3: _ClassVar[TlsParameters.TlsProtocol]
+    TLS_AUTO: TlsParameters.TlsProtocol
+    TLSv1_0: TlsParameters.TlsProtocol
+    TLSv1_1: TlsParameters.TlsProtocol
+    TLSv1_2: TlsParameters.TlsProtocol
+    TLSv1_3: TlsParameters.TlsProtocol
+    TLS_MINIMUM_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TLS_MAXIMUM_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CIPHER_SUITES_FIELD_NUMBER: _ClassVar[int]
+    tls_minimum_protocol_version: TlsParameters.TlsProtocol
+    tls_maximum_protocol_version: TlsParameters.TlsProtocol
+    cipher_suites: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tls_minimum_protocol_version: _Optional[_Union[TlsParameters.TlsProtocol, str]] = ..., tls_maximum_protocol_version: _Optional[_Union[TlsParameters.TlsProtocol, str]] = ..., cipher_suites: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TlsCertificate(_message.Message):
     __slots__ = ("certificate_chain", "private_key")
@@ -45,12 +63,17 @@ class SubjectAltNameMatcher(_message.Message):
     def __init__(self, san_type: _Optional[_Union[SubjectAltNameMatcher.SanType, str]] = ..., matcher: _Optional[_Union[_matcher_pb2.StringMatcher, _Mapping]] = ...) -> None: ...
 
 class CertificateValidationContext(_message.Message):
-    __slots__ = ("trusted_ca", "match_typed_subject_alt_names")
+    __slots__ = ("trusted_ca", "match_typed_subject_alt_names", "system_root_certs")
+    class SystemRootCerts(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
     TRUSTED_CA_FIELD_NUMBER: _ClassVar[int]
     MATCH_TYPED_SUBJECT_ALT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_ROOT_CERTS_FIELD_NUMBER: _ClassVar[int]
     trusted_ca: _core_pb2.DataSource
     match_typed_subject_alt_names: _containers.RepeatedCompositeFieldContainer[SubjectAltNameMatcher]
-    def __init__(self, trusted_ca: _Optional[_Union[_core_pb2.DataSource, _Mapping]] = ..., match_typed_subject_alt_names: _Optional[_Iterable[_Union[SubjectAltNameMatcher, _Mapping]]] = ...) -> None: ...
+    system_root_certs: CertificateValidationContext.SystemRootCerts
+    def __init__(self, trusted_ca: _Optional[_Union[_core_pb2.DataSource, _Mapping]] = ..., match_typed_subject_alt_names: _Optional[_Iterable[_Union[SubjectAltNameMatcher, _Mapping]]] = ..., system_root_certs: _Optional[_Union[CertificateValidationContext.SystemRootCerts, _Mapping]] = ...) -> None: ...
 
 class SdsSecretConfig(_message.Message):
     __slots__ = ("name", "sds_config")
@@ -61,7 +84,7 @@ class SdsSecretConfig(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sds_config: _Optional[_Union[_core_pb2.ConfigSource, _Mapping]] = ...) -> None: ...
 
 class CommonTlsContext(_message.Message):
-    __slots__ = ("tls_params", "tls_certificate_sds_secret_configs", "validation_context_sds_secret_config", "combined_validation_context")
+    __slots__ = ("tls_params", "alpn_protocols", "tls_certificate_sds_secret_configs", "validation_context", "validation_context_sds_secret_config", "combined_validation_context")
     class CombinedCertificateValidationContext(_message.Message):
         __slots__ = ("default_validation_context", "validation_context_sds_secret_config")
         DEFAULT_VALIDATION_CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -70,14 +93,18 @@ class CommonTlsContext(_message.Message):
         validation_context_sds_secret_config: SdsSecretConfig
         def __init__(self, default_validation_context: _Optional[_Union[CertificateValidationContext, _Mapping]] = ..., validation_context_sds_secret_config: _Optional[_Union[SdsSecretConfig, _Mapping]] = ...) -> None: ...
     TLS_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    ALPN_PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
     TLS_CERTIFICATE_SDS_SECRET_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_CONTEXT_SDS_SECRET_CONFIG_FIELD_NUMBER: _ClassVar[int]
     COMBINED_VALIDATION_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     tls_params: TlsParameters
+    alpn_protocols: _containers.RepeatedScalarFieldContainer[str]
     tls_certificate_sds_secret_configs: _containers.RepeatedCompositeFieldContainer[SdsSecretConfig]
+    validation_context: CertificateValidationContext
     validation_context_sds_secret_config: SdsSecretConfig
     combined_validation_context: CommonTlsContext.CombinedCertificateValidationContext
-    def __init__(self, tls_params: _Optional[_Union[TlsParameters, _Mapping]] = ..., tls_certificate_sds_secret_configs: _Optional[_Iterable[_Union[SdsSecretConfig, _Mapping]]] = ..., validation_context_sds_secret_config: _Optional[_Union[SdsSecretConfig, _Mapping]] = ..., combined_validation_context: _Optional[_Union[CommonTlsContext.CombinedCertificateValidationContext, _Mapping]] = ...) -> None: ...
+    def __init__(self, tls_params: _Optional[_Union[TlsParameters, _Mapping]] = ..., alpn_protocols: _Optional[_Iterable[str]] = ..., tls_certificate_sds_secret_configs: _Optional[_Iterable[_Union[SdsSecretConfig, _Mapping]]] = ..., validation_context: _Optional[_Union[CertificateValidationContext, _Mapping]] = ..., validation_context_sds_secret_config: _Optional[_Union[SdsSecretConfig, _Mapping]] = ..., combined_validation_context: _Optional[_Union[CommonTlsContext.CombinedCertificateValidationContext, _Mapping]] = ...) -> None: ...
 
 class UpstreamTlsContext(_message.Message):
     __slots__ = ("common_tls_context", "sni")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xds/wire/envoy/type/matcher.proto\x12\x15\x65nvoy.type.matcher.v3\"\x1d\n\x0cRegexMatcher\x12\r\n\x05regex\x18\x02 \x01(\t\"\x90\x01\n\rStringMatcher\x12\x0f\n\x05\x65xact\x18\x01 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x02 \x01(\tH\x00\x12\x10\n\x06suffix\x18\x03 \x01(\tH\x00\x12\x39\n\nsafe_regex\x18\x05 \x01(\x0b\x32#.envoy.type.matcher.v3.RegexMatcherH\x00\x42\x0f\n\rmatch_patternb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xds/wire/envoy/type/matcher.proto\x12\x15\x65nvoy.type.matcher.v3\"\x1d\n\x0cRegexMatcher\x12\r\n\x05regex\x18\x02 \x01(\t\"\xb9\x01\n\rStringMatcher\x12\x0f\n\x05\x65xact\x18\x01 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x02 \x01(\tH\x00\x12\x10\n\x06suffix\x18\x03 \x01(\tH\x00\x12\x39\n\nsafe_regex\x18\x05 \x01(\x0b\x32#.envoy.type.matcher.v3.RegexMatcherH\x00\x12\x12\n\x08\x63ontains\x18\x07 \x01(\tH\x00\x12\x13\n\x0bignore_case\x18\x06 \x01(\x08\x42\x0f\n\rmatch_pattern\"K\n\x0bPathMatcher\x12\x34\n\x04path\x18\x01 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x42\x06\n\x04rule\"U\n\x0bListMatcher\x12\x35\n\x06one_of\x18\x01 \x01(\x0b\x32#.envoy.type.matcher.v3.ValueMatcherH\x00\x42\x0f\n\rmatch_pattern\"H\n\tOrMatcher\x12;\n\x0evalue_matchers\x18\x01 \x03(\x0b\x32#.envoy.type.matcher.v3.ValueMatcher\"\xe6\x01\n\x0cValueMatcher\x12<\n\x0cstring_match\x18\x03 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x17\n\rpresent_match\x18\x05 \x01(\x08H\x00\x12\x38\n\nlist_match\x18\x06 \x01(\x0b\x32\".envoy.type.matcher.v3.ListMatcherH\x00\x12\x34\n\x08or_match\x18\x07 \x01(\x0b\x32 .envoy.type.matcher.v3.OrMatcherH\x00\x42\x0f\n\rmatch_pattern\"\xc0\x01\n\x0fMetadataMatcher\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12@\n\x04path\x18\x02 \x03(\x0b\x32\x32.envoy.type.matcher.v3.MetadataMatcher.PathSegment\x12\x32\n\x05value\x18\x03 \x01(\x0b\x32#.envoy.type.matcher.v3.ValueMatcher\x1a\'\n\x0bPathSegment\x12\r\n\x03key\x18\x01 \x01(\tH\x00\x42\t\n\x07segmentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGEXMATCHER']._serialized_start=60
   _globals['_REGEXMATCHER']._serialized_end=89
   _globals['_STRINGMATCHER']._serialized_start=92
-  _globals['_STRINGMATCHER']._serialized_end=236
+  _globals['_STRINGMATCHER']._serialized_end=277
+  _globals['_PATHMATCHER']._serialized_start=279
+  _globals['_PATHMATCHER']._serialized_end=354
+  _globals['_LISTMATCHER']._serialized_start=356
+  _globals['_LISTMATCHER']._serialized_end=441
+  _globals['_ORMATCHER']._serialized_start=443
+  _globals['_ORMATCHER']._serialized_end=515
+  _globals['_VALUEMATCHER']._serialized_start=518
+  _globals['_VALUEMATCHER']._serialized_end=748
+  _globals['_METADATAMATCHER']._serialized_start=751
+  _globals['_METADATAMATCHER']._serialized_end=943
+  _globals['_METADATAMATCHER_PATHSEGMENT']._serialized_start=904
+  _globals['_METADATAMATCHER_PATHSEGMENT']._serialized_end=943
 # @@protoc_insertion_point(module_scope)

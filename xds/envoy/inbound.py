@@ -1,0 +1,103 @@
+"""The public listener, at which others reach the application: mutual TLS, the intentions, the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xds.envoy import managers, names, routes
+from xds.envoy.clusters import milliseconds, socket_address
+from xds.envoy.identities import admitted_identities
+from xds.envoy.outbound import tcp_proxy
+from xds.envoy.rbac import http_rbac, network_rbac
+from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.tls import downstream_transport_socket, typed
+from xds.mesh.facts import Sidecar
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.intentions import TokenProvider
+from xds.mesh.settings import MeshSettings, ProxySettings
+from xds.policy.intentions import ConnectionPolicy, RequestPolicy, token_checks
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import listener_pb2 as listener
+from xds.wire.envoy.config import route_pb2 as route
+from xds.wire.envoy.extensions import http_rbac_pb2
+
+ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2", "http/1.1"), "grpc": ("h2", "http/1.1")}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who is let in, judged by connection or by request, whichever the application's protocol lets one see."""
+
+    connections: ConnectionPolicy
+    requests: RequestPolicy
+    token_providers: Mapping[str, TokenProvider]
+
+    def used_providers(self) -> list[TokenProvider]:
+        """The providers of the tokens that requests may have to bring, by name."""
+        wanted = {check.provider for check in token_checks(self.requests)}
+        return [self.token_providers[name] for name in sorted(wanted) if name in self.token_providers]
+
+    def missing_providers(self) -> list[str]:
+        """The providers that intentions name and that there aren't."""
+        return sorted({check.provider for check in token_checks(self.requests)} - self.token_providers.keys())
+
+
+def public_address(sidecar: Sidecar, settings: ProxySettings) -> tuple[str, int]:
+    """Where the public listener binds (Consul: ``bind_address``, else the service's address, else every address)."""
+    return (
+        settings.bind_address or sidecar.address or "0.0.0.0",  # noqa: S104 - Consul's default
+        settings.bind_port or sidecar.port,
+    )
+
+
+def public(
+    sidecar: Sidecar, settings: ProxySettings, mesh: MeshSettings, admission: Admission, trust_domain: str
+) -> Resource:
+    """The listener that other sidecars connect to."""
+    address, port = public_address(sidecar, settings)
+    name = names.listener("public_listener", address, port)
+    protocol = settings.protocol or "tcp"
+    if protocol in HTTP_PROTOCOLS:
+        filters = [managers.network_filter(managers.inbound(settings, mesh))]
+        # Whom a request is from is judged when it is there; whoever may send none is answered, and not hung up on.
+        identities = None
+    else:
+        rbac = network_rbac(admission.connections, trust_domain)
+        filters = [
+            listener.Filter(name="envoy.filters.network.rbac", typed_config=typed(rbac)),
+            tcp_proxy("public_listener", cluster=names.LOCAL_APP),
+        ]
+        identities = admitted_identities(admission.connections, trust_domain)
+    message = listener.Listener(
+        name=name,
+        address=socket_address(address, port),
+        traffic_direction=core.INBOUND,
+        filter_chains=[
+            listener.FilterChain(
+                filters=filters,
+                transport_socket=downstream_transport_socket(identities, mesh.incoming_tls, ALPN.get(protocol, ())),
+            )
+        ],
+    )
+    return encode(LISTENER, name, message, clusters=(names.LOCAL_APP,))
+
+
+def inbound_routes(settings: ProxySettings, admission: Admission, trust_domain: str) -> Resource:
+    """The routes of a public listener that speaks HTTP: everything to the application, as far as intentions allow."""
+    action = route.RouteAction(cluster=names.LOCAL_APP)
+    if settings.local_request_timeout_ms is not None:
+        action.timeout.CopyFrom(milliseconds(settings.local_request_timeout_ms))
+    if settings.local_idle_timeout_ms is not None:
+        action.idle_timeout.CopyFrom(milliseconds(settings.local_idle_timeout_ms))
+    host = route.VirtualHost(
+        name="public_listener",
+        domains=["*"],
+        routes=[route.Route(match=route.RouteMatch(prefix="/"), route=action)],
+    )
+    judge = http_rbac_pb2.RBACPerRoute(rbac=http_rbac(admission.requests, admission.token_providers, trust_domain))
+    host.typed_per_filter_config[managers.RBAC_FILTER].CopyFrom(typed(judge))
+    configuration = route.RouteConfiguration(
+        name="public_listener", virtual_hosts=[host], request_headers_to_remove=[routes.SCOPE_HEADER]
+    )
+    return routes.scope(names.INBOUND_SCOPE, configuration, (names.LOCAL_APP,))

@@ -1,0 +1,150 @@
+"""HTTP connection managers: one for all HTTP upstreams of a sidecar, one for what comes in.
+
+The routes of both come as scopes (`xds.envoy.routes`), so that they change without a listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.message import Message
+
+from xds.envoy import matchers, names
+from xds.envoy.routes import SCOPE_HEADER
+from xds.envoy.tls import ads_source, typed
+from xds.mesh.settings import MeshSettings, ProxySettings
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import listener_pb2 as listener
+from xds.wire.envoy.config import mutation_rules_pb2 as mutation_rules
+from xds.wire.envoy.config import rbac_pb2 as rbac
+from xds.wire.envoy.config import route_pb2 as route
+from xds.wire.envoy.extensions import (
+    early_header_mutation_pb2,
+    grpc_http1_bridge_pb2,
+    grpc_stats_pb2,
+    http_rbac_pb2,
+    http_router_pb2,
+)
+from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
+
+Added = core.HeaderValueOption.HeaderAppendAction
+Manager = manager.HttpConnectionManager
+JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
+RBAC_FILTER = "envoy.filters.http.rbac"
+
+
+def network_filter(config: Manager) -> listener.Filter:
+    """A connection manager as the last filter of a chain."""
+    return listener.Filter(name="envoy.filters.network.http_connection_manager", typed_config=typed(config))
+
+
+def http_filter(name: str, config: Message) -> manager.HttpFilter:
+    """A filter of a connection manager."""
+    return manager.HttpFilter(name=name, typed_config=typed(config))
+
+
+def outbound(stat_prefix: str, scope: str, *, grpc: bool) -> Manager:
+    """The manager of HTTP upstreams.
+
+    Args:
+        stat_prefix: what its statistics are named.
+        scope: the name of the scope that has the routes; Envoy's command operators in it are replaced.
+        grpc: whether to count by gRPC method, and to let HTTP/1.1 clients call gRPC.
+    """
+    return _scoped(stat_prefix, scope, _grpc_filters() if grpc else [])
+
+
+def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
+    """The manager of a public listener.
+
+    Its routes, and with them the intentions, come in the scope "inbound", the verification of tokens as an extension.
+    Were they part of the listener, a request on a connection that stands would go on being judged by those of before,
+    for as long as Envoy drains (ten minutes); and sidecars keep their connections.
+
+    Args:
+        settings: of the sidecar.
+        mesh: of the whole mesh.
+    """
+    grpc = settings.protocol == "grpc"
+    filters = _grpc_filters() if grpc else []
+    source = core.ExtensionConfigSource(config_source=ads_source(), type_urls=[JWT_AUTHENTICATION])
+    filters.append(manager.HttpFilter(name=names.JWT_EXTENSION, config_discovery=source))
+    # Where no scope says otherwise, nobody is let in: to allow, with no policies, is to deny.
+    filters.append(http_filter(RBAC_FILTER, http_rbac_pb2.RBAC(rules=rbac.RBAC(action=rbac.RBAC.ALLOW))))
+    found = _scoped("public_listener", names.INBOUND_SCOPE, filters)
+    if settings.max_request_headers_kb:
+        found.max_request_headers_kb.value = settings.max_request_headers_kb
+    _normalize(found, mesh)
+    if not mesh.sanitize_client_cert and not grpc:
+        found.forward_client_cert_details = Manager.APPEND_FORWARD
+        found.set_current_client_cert_details.CopyFrom(
+            Manager.SetCurrentClientCertDetails(cert=True, chain=True, dns=True, uri=True)
+        )
+        found.set_current_client_cert_details.subject.value = True
+    return found
+
+
+def _normalize(found: Manager, mesh: MeshSettings) -> None:
+    """What a path means is settled before the intentions judge it, or ``/a/../b`` would be ``/a`` to them."""
+    found.normalize_path.value = mesh.normalize_path
+    found.merge_slashes = mesh.merge_slashes
+    if mesh.escaped_slashes:
+        found.MergeFrom(Manager(path_with_escaped_slashes_action=mesh.escaped_slashes))
+    if mesh.headers_with_underscores:
+        found.common_http_protocol_options.CopyFrom(
+            core.HttpProtocolOptions(headers_with_underscores_action=mesh.headers_with_underscores)
+        )
+
+
+def plain(stat_prefix: str, routes: Iterable[route.Route], *, http2: bool = False) -> Manager:
+    """A manager with nothing but routes, for any host."""
+    found = _common(stat_prefix, [])
+    if http2:
+        found.codec_type = Manager.HTTP2
+    host = route.VirtualHost(name=stat_prefix, domains=["*"], routes=routes)
+    found.route_config.CopyFrom(route.RouteConfiguration(name=stat_prefix, virtual_hosts=[host]))
+    return found
+
+
+def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter]) -> Manager:
+    """A manager that finds its routes by a header, which nobody but it can set."""
+    mark = mutation_rules.HeaderMutation(
+        append=matchers.header_options(((SCOPE_HEADER, scope),), Added.OVERWRITE_IF_EXISTS_OR_ADD)[0]
+    )
+    extractor = manager.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor(name=SCOPE_HEADER, index=0)
+    found = _common(stat_prefix, filters)
+    found.early_header_mutation_extensions.append(
+        core.TypedExtensionConfig(
+            name="envoy.http.early_header_mutation.header_mutation",
+            typed_config=typed(early_header_mutation_pb2.HeaderMutation(mutations=[mark])),
+        )
+    )
+    found.scoped_routes.CopyFrom(
+        manager.ScopedRoutes(
+            name="scopes",
+            scope_key_builder=manager.ScopedRoutes.ScopeKeyBuilder(
+                fragments=[manager.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder(header_value_extractor=extractor)]
+            ),
+            scoped_rds=manager.ScopedRds(scoped_rds_config_source=ads_source()),
+        )
+    )
+    return found
+
+
+def _common(stat_prefix: str, filters: list[manager.HttpFilter]) -> Manager:
+    return Manager(
+        stat_prefix=stat_prefix,
+        # Extended CONNECT, by which a WebSocket is carried over HTTP/2 between the sidecars.
+        http2_protocol_options=core.Http2ProtocolOptions(allow_connect=True),
+        upgrade_configs=[Manager.UpgradeConfig(upgrade_type="websocket")],
+        http_filters=[*filters, http_filter("envoy.filters.http.router", http_router_pb2.Router())],
+    )
+
+
+def _grpc_filters() -> list[manager.HttpFilter]:
+    stats = grpc_stats_pb2.FilterConfig()
+    stats.stats_for_all_methods.value = True
+    return [
+        http_filter("envoy.filters.http.grpc_stats", stats),
+        http_filter("envoy.filters.http.grpc_http1_bridge", grpc_http1_bridge_pb2.Config()),
+    ]

@@ -1,0 +1,227 @@
+"""The outbound listener, which does not know the services, and those on the addresses of explicit upstreams.
+
+The outbound listener is of constant shape. A matcher on the dialed address sends the virtual-IP ranges to one chain,
+which names the upstream's cluster after that address; so a new upstream is a cluster and its endpoints, and the
+listener stays as it is. Only the addresses vary that are claimed outside the ranges, that carry HTTP, or at which the
+port decides, and they sit in the matcher: a changed matcher drains no connection, a changed chain would. All the chains
+that a matcher may ever name are there from the start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue, StringValue, UInt32Value
+
+from xds.envoy import managers, names
+from xds.envoy.clusters import socket_address
+from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.tls import typed
+from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import listener_pb2 as listener
+from xds.wire.envoy.extensions import (
+    filter_state_pb2,
+    network_inputs_pb2,
+    original_dst_pb2,
+    set_filter_state_pb2,
+    tcp_proxy_pb2,
+)
+from xds.wire.xds import core_pb2 as xds_core
+from xds.wire.xds import matcher_pb2 as xds_matcher
+
+OnMatch = xds_matcher.Matcher.OnMatch
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+OUTBOUND_LISTENER_PORT = 15001
+CONSUL_VIRTUAL_IPS = ipaddress.ip_network("240.0.0.0/4")
+"""What Consul gives its virtual IPs from."""
+
+PASSTHROUGH_CHAIN = "passthrough"
+KINDS = ("tcp", "http", "grpc")
+"""The kinds of chains: connections, requests, and requests that are counted by gRPC method."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundSettings:
+    """What holds for the outbound listeners of a whole mesh."""
+
+    virtual_ranges: tuple[IPNetwork, ...] = (CONSUL_VIRTUAL_IPS,)
+    destinations_only: bool = False
+    """No way past the mesh: a connection to any address that is not a virtual IP is closed."""
+    strict_ports: bool = False
+    """Whether a service answers only at the port of its virtual address, where that carries one."""
+
+    def lists(self, at: VirtualAddress, protocol: str) -> bool:
+        """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
+        return (
+            protocol in HTTP_PROTOCOLS
+            or at.port != ANY_PORT
+            or not any(ipaddress.ip_address(at.ip) in network for network in self.virtual_ranges)
+        )
+
+
+def kind(protocol: str) -> str:
+    """The kind of chain that carries a protocol."""
+    return "grpc" if protocol == "grpc" else "http" if protocol in HTTP_PROTOCOLS else "tcp"
+
+
+def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str]) -> Resource:
+    """The listener that the kernel redirects outbound connections to.
+
+    Args:
+        settings: what holds for every outbound listener.
+        port: where it listens, on loopback.
+        listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
+    """
+    name = names.listener("outbound_listener", "127.0.0.1", port)
+    chains = [_mesh_chain(each, by_port=by_port) for each in KINDS for by_port in (False, True)]
+    if not settings.destinations_only:
+        passthrough = tcp_proxy("upstream.original-destination", cluster=names.ORIGINAL_DESTINATION)
+        chains.append(listener.FilterChain(name=PASSTHROUGH_CHAIN, filters=[passthrough]))
+    message = listener.Listener(
+        name=name,
+        address=socket_address("127.0.0.1", port),
+        traffic_direction=core.OUTBOUND,
+        listener_filters=[
+            listener.ListenerFilter(
+                name="envoy.filters.listener.original_dst", typed_config=typed(original_dst_pb2.OriginalDst())
+            )
+        ],
+        filter_chains=chains,
+        # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
+        enable_reuse_port=BoolValue(value=False),
+        filter_chain_matcher=_by_destination(settings, listed),
+    )
+    past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
+    named = tuple(sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp"))
+    return encode(LISTENER, name, message, clusters=(*past, *named), of_all_upstreams=True)
+
+
+def _chain(kind: str, *, by_port: bool) -> str:
+    return f"mesh-{kind}{'-by-port' if by_port else ''}"
+
+
+def _mesh_chain(kind: str, *, by_port: bool) -> listener.FilterChain:
+    dialed = names.DIALED_ADDRESS_AND_PORT if by_port else names.DIALED_ADDRESS
+    if kind == "tcp":
+        filters = [_pick_cluster(dialed), tcp_proxy("upstream.mesh", cluster="unset")]
+    else:
+        filters = [managers.network_filter(managers.outbound(f"upstream.mesh.{kind}", dialed, grpc=kind == "grpc"))]
+    return listener.FilterChain(name=_chain(kind, by_port=by_port), filters=filters)
+
+
+def _by_destination(settings: OutboundSettings, listed: Mapping[VirtualAddress, str]) -> xds_matcher.Matcher:
+    """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
+    past = None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN)
+    by_kind: dict[str, list[IPNetwork]] = {_chain("tcp", by_port=False): list(settings.virtual_ranges)}
+    ports: dict[str, dict[VirtualAddress, str]] = {}
+    for at, protocol in sorted(listed.items()):
+        if at.port == ANY_PORT:
+            by_kind.setdefault(_chain(kind(protocol), by_port=False), []).append(ipaddress.ip_network(at.ip))
+        else:
+            ports.setdefault(at.ip, {})[at] = protocol
+    for at, protocol in listed.items():
+        if at.port == ANY_PORT and at.ip in ports:
+            by_kind[_chain(kind(protocol), by_port=False)].remove(ipaddress.ip_network(at.ip))
+    ranges = [_range(networks, _go_to(chain)) for chain, networks in by_kind.items() if networks]
+    for ip, there in sorted(ports.items()):
+        rest, otherwise = listed.get(VirtualAddress(ip)), past
+        if rest is not None:
+            otherwise = _go_to(_chain(kind(rest), by_port=False))
+        elif not all(at.own for at in there):
+            otherwise = _go_to(_chain("tcp", by_port=False))  # where no cluster is named after it: refused
+        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise)))
+    tree = xds_matcher.Matcher.MatcherTree(
+        input=_input("destination_ip", network_inputs_pb2.DestinationIPInput()),
+        custom_match=xds_core.TypedExtensionConfig(
+            name="envoy.matching.custom_matchers.ip_range_matcher",
+            typed_config=typed(xds_matcher.IPMatcher(range_matchers=ranges)),
+        ),
+    )
+    return xds_matcher.Matcher(matcher_tree=tree, on_no_match=past)
+
+
+def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None) -> OnMatch:
+    chains = {str(at.port): _go_to(_chain(kind(protocol), by_port=True)) for at, protocol in there.items()}
+    tree = xds_matcher.Matcher.MatcherTree(
+        input=_input("destination_port", network_inputs_pb2.DestinationPortInput()),
+        exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(map=chains),
+    )
+    return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
+
+
+def _range(networks: Iterable[IPNetwork], then: OnMatch) -> xds_matcher.IPMatcher.IPRangeMatcher:
+    return xds_matcher.IPMatcher.IPRangeMatcher(
+        ranges=[
+            xds_core.CidrRange(
+                address_prefix=str(network.network_address), prefix_len=UInt32Value(value=network.prefixlen)
+            )
+            for network in networks
+        ],
+        on_match=then,
+    )
+
+
+def _input(name: str, message: Message) -> xds_core.TypedExtensionConfig:
+    return xds_core.TypedExtensionConfig(name=f"envoy.matching.inputs.{name}", typed_config=typed(message))
+
+
+def _go_to(chain: str) -> OnMatch:
+    return OnMatch(
+        action=xds_core.TypedExtensionConfig(name="filter-chain-name", typed_config=typed(StringValue(value=chain)))
+    )
+
+
+def _pick_cluster(dialed: str) -> listener.Filter:
+    """Names the cluster after the dialed address. Where there is none of that name, the connection is reset."""
+    config = set_filter_state_pb2.Config(
+        on_new_connection=[
+            filter_state_pb2.FilterStateValue(
+                object_key="envoy.tcp_proxy.cluster",
+                format_string=core.SubstitutionFormatString(text_format_source=core.DataSource(inline_string=dialed)),
+            )
+        ]
+    )
+    return listener.Filter(name="envoy.filters.network.set_filter_state", typed_config=typed(config))
+
+
+def tcp_proxy(stat_prefix: str, cluster: str) -> listener.Filter:
+    """A chain's last filter, for connections whose contents are nobody's business."""
+    return listener.Filter(
+        name="envoy.filters.network.tcp_proxy",
+        typed_config=typed(tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix, cluster=cluster)),
+    )
+
+
+def explicit_name(upstream: ExplicitUpstream) -> str:
+    """The name of an explicit upstream's listener, and of what is behind it."""
+    if upstream.local_bind_socket_path:
+        return f"{upstream.name}:{upstream.local_bind_socket_path}"
+    return names.listener(upstream.name, upstream.local_bind_address, upstream.local_bind_port)
+
+
+def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> Resource:
+    """A listener on the local address that a registration gives an upstream."""
+    name = explicit_name(upstream)
+    if upstream.local_bind_socket_path:
+        pipe = core.Pipe(path=upstream.local_bind_socket_path, mode=upstream.local_bind_socket_mode)
+        address = core.Address(pipe=pipe)
+    else:
+        address = socket_address(upstream.local_bind_address, upstream.local_bind_port)
+    stat_prefix = names.upstream_stat_prefix(upstream.name, datacenter)
+    if protocol in HTTP_PROTOCOLS:
+        last = managers.network_filter(managers.outbound(stat_prefix, name, grpc=protocol == "grpc"))
+    else:
+        last = tcp_proxy(stat_prefix, cluster=name)
+    message = listener.Listener(
+        name=name,
+        address=address,
+        traffic_direction=core.OUTBOUND,
+        filter_chains=[listener.FilterChain(filters=[last])],
+    )
+    return encode(LISTENER, name, message, clusters=() if protocol in HTTP_PROTOCOLS else (name,))

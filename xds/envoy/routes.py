@@ -1,0 +1,162 @@
+"""Routes of HTTP upstreams: a discovery chain as one scoped route configuration for each address it is dialed at.
+
+Every outbound HTTP connection goes through one connection manager. It notes the dialed address in a header, by which
+the scope is found; the header is taken away again on the way up. So a new upstream is a resource of its own here, and
+no listener changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xds.envoy import matchers
+from xds.envoy.clusters import milliseconds
+from xds.envoy.resource import SCOPED_ROUTE, Resource, encode
+from xds.mesh.chains import (
+    DiscoveryChain,
+    HashPolicy,
+    LoadBalancer,
+    Resolver,
+    Retries,
+    Route,
+    Router,
+    Split,
+    Splitter,
+)
+from xds.mesh.http import HeaderChanges, RequestMatch
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import route_pb2 as route
+
+SCOPE_HEADER = "x-gossamer-dialed"
+
+Added = core.HeaderValueOption.HeaderAppendAction
+
+
+def scope(name: str, configuration: route.RouteConfiguration, clusters: tuple[str, ...]) -> Resource:
+    """What holds for requests whose `SCOPE_HEADER` is ``name``; ``clusters`` are those that it names."""
+    message = route.ScopedRouteConfiguration(
+        name=name,
+        key=route.ScopedRouteConfiguration.Key(
+            fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)]
+        ),
+        route_configuration=configuration,
+    )
+    return encode(SCOPED_ROUTE, name, message, clusters=clusters)
+
+
+def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.RouteConfiguration:
+    """The routes of a chain.
+
+    Args:
+        name: of the configuration and of its only virtual host.
+        chain: what is encoded.
+        clusters: by the key of each resolver in the chain, its cluster.
+    """
+    start = chain.nodes[chain.start]
+    routes = (
+        [_route(each, chain, clusters) for each in start.routes]
+        if isinstance(start, Router)
+        else [_route(Route(RequestMatch(), chain.start), chain, clusters)]
+    )
+    return route.RouteConfiguration(
+        name=name,
+        virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=routes)],
+        request_headers_to_remove=[SCOPE_HEADER],
+    )
+
+
+def straight(name: str, cluster: str) -> route.RouteConfiguration:
+    """Everything to one cluster."""
+    everything = route.Route(match=route.RouteMatch(prefix="/"), route=route.RouteAction(cluster=cluster))
+    return route.RouteConfiguration(
+        name=name,
+        virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=[everything])],
+        request_headers_to_remove=[SCOPE_HEADER],
+    )
+
+
+def _route(given: Route, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.Route:
+    node = chain.nodes[given.node]
+    action = route.RouteAction(prefix_rewrite=given.prefix_rewrite)
+    balancer: LoadBalancer | None = None
+    timeout = given.request_timeout_ms
+    if isinstance(node, Splitter):
+        action.weighted_clusters.clusters.extend(_weighted(split, clusters) for split in node.splits if split.weight)
+        balancer = node.load_balancer
+    elif isinstance(node, Resolver):
+        action.cluster = clusters[given.node]
+        balancer = node.load_balancer
+        if timeout is None:
+            timeout = node.request_timeout_ms
+    if timeout is not None:
+        action.timeout.CopyFrom(milliseconds(timeout))
+    if given.idle_timeout_ms is not None:
+        action.idle_timeout.CopyFrom(milliseconds(given.idle_timeout_ms))
+    if given.retries is not None:
+        action.retry_policy.CopyFrom(_retry_policy(given.retries))
+    if balancer is not None and balancer.hashes:
+        action.hash_policy.extend(map(_hash_policy, balancer.hash_policies))
+    found = route.Route(match=_match(given.match), route=action)
+    _change_headers(found, given.request_headers, given.response_headers)
+    return found
+
+
+def _match(given: RequestMatch) -> route.RouteMatch:
+    found = route.RouteMatch(
+        headers=[matchers.header(header) for header in given.headers],
+        query_parameters=[matchers.query(parameter) for parameter in given.query],
+    )
+    if given.methods:
+        found.headers.append(matchers.methods(given.methods))
+    path = matchers.text(given.path) if given.path is not None else None
+    if path is None:
+        found.prefix = "/"
+    elif path.HasField("exact"):
+        found.path = path.exact
+    elif path.HasField("prefix"):
+        found.prefix = path.prefix
+    else:
+        found.safe_regex.CopyFrom(path.safe_regex)
+    return found
+
+
+def _weighted(split: Split, clusters: Mapping[str, str]) -> route.WeightedCluster.ClusterWeight:
+    found = route.WeightedCluster.ClusterWeight(name=clusters[split.node])
+    found.weight.value = split.weight
+    _change_headers(found, split.request_headers, split.response_headers)
+    return found
+
+
+def _change_headers(
+    found: route.Route | route.WeightedCluster.ClusterWeight, request: HeaderChanges, response: HeaderChanges
+) -> None:
+    for changes, add, remove in (
+        (request, found.request_headers_to_add, found.request_headers_to_remove),
+        (response, found.response_headers_to_add, found.response_headers_to_remove),
+    ):
+        add.extend(matchers.header_options(changes.add, Added.APPEND_IF_EXISTS_OR_ADD))
+        add.extend(matchers.header_options(changes.set, Added.OVERWRITE_IF_EXISTS_OR_ADD))
+        remove.extend(changes.remove)
+
+
+def _retry_policy(retries: Retries) -> route.RetryPolicy:
+    found = route.RetryPolicy(retry_on=",".join(retries.on), retriable_status_codes=retries.status_codes)
+    if retries.count is not None:
+        found.num_retries.value = retries.count
+    return found
+
+
+def _hash_policy(policy: HashPolicy) -> route.RouteAction.HashPolicy:
+    found = route.RouteAction.HashPolicy(terminal=policy.terminal)
+    if policy.source_ip:
+        found.connection_properties.source_ip = True
+    elif policy.header:
+        found.header.header_name = policy.header
+    elif policy.cookie:
+        found.cookie.name = policy.cookie
+        found.cookie.path = policy.cookie_path
+        if policy.cookie_ttl_ms is not None:
+            found.cookie.ttl.CopyFrom(milliseconds(policy.cookie_ttl_ms))
+    else:
+        found.query_parameter.name = policy.query_parameter
+    return found

@@ -1,0 +1,134 @@
+"""An upstream in Envoy: what its discovery chain comes to, for each name under which a listener asks for it.
+
+TCP: one cluster of that name. HTTP: routes of that name, over clusters that all the upstream's names share. A resolver
+with failover is an aggregate cluster over one for each of its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from xds.envoy import clusters, endpoints, names, routes
+from xds.envoy.clusters import Here
+from xds.envoy.resource import Resource
+from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter, Target
+from xds.mesh.facts import Instance
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.settings import UpstreamSettings
+from xds.policy.filters import chosen
+
+InstancesOfTarget = Callable[[Target], Sequence[Instance]]
+
+
+def members(target: Target, instances: Iterable[Instance]) -> list[Instance]:
+    """Those of a service's instances that belong to a target."""
+    return [instance for instance in instances if chosen(target.filter, instance)]
+
+
+class UpstreamEncoder:
+    """Encodes one upstream.
+
+    Args:
+        chain: how it is reached.
+        settings: how it is called.
+        here: where the mesh is.
+        instances: the instances of each of the chain's targets.
+        owner: in whose clusters' names it is said that they are not shared; empty for the upstream of all siblings.
+    """
+
+    def __init__(
+        self,
+        chain: DiscoveryChain,
+        settings: UpstreamSettings,
+        here: Here,
+        instances: InstancesOfTarget,
+        owner: str = "",
+    ) -> None:
+        self._chain = chain
+        self._settings = settings
+        self._here = here
+        self._instances = instances
+        self._owner = owner
+
+    def refusal(self) -> str | None:
+        """Why the chain can't be encoded, if so."""
+        chain = self._chain
+        if chain.refusal is not None:
+            return chain.refusal
+        if chain.protocol not in HTTP_PROTOCOLS and chain.first_resolver() is None:
+            return f"its discovery chain divides requests, which protocol {chain.protocol!r} has none of"
+        for node in chain.nodes.values():
+            following: Iterable[str] = ()
+            if isinstance(node, Router):
+                following = [route.node for route in node.routes]
+            elif isinstance(node, Splitter):
+                following = [split.node for split in node.splits]
+            else:
+                missing = [key for key in (node.target, *node.failover) if key not in chain.targets]
+                if missing:
+                    return f"its discovery chain has no target {missing[0]!r}"
+            missing = [key for key in following if key not in chain.nodes]
+            if missing:
+                return f"its discovery chain has no node {missing[0]!r}"
+        return None
+
+    @property
+    def is_http(self) -> bool:
+        """Whether its requests are told apart."""
+        return self._chain.protocol in HTTP_PROTOCOLS
+
+    def resources(self, dialed: Iterable[str]) -> Iterator[Resource]:
+        """What is needed for the upstream under each of these names."""
+        if not self.is_http:
+            for name in dialed:
+                resolver = self._chain.first_resolver()
+                assert resolver is not None
+                yield from self._resolver(name, resolver)
+            return
+        behind = {key: self._cluster_of(node) for key, node in self._chain.nodes.items() if isinstance(node, Resolver)}
+        for key, name in behind.items():
+            node = self._chain.nodes[key]
+            assert isinstance(node, Resolver)
+            yield from self._resolver(name, node)
+        configuration = routes.configuration(self._chain.service, self._chain, behind)
+        for name in dialed:
+            yield routes.scope(name, configuration, tuple(sorted(set(behind.values()))))
+
+    def alone(self, dialed: str, instance: Instance) -> Iterator[Resource]:
+        """One instance under a name of its own: whoever dials an instance's own address wants that one."""
+        target = next(
+            (target for target in self._chain.targets.values() if target.service == self._chain.service),
+            Target(self._chain.service),
+        )
+        yield self._target_cluster(dialed, target, None)
+        yield endpoints.load_assignment(dialed, [instance])
+        if self.is_http:
+            yield routes.scope(dialed, routes.straight(self._chain.service, dialed), (dialed,))
+
+    def _cluster_of(self, resolver: Resolver) -> str:
+        """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name."""
+        target = self._chain.targets[resolver.target]
+        name = self._consul_name(target)
+        if self._owner:
+            return f"{self._owner}~{name}"
+        return (
+            name if target.service == self._chain.service and not target.datacenter else f"{self._chain.service}~{name}"
+        )
+
+    def _consul_name(self, target: Target) -> str:
+        datacenter = target.datacenter or self._here.datacenter
+        return names.service_cluster(target.service, datacenter, self._here.trust_domain, target.subset)
+
+    def _resolver(self, name: str, resolver: Resolver) -> Iterator[Resource]:
+        keys = (resolver.target, *resolver.failover)
+        inner = [name] if len(keys) == 1 else [f"failover-target~{number}~{name}" for number in range(len(keys))]
+        for key, each in zip(keys, inner, strict=True):
+            target = self._chain.targets[key]
+            yield self._target_cluster(each, target, resolver)
+            yield endpoints.load_assignment(each, self._instances(target), only_passing=target.only_passing)
+        if len(keys) > 1:
+            yield clusters.aggregate(name, self._consul_name(self._chain.targets[resolver.target]), inner)
+
+    def _target_cluster(self, name: str, target: Target, resolver: Resolver | None) -> Resource:
+        balancer = resolver.load_balancer if resolver else None
+        return clusters.service_cluster(name, target, self._here, self._chain.protocol, self._settings, balancer)

@@ -1,0 +1,173 @@
+"""A compiled discovery chain (Consul: ``/v1/discovery-chain/:service``): how requests to a service find its instances.
+
+It begins at one node. A router picks the next node by the request, a splitter by chance, a resolver ends at a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xds.mesh.http import HeaderChanges, RequestMatch
+
+DEFAULT_CONNECT_TIMEOUT_MS = 5000
+WHOLE = 10000
+"""The weights of a splitter add up to this."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class InstancesOf:
+    """Names the instances of a service in another datacenter."""
+
+    service: str
+    datacenter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Some instances of some service."""
+
+    service: str
+    datacenter: str = ""
+    """Empty for the datacenter whose sidecars are served."""
+    subset: str = ""
+    filter: str = ""
+    """Which instances belong to the subset (a filter expression of Consul's)."""
+    only_passing: bool = False
+    connect_timeout_ms: int = DEFAULT_CONNECT_TIMEOUT_MS
+    external_sni: str = ""
+    """What to ask for in TLS in place of Consul's name."""
+    mesh_gateway: str = ""
+    """How another datacenter is reached: ``local``, ``remote``, or directly."""
+
+    @property
+    def instances(self) -> str | InstancesOf:
+        """What its instances are known under."""
+        return InstancesOf(self.service, self.datacenter) if self.datacenter else self.service
+
+
+@dataclass(frozen=True, slots=True)
+class HashPolicy:
+    """What a request is hashed by: a header, a cookie, a query parameter, or the address that it comes from."""
+
+    header: str = ""
+    query_parameter: str = ""
+    cookie: str = ""
+    cookie_path: str = ""
+    cookie_ttl_ms: int | None = None
+    """How long the cookie that Envoy makes is kept; 0 for a session, ``None`` where it makes none."""
+    source_ip: bool = False
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBalancer:
+    """How an instance is picked."""
+
+    policy: str = ""
+    choice_count: int | None = None
+    minimum_ring_size: int | None = None
+    maximum_ring_size: int | None = None
+    hash_policies: tuple[HashPolicy, ...] = ()
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the pick depends on the request."""
+        return self.policy in ("ring_hash", "maglev")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """Ends at a target, and at the ones after it when no instance of those before is healthy."""
+
+    target: str
+    failover: tuple[str, ...] = ()
+    request_timeout_ms: int | None = None
+    load_balancer: LoadBalancer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A share of the requests; ``weight`` is out of `WHOLE`."""
+
+    weight: int
+    node: str
+    request_headers: HeaderChanges = HeaderChanges()
+    response_headers: HeaderChanges = HeaderChanges()
+
+
+@dataclass(frozen=True, slots=True)
+class Splitter:
+    """Divides the requests."""
+
+    splits: tuple[Split, ...]
+    load_balancer: LoadBalancer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When a request is tried once more, and how often."""
+
+    on: tuple[str, ...]
+    """In Envoy's words."""
+    count: int | None = None
+    status_codes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests of one kind go."""
+
+    match: RequestMatch
+    node: str
+    prefix_rewrite: str = ""
+    request_timeout_ms: int | None = None
+    """0 is no limit at all; ``None`` leaves it to Envoy (15 s)."""
+    idle_timeout_ms: int | None = None
+    retries: Retries | None = None
+    request_headers: HeaderChanges = HeaderChanges()
+    response_headers: HeaderChanges = HeaderChanges()
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Picks the first route that matches."""
+
+    routes: tuple[Route, ...]
+
+
+Node = Router | Splitter | Resolver
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryChain:
+    """How a service is reached."""
+
+    service: str
+    protocol: str = "tcp"
+    start: str = ""
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    virtual_ips: tuple[str, ...] = ()
+    refusal: str | None = None
+    """Why this chain can't be followed; its service is then set aside as an upstream rather than routed wrongly."""
+    problems: tuple[str, ...] = ()
+    """What of it is not followed, though the service is served."""
+
+    def first_resolver(self) -> Resolver | None:
+        """The resolver that a TCP connection ends at: the one that the chain begins with."""
+        node = self.nodes.get(self.start)
+        return node if isinstance(node, Resolver) else None
+
+
+def default_chain(
+    service: str, protocol: str = "tcp", connect_timeout_ms: int = DEFAULT_CONNECT_TIMEOUT_MS
+) -> DiscoveryChain:
+    """The chain of a service about which no config entry says anything: its own instances, all of them."""
+    return DiscoveryChain(
+        service,
+        protocol,
+        start="resolver",
+        nodes={"resolver": Resolver("target")},
+        targets={"target": Target(service, connect_timeout_ms=connect_timeout_ms)},
+    )

@@ -1,0 +1,163 @@
+"""What shapes a sidecar: the settings of its registration, and the config entries that fill in what it leaves open."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from xds.mesh.intentions import TokenProvider
+
+
+class ProxyMode(enum.Enum):
+    """How applications reach their upstreams through a sidecar (Consul: ``Proxy.Mode``)."""
+
+    TRANSPARENT = "transparent"
+    DIRECT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class ExposedPath:
+    """A path of the application that is reached in plain HTTP, past mutual TLS (Consul: ``Expose.Paths``)."""
+
+    path: str
+    listener_port: int
+    local_port: int
+    http2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLogs:
+    """Where and how connections and requests are logged (Consul: ``AccessLogs`` of the proxy-defaults)."""
+
+    sink: str = "stdout"
+    """``stdout``, ``stderr`` or ``file``."""
+    path: str = ""
+    json_format: str = ""
+    """JSON; empty for Consul's own format."""
+    text_format: str = ""
+    listener_logs: bool = True
+    """Whether connections that no filter chain takes are logged as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassiveHealthCheck:
+    """When an instance is left alone because of what it answered; ``None`` leaves it to Envoy."""
+
+    interval_ms: int | None = None
+    max_failures: int | None = None
+    enforcing_consecutive_5xx: int | None = None
+    max_ejection_percent: int | None = None
+    base_ejection_time_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """How one service calls another. ``None`` and an empty text mean "not said here"."""
+
+    protocol: str | None = None
+    connect_timeout_ms: int | None = None
+    max_connections: int | None = None
+    max_pending_requests: int | None = None
+    max_concurrent_requests: int | None = None
+    passive_health_check: PassiveHealthCheck | None = None
+    mesh_gateway: str | None = None
+    balance_connections: bool | None = None
+    listener_json: str | None = None
+    cluster_json: str | None = None
+
+    def over(self, lower: UpstreamSettings) -> UpstreamSettings:
+        """These settings, with what they leave open taken from ``lower``."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(lower, **said)
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One of Consul's Envoy extensions (``EnvoyExtensions``); its arguments as JSON."""
+
+    name: str
+    required: bool
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The settings that a sidecar's registration, the service-defaults and the proxy-defaults can each give.
+
+    ``None`` means "not said here", so that the next level decides. Times are in milliseconds as in Consul.
+    """
+
+    mode: ProxyMode | None = None
+    fallback_mode: ProxyMode | None = None
+    """``Config["mode"]``: where a Consul before 1.10, which refuses ``Proxy.Mode``, can carry it."""
+    outbound_listener_port: int | None = None
+    bind_address: str | None = None
+    bind_port: int | None = None
+    protocol: str | None = None
+    local_connect_timeout_ms: int | None = None
+    local_request_timeout_ms: int | None = None
+    """0 is no limit."""
+    local_idle_timeout_ms: int | None = None
+    max_inbound_connections: int | None = None
+    balance_inbound_connections: bool | None = None
+    max_request_headers_kb: int | None = None
+    permissive_mtls: bool | None = None
+    """Whether connections that are not the mesh's reach the application as they are, on its own port."""
+    access_logs: AccessLogs | None = None
+    tracing_json: str | None = None
+    public_listener_json: str | None = None
+    local_cluster_json: str | None = None
+    extensions: tuple[Extension, ...] | None = None
+    mesh_gateway: str | None = None
+    dialed_directly: bool | None = None
+    """Whether others may dial this instance's own address, and reach it through the mesh."""
+    expose_checks: bool | None = None
+    exposed_paths: tuple[ExposedPath, ...] | None = None
+    upstream_defaults: UpstreamSettings | None = None
+    upstream_overrides: Mapping[str, UpstreamSettings] | None = None
+
+    def over(self, lower: ProxySettings) -> ProxySettings:
+        """These settings, with what they leave open taken from ``lower``."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(lower, **said)
+
+
+@dataclass(frozen=True, slots=True)
+class TLSParameters:
+    """Versions in Envoy's words (``TLSv1_2``) and cipher suites; empty leaves it to Envoy."""
+
+    minimum: str = ""
+    maximum: str = ""
+    cipher_suites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """What holds for the whole mesh (Consul: the ``mesh`` entry)."""
+
+    destinations_only: bool = False
+    allow_permissive_mtls: bool = False
+    incoming_tls: TLSParameters = TLSParameters()
+    outgoing_tls: TLSParameters = TLSParameters()
+    sanitize_client_cert: bool = False
+    """Whether applications are not told, by ``x-forwarded-client-cert``, who calls them."""
+    normalize_path: bool = True
+    merge_slashes: bool = False
+    escaped_slashes: str = ""
+    """What is done with ``%2F`` in a path, in Envoy's words."""
+    headers_with_underscores: str = ""
+    """What is done with such headers, in Envoy's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigEntries:
+    """The config entries that shape sidecars; the parts that Gossamer follows."""
+
+    proxy_defaults: ProxySettings = ProxySettings()
+    service_defaults: Mapping[str, ProxySettings] = field(default_factory=dict)
+    mesh: MeshSettings = MeshSettings()
+    token_providers: Mapping[str, TokenProvider] = field(default_factory=dict)
+    chain_names: frozenset[str] = frozenset()
+    """The services that some router, splitter, resolver or defaults speak of: upstreams even without instances."""
+    problems: tuple[str, ...] = ()

@@ -1,0 +1,231 @@
+"""Filter expressions, with which a service-resolver says what instances are in a subset.
+
+Consul's language (documentation, "Filtering": ``Service.Meta.version == v2 and "canary" not in Service.Tags``) over
+what is known of an instance. An expression about anything else can't be evaluated here and says so when it is parsed,
+rather than choosing wrong instances.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import re2
+
+from xds.mesh.facts import Instance
+
+Predicate = Callable[[Mapping[str, Any]], bool]
+Field = Callable[[Mapping[str, Any]], Any]
+
+
+class FilterError(Exception):
+    """An expression is no expression, or asks for what is not known; the message says which and where."""
+
+
+FIELDS: Mapping[str, type] = {
+    "Node.Node": str,
+    "Node.Address": str,
+    "Node.Meta": dict,
+    "Service.ID": str,
+    "Service.Service": str,
+    "Service.Address": str,
+    "Service.Port": int,
+    "Service.Tags": list,
+    "Service.Meta": dict,
+    "Service.Weights.Passing": int,
+    "Service.Weights.Warning": int,
+}
+"""What can be asked for."""
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<sign>==|!=|\(|\))|(?P<word>[A-Za-z0-9_][^\s()="!\[`]*"""
+    r"""(?:\["(?:[^"\\]|\\.)*"\][^\s()="!\[`]*)*))"""
+)
+_STEP = re.compile(r'\.?(?:([^.\["]+)|\["((?:[^"\\]|\\.)*)"\])')
+
+
+def chosen(expression: str, instance: Instance) -> bool:
+    """Whether ``instance`` is one that ``expression`` chooses; an empty one chooses all.
+
+    Raises:
+        FilterError: the expression can't be evaluated.
+    """
+    return parse_filter(expression)(_known(instance))
+
+
+def _known(instance: Instance) -> dict[str, Any]:
+    return {
+        "Node.Node": instance.node,
+        "Node.Address": instance.node_address,
+        "Node.Meta": dict(instance.node_meta),
+        "Service.ID": instance.service_id,
+        "Service.Service": instance.name,
+        "Service.Address": instance.service_address,
+        "Service.Port": instance.port,
+        "Service.Tags": list(instance.tags),
+        "Service.Meta": dict(instance.meta),
+        "Service.Weights.Passing": instance.weight_passing,
+        "Service.Weights.Warning": instance.weight_warning,
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_filter(expression: str) -> Predicate:
+    """Parse an expression.
+
+    Raises:
+        FilterError: it is none.
+    """
+    if not expression.strip():
+        return lambda _: True
+    parser = _Parser(expression)
+    found = parser.either()
+    parser.end()
+    return found
+
+
+class _Parser:
+    """By descent: ``or`` binds weakest, then ``and``, then ``not``."""
+
+    def __init__(self, expression: str) -> None:
+        self._expression = expression
+        self._tokens = list(self._split())
+        self._at = 0
+
+    def _split(self) -> Iterator[tuple[str, str]]:
+        text, position = self._expression.rstrip(), 0
+        while position < len(text):
+            found = _TOKEN.match(text, position)
+            if found is None:
+                raise FilterError(f"{self._expression!r}: not understood from {text[position:]!r} on")
+            position = found.end()
+            assert found.lastgroup is not None
+            yield found.lastgroup, found.group(found.lastgroup)
+
+    def _fail(self, expected: str) -> FilterError:
+        here = repr(self._tokens[self._at][1]) if self._at < len(self._tokens) else "the end"
+        return FilterError(f"{self._expression!r}: expected {expected}, not {here}")
+
+    def _take(self, *words: str) -> bool:
+        """Take these words, if they come next."""
+        following = [text for kind, text in self._tokens[self._at : self._at + len(words)] if kind != "text"]
+        if following != list(words):
+            return False
+        self._at += len(words)
+        return True
+
+    def _next(self, expected: str) -> tuple[str, str]:
+        if self._at >= len(self._tokens):
+            raise self._fail(expected)
+        self._at += 1
+        return self._tokens[self._at - 1]
+
+    def end(self) -> None:
+        if self._at < len(self._tokens):
+            raise self._fail("'and', 'or' or the end")
+
+    def either(self) -> Predicate:
+        found = self._both()
+        while self._take("or"):
+            found = _either(found, self._both())
+        return found
+
+    def _both(self) -> Predicate:
+        found = self._single()
+        while self._take("and"):
+            found = _both(found, self._single())
+        return found
+
+    def _single(self) -> Predicate:
+        if self._take("not"):
+            return _not(self._single())
+        if self._take("("):
+            found = self.either()
+            if not self._take(")"):
+                raise self._fail("')'")
+            return found
+        return self._comparison()
+
+    def _comparison(self) -> Predicate:
+        kind, first = self._next("a field or a value")
+        if kind == "sign":
+            self._at -= 1
+            raise self._fail("a field or a value")
+        negated = self._take("not", "in")
+        if negated or self._take("in"):
+            held = _contains(self._field(self._next("a field")[1]), _value(kind, first))
+            return _not(held) if negated else held
+        field = self._field(first)
+        if self._take("is", "not", "empty"):
+            return lambda known: bool(field(known))
+        if self._take("is", "empty"):
+            return lambda known: not field(known)
+        for words, make in _COMPARISONS.items():
+            if self._take(*words):
+                found = make(field, _value(*self._next("a value")))
+                return _not(found) if words[0] in ("!=", "not") else found
+        raise self._fail("a comparison such as '=='")
+
+    def _field(self, text: str) -> Field:
+        steps, position = [], 0
+        while position < len(text):
+            found = _STEP.match(text, position)
+            if found is None:
+                raise FilterError(f"{self._expression!r}: {text!r} is no field")
+            steps.append(found.group(1) if found.group(1) is not None else found.group(2))
+            position = found.end()
+        for length in (2, 3):
+            name = ".".join(steps[:length])
+            if name in FIELDS and len(steps) == length:
+                return lambda known: known[name]
+            if FIELDS.get(name) is dict and len(steps) == length + 1:
+                return lambda known: known[name].get(steps[length])
+        raise FilterError(f"{self._expression!r}: {text!r} is not known of an instance here")
+
+
+def _value(kind: str, text: str) -> str:
+    if kind == "text":
+        return text[1:-1] if text[0] == "`" else re.sub(r"\\(.)", r"\1", text[1:-1])
+    if kind == "sign":
+        raise FilterError(f"expected a value, not {text!r}")
+    return text
+
+
+def _equals(field: Field, value: str) -> Predicate:
+    return lambda known: (found := field(known)) is not None and str(found) == value
+
+
+def _contains(field: Field, value: str) -> Predicate:
+    return lambda known: value in (field(known) or ())
+
+
+def _matches(field: Field, value: str) -> Predicate:
+    try:
+        pattern = re2.compile(value)
+    except re2.error as error:
+        raise FilterError(f"the regular expression {value!r} does not compile: {error}") from None
+    return lambda known: (found := field(known)) is not None and bool(pattern.search(str(found)))
+
+
+_COMPARISONS: Mapping[tuple[str, ...], Callable[[Field, str], Predicate]] = {
+    ("==",): _equals,
+    ("!=",): _equals,
+    ("contains",): _contains,
+    ("not", "contains"): _contains,
+    ("matches",): _matches,
+    ("not", "matches"): _matches,
+}
+
+
+def _either(left: Predicate, right: Predicate) -> Predicate:
+    return lambda known: left(known) or right(known)
+
+
+def _both(left: Predicate, right: Predicate) -> Predicate:
+    return lambda known: left(known) and right(known)
+
+
+def _not(inner: Predicate) -> Predicate:
+    return lambda known: not inner(known)

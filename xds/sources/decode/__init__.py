@@ -1,0 +1,25 @@
+"""Consul's JSON into facts. Whatever can't be followed becomes a sentence for the operator, never an exception."""
+
+from __future__ import annotations
+
+from xds.sources.decode.catalog import CONNECT_PROXY, service_instances, sidecar
+from xds.sources.decode.certificates import agent_default_allow, leaf, roots
+from xds.sources.decode.chains import chain
+from xds.sources.decode.intentions import intentions
+from xds.sources.decode.settings import CHAIN_KINDS, config_entries
+from xds.sources.decode.values import milliseconds, regular_expression
+
+__all__ = [
+    "CHAIN_KINDS",
+    "CONNECT_PROXY",
+    "agent_default_allow",
+    "chain",
+    "config_entries",
+    "intentions",
+    "leaf",
+    "milliseconds",
+    "regular_expression",
+    "roots",
+    "service_instances",
+    "sidecar",
+]

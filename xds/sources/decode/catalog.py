@@ -1,0 +1,130 @@
+"""``/v1/health/connect/:service``: the instances of a service, and the sidecars among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xds.mesh.facts import (
+    ANY_PORT,
+    ExplicitUpstream,
+    Health,
+    Instance,
+    ServiceInstances,
+    Sidecar,
+    VirtualAddress,
+    is_ip,
+    usable_name,
+)
+from xds.sources.decode.settings import proxy_settings, upstream_settings
+from xds.sources.decode.values import Fields
+
+CONNECT_PROXY = "connect-proxy"
+TERMINATING_GATEWAY = "terminating-gateway"
+
+
+def service_instances(service: str, data: Any, *, elsewhere: bool = False) -> ServiceInstances:
+    """``/v1/health/connect/:service``; ``elsewhere``: in another datacenter, where WAN addresses are dialed."""
+    found = [_instance(service, entry, elsewhere) for entry in data or ()]
+    return ServiceInstances(service, tuple(sorted(found, key=lambda i: (i.node, i.service_id))))
+
+
+def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
+    node, registered = entry["Node"], entry["Service"]
+    tagged = registered.get("TaggedAddresses") or {}
+    tags = [f"consul-virtual:{service}"] if registered.get("Kind") == TERMINATING_GATEWAY else ["consul-virtual"]
+    addresses = [VirtualAddress(tagged[tag]["Address"]) for tag in tags if tag in tagged]
+    if registered.get("Kind") != TERMINATING_GATEWAY and "virtual" in tagged:
+        # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
+        addresses.append(VirtualAddress(tagged["virtual"]["Address"], tagged["virtual"].get("Port") or ANY_PORT))
+    weights = registered.get("Weights") or {}
+    address, port = registered.get("Address") or node["Address"], registered.get("Port") or 0
+    if elsewhere:
+        wan, node_wan = tagged.get("wan") or {}, (node.get("TaggedAddresses") or {}).get("wan")
+        address = wan.get("Address") or registered.get("Address") or node_wan or node["Address"]
+        port = wan.get("Port") or port
+    return Instance(
+        service_id=registered["ID"],
+        node=node["Node"],
+        address=address,
+        port=port,
+        health=_health(entry.get("Checks") or ()),
+        weight_passing=weights.get("Passing", 1),
+        weight_warning=weights.get("Warning", 1),
+        virtual_ips=tuple(dict.fromkeys(addresses)),
+        create_index=registered.get("CreateIndex") or 0,
+        sidecar=sidecar(node["Node"], registered) if registered.get("Kind") == CONNECT_PROXY else None,
+        name=registered.get("Service") or "",
+        service_address=registered.get("Address") or "",
+        tags=tuple(registered.get("Tags") or ()),
+        meta=tuple(sorted((registered.get("Meta") or {}).items())),
+        node_address=node["Address"],
+        node_meta=tuple(sorted((node.get("Meta") or {}).items())),
+    )
+
+
+def _health(checks: Any) -> Health:
+    statuses = {check.get("Status") for check in checks}
+    if statuses <= {"passing"}:
+        return Health.PASSING
+    return Health.WARNING if statuses <= {"passing", "warning"} else Health.CRITICAL
+
+
+def sidecar(node: str, registered: Any) -> Sidecar:
+    """The proxy part of a registration (a service of kind ``connect-proxy``)."""
+    proxy = registered.get("Proxy") or {}
+    problems: list[str] = []
+    upstreams = tuple(
+        _explicit_upstream(upstream, problems)
+        for upstream in proxy.get("Upstreams") or ()
+        if not upstream.get("CentrallyConfigured")
+    )
+    return Sidecar(
+        service_id=registered["ID"],
+        node=node,
+        service=proxy.get("DestinationServiceName") or "",
+        address=registered.get("Address") or "",
+        port=registered.get("Port") or 0,
+        local_service_address=proxy.get("LocalServiceAddress") or "127.0.0.1",
+        local_service_port=proxy.get("LocalServicePort") or 0,
+        local_service_socket_path=proxy.get("LocalServiceSocketPath") or "",
+        settings=proxy_settings(proxy, proxy.get("Config") or {}, problems.append),
+        upstreams=upstreams,
+        problems=tuple(problems),
+    )
+
+
+def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
+    """An upstream of a registration; what keeps it from being served is its refusal, what does not is ``minor``."""
+    name = upstream.get("DestinationName") or ""
+    problems: list[str] = []
+    port = upstream.get("LocalBindPort") or 0
+    if upstream.get("DestinationType") not in (None, "", "service"):
+        problems.append(f"destination type {upstream['DestinationType']!r} is not served yet")
+    if upstream.get("Datacenter") or upstream.get("DestinationPeer"):
+        problems.append("upstreams in another datacenter or peer are not served yet")
+    address, socket_path = upstream.get("LocalBindAddress") or "127.0.0.1", upstream.get("LocalBindSocketPath") or ""
+    if not usable_name(name):
+        problems.append(f"{name!r} can't be asked for by name")
+    if not is_ip(address):
+        problems.append(f"LocalBindAddress {address!r} is not an IP address")
+    mode = 0
+    if port and socket_path:
+        problems.append("give either LocalBindPort or LocalBindSocketPath")
+    elif socket_path:
+        try:
+            mode = int(upstream.get("LocalBindSocketMode") or "0", 8)
+        except ValueError:
+            problems.append(f"LocalBindSocketMode {upstream['LocalBindSocketMode']!r} is not a mode such as 0600")
+    elif not 0 < port < 65536:
+        problems.append(f"LocalBindPort {port} is not between 1 and 65535")
+    config = Fields(upstream.get("Config"), "Config", lambda what: minor.append(f"upstream {name!r}: {what}"))
+    return ExplicitUpstream(
+        name=name,
+        datacenter=upstream.get("Datacenter") or "",
+        local_bind_address=address,
+        local_bind_port=port,
+        local_bind_socket_path=socket_path,
+        local_bind_socket_mode=mode,
+        settings=upstream_settings(config),
+        refusal="; ".join(problems) or None,
+    )

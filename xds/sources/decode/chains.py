@@ -1,0 +1,202 @@
+"""``/v1/discovery-chain/:service``: a compiled discovery chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xds.mesh.chains import (
+    DEFAULT_CONNECT_TIMEOUT_MS,
+    WHOLE,
+    DiscoveryChain,
+    HashPolicy,
+    LoadBalancer,
+    Node,
+    Resolver,
+    Retries,
+    Route,
+    Router,
+    Split,
+    Splitter,
+    Target,
+)
+from xds.mesh.http import RequestMatch
+from xds.policy.filters import FilterError, parse_filter
+from xds.sources.decode.requests import header_changes, request_match
+from xds.sources.decode.values import Fields, Problem
+
+POLICIES = ("random", "round_robin", "least_request", "ring_hash", "maglev")
+
+
+def chain(service: str, data: Any) -> DiscoveryChain:
+    """A chain as Consul compiled it, or the reason why it can't be followed, with kind, entry and field."""
+    compiled = data["Chain"]
+    virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))
+    problems: list[str] = []
+    nodes = {key: _node(node, problems.append) for key, node in (compiled.get("Nodes") or {}).items()}
+    timeouts = _resolvers_timeouts(compiled)
+    targets = {
+        key: _target({"ConnectTimeout": timeouts.get(key), **target}, compiled.get("Datacenter") or "", problems.append)
+        for key, target in (compiled.get("Targets") or {}).items()
+    }
+    start = compiled.get("StartNode") or ""
+    if start not in nodes:
+        problems.append(f"its discovery chain begins with {start!r}, which it does not have")
+    return DiscoveryChain(
+        service,
+        (compiled.get("Protocol") or "tcp").lower(),
+        start,
+        nodes,
+        targets,
+        virtual_ips,
+        refusal="; ".join(dict.fromkeys(problems)) or None,
+    )
+
+
+def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
+    """By target, the connect timeout of its resolver: a Consul before 1.10 has it there and not at the target."""
+    found: dict[str, Any] = {}
+    resolvers = [node.get("Resolver") or {} for node in (compiled.get("Nodes") or {}).values()]
+    for resolver in resolvers:
+        for key in (resolver.get("Failover") or {}).get("Targets") or ():
+            found.setdefault(key, resolver.get("ConnectTimeout"))
+    return found | {
+        resolver["Target"]: resolver.get("ConnectTimeout") for resolver in resolvers if "Target" in resolver
+    }
+
+
+def _node(node: Any, problem: Problem) -> Node:
+    entry = f"service-{node['Type']}/{_service_of(node['Name'])}: "
+
+    def tell(what: str) -> None:
+        problem(entry + what)
+
+    balancer = _load_balancer(Fields(node.get("LoadBalancer"), "LoadBalancer", tell))
+    if node["Type"] == "router":
+        routes = [
+            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell), route["NextNode"])
+            for number, route in enumerate(node.get("Routes") or ())
+        ]
+        return Router(tuple(routes))
+    if node["Type"] == "splitter":
+        splits = [
+            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell), split)
+            for number, split in enumerate(node.get("Splits") or ())
+        ]
+        return Splitter(_whole(splits), balancer)
+    resolver = Fields(node.get("Resolver"), "", tell)
+    failover = resolver.part("Failover")
+    return Resolver(
+        resolver.text("Target"), failover.texts("Targets"), resolver.limit("RequestTimeout"), balancer
+    )  # fmt: skip
+
+
+def _service_of(name: str) -> str:
+    """The service in the name of a node: what stands before the namespace, the datacenter or the subset's service."""
+    return name.removesuffix(".default.default").partition(".default.")[0]
+
+
+def _route(fields: Fields, next_node: str) -> Route:
+    match, destination = fields.part("Match"), fields.part("Destination")
+    found = Route(
+        match=request_match(match.part("HTTP")) if match else RequestMatch(),
+        node=next_node,
+        prefix_rewrite=destination.text("PrefixRewrite"),
+        request_timeout_ms=destination.limit("RequestTimeout"),
+        idle_timeout_ms=destination.limit("IdleTimeout"),
+        retries=_retries(destination),
+        request_headers=header_changes(destination.part("RequestHeaders")),
+        response_headers=header_changes(destination.part("ResponseHeaders")),
+    )
+    destination.skip("Service", "ServiceSubset", "Namespace", "Partition")
+    for part in (fields, match, destination):
+        part.done()
+    return found
+
+
+def _retries(destination: Fields) -> Retries | None:
+    count, on = destination.number("NumRetries"), list(destination.texts("RetryOn"))
+    codes = destination.raw("RetryOnStatusCodes") or ()
+    if destination.flag("RetryOnConnectFailure") and "connect-failure" not in on:
+        on.append("connect-failure")
+    if not isinstance(codes, list | tuple) or not all(isinstance(c, int) and 100 <= c <= 599 for c in codes):
+        destination.tell("RetryOnStatusCodes", f"expected numbers from 100 to 599, not {codes!r}")
+        codes = ()
+    if codes:
+        on.append("retriable-status-codes")
+    # Like Consul: NumRetries alone retries nothing, since there is no reason to.
+    return Retries(tuple(on), count or None, tuple(codes)) if on or count else None
+
+
+def _split(fields: Fields, split: Any) -> Split:
+    return Split(
+        weight=round(float(split.get("Weight") or 0) * WHOLE / 100),
+        node=split["NextNode"],
+        request_headers=header_changes(fields.part("RequestHeaders")),
+        response_headers=header_changes(fields.part("ResponseHeaders")),
+    )
+
+
+def _whole(splits: list[Split]) -> tuple[Split, ...]:
+    """What rounding lost goes to the first split, as in Consul."""
+    missing = WHOLE - sum(split.weight for split in splits)
+    if splits and missing:
+        first = splits[0]
+        splits[0] = Split(first.weight + missing, first.node, first.request_headers, first.response_headers)
+    return tuple(splits)
+
+
+def _load_balancer(fields: Fields) -> LoadBalancer | None:
+    if not fields:
+        return None
+    least, ring = fields.part("LeastRequestConfig"), fields.part("RingHashConfig")
+    return LoadBalancer(
+        policy=fields.choice("Policy", *POLICIES),
+        choice_count=least.number("ChoiceCount") or None,
+        minimum_ring_size=ring.number("MinimumRingSize") or None,
+        maximum_ring_size=ring.number("MaximumRingSize") or None,
+        hash_policies=tuple(_hash_policy(policy) for policy in fields.each("HashPolicies")),
+    )
+
+
+def _hash_policy(fields: Fields) -> HashPolicy:
+    field, value = fields.choice("Field", "header", "cookie", "query_parameter"), fields.text("FieldValue")
+    cookie = fields.part("CookieConfig")
+    ttl = 0 if cookie.flag("Session") else cookie.duration("TTL")
+    terminal = fields.flag("Terminal")
+    if fields.flag("SourceIP"):
+        return HashPolicy(source_ip=True, terminal=terminal)
+    if field == "header":
+        return HashPolicy(header=value, terminal=terminal)
+    if field == "cookie":
+        return HashPolicy(cookie=value, cookie_path=cookie.text("Path"), cookie_ttl_ms=ttl, terminal=terminal)
+    return HashPolicy(query_parameter=value, terminal=terminal)
+
+
+def _target(target: Any, home: str, problem: Problem) -> Target:
+    service = target.get("Service") or ""
+    entry = f"service-resolver/{service}: "
+
+    def tell(what: str) -> None:
+        problem(entry + what)
+
+    fields = Fields(target, "", tell)
+    subset = fields.part("Subset")
+    subset.where = f"Subsets[{fields.text('ServiceSubset')!r}]"
+    expression = subset.text("Filter")
+    try:
+        parse_filter(expression)
+    except FilterError as error:
+        subset.tell("Filter", str(error))
+    if target.get("Peer"):
+        tell(f"leads to the peer {target['Peer']!r}, whose trust bundle Consul's HTTP API does not give")
+    elsewhere = fields.text("Datacenter")
+    return Target(
+        service=service,
+        datacenter=elsewhere if elsewhere != home else "",
+        subset=fields.text("ServiceSubset"),
+        filter=expression,
+        only_passing=subset.flag("OnlyPassing"),
+        connect_timeout_ms=fields.limit("ConnectTimeout") or DEFAULT_CONNECT_TIMEOUT_MS,
+        external_sni=fields.text("SNI") if fields.flag("External") else "",
+        mesh_gateway=fields.part("MeshGateway").text("Mode"),
+    )

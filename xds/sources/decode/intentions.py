@@ -1,0 +1,166 @@
+"""``/v1/connect/intentions`` and the providers of JSON Web Tokens that they name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+from urllib.parse import urlsplit
+
+from xds.mesh.intentions import (
+    Action,
+    ClaimCheck,
+    Intention,
+    Permission,
+    RemoteKeys,
+    TokenCheck,
+    TokenLocation,
+    TokenProvider,
+)
+from xds.sources.decode.requests import request_match
+from xds.sources.decode.values import Fields, Problem
+
+DEFAULT = "default"
+
+
+def intentions(data: Any) -> tuple[Intention, ...]:
+    """``/v1/connect/intentions``: those between services of this cluster and its default namespace."""
+    found = []
+    for entry in data or ():
+        if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
+            continue  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
+        spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
+        if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
+            continue
+        found.append(_intention(entry))
+    return tuple(sorted(found, key=lambda i: (i.destination, i.source)))
+
+
+def _intention(entry: Any) -> Intention:
+    source, destination = entry["SourceName"], entry["DestinationName"]
+    problems: list[str] = []
+
+    def tell(what: str) -> None:
+        problems.append(f"service-intentions/{destination}: source {source!r}: {what}")
+
+    fields = Fields(entry, "", tell)
+    permissions = tuple(_permission(each) for each in fields.each("Permissions"))
+    tokens = _tokens(fields.part("JWT"))
+    if problems:
+        # A criterion that is not understood can't be left out: what is left would match more.
+        problems.append(f"service-intentions/{destination}: source {source!r} is denied for that")
+        return Intention(source, destination, Action.DENY, problems=tuple(problems))
+    action = Action.ALLOW if entry.get("Action") == "allow" else Action.DENY
+    if permissions:
+        action = Action.PERMISSIONS
+    return Intention(source, destination, action, permissions, tokens)
+
+
+def _permission(fields: Fields) -> Permission:
+    action = fields.choice("Action", "allow", "deny")
+    if not action:
+        fields.tell("Action", "expected 'allow' or 'deny'")
+    found = Permission(action == "allow", request_match(fields.part("HTTP")), _tokens(fields.part("JWT")))
+    fields.done()
+    return found
+
+
+def _tokens(fields: Fields) -> tuple[TokenCheck, ...]:
+    found = tuple(_token(provider) for provider in fields.each("Providers"))
+    fields.done()
+    return found
+
+
+def _token(fields: Fields) -> TokenCheck:
+    name = fields.text("Name")
+    if not name:
+        fields.tell("Name", "a JWT provider needs a name")
+    claims = tuple(_claim(claim) for claim in fields.each("VerifyClaims"))
+    fields.done()
+    return TokenCheck(name, claims)
+
+
+def _claim(fields: Fields) -> ClaimCheck:
+    found = ClaimCheck(fields.texts("Path"), fields.text("Value"))
+    if not found.path:
+        fields.tell("Path", "a claim needs a path")
+    fields.done()
+    return found
+
+
+def token_provider(entry: Any, problem: Problem) -> TokenProvider | None:
+    """A ``jwt-provider`` entry; ``None``, with the reason told, where it can't be used."""
+    wrong: list[str] = []
+    fields = Fields(entry, "", wrong.append)
+    keys = fields.part("JSONWebKeySet")
+    local, remote = keys.part("Local"), keys.part("Remote")
+    encoded, locations = local.text("JWKS"), [_location(each) for each in fields.each("Locations")]
+    forwarding, cache = fields.part("Forwarding"), fields.part("CacheConfig")
+    skew = fields.number("ClockSkewSeconds")
+    found = TokenProvider(
+        name=fields.text("Name"),
+        issuer=fields.text("Issuer"),
+        audiences=fields.texts("Audiences"),
+        keys=_decoded(local, encoded) if encoded else "",
+        keys_file=local.text("Filename"),
+        remote_keys=_remote(remote) if remote else None,
+        locations=tuple(location for location, _ in locations),
+        forward=any(forward for _, forward in locations),
+        payload_header=forwarding.text("HeaderName"),
+        pad_payload=forwarding.flag("PadForwardPayloadHeader"),
+        clock_skew_s=30 if skew is None else skew,
+        cache_size=cache.number("Size") or None,
+    )
+    if not found.keys and not found.keys_file and found.remote_keys is None:
+        fields.tell("JSONWebKeySet", "expected the keys, Local or Remote")
+    for what in wrong:
+        problem(what)
+    return None if wrong else found
+
+
+def _decoded(fields: Fields, encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        fields.tell("JWKS", "expected a JSON Web Key Set in base64")
+        return ""
+
+
+def _location(fields: Fields) -> tuple[TokenLocation, bool]:
+    header, query, cookie = fields.part("Header"), fields.part("QueryParam"), fields.part("Cookie")
+    found = TokenLocation(
+        header=header.text("Name"),
+        value_prefix=header.text("ValuePrefix"),
+        query_parameter=query.text("Name"),
+        cookie=cookie.text("Name"),
+    )
+    if sum(map(bool, (found.header, found.query_parameter, found.cookie))) != 1:
+        fields.problem(f"{fields.where}: give the Name of one of Header, QueryParam, Cookie")
+    return found, header.flag("Forward")
+
+
+def _remote(fields: Fields) -> RemoteKeys:
+    retry, cluster = fields.part("RetryPolicy"), fields.part("JWKSCluster")
+    backoff, certificates = retry.part("RetryPolicyBackOff"), cluster.part("TLSCertificates")
+    trusted = certificates.part("TrustedCA")
+    uri = fields.text("URI")
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        fields.tell("URI", f"expected an http or https address, not {uri!r}")
+    return RemoteKeys(
+        uri=uri,
+        request_timeout_ms=fields.number("RequestTimeoutMs") or None,
+        cache_ms=fields.duration("CacheDuration"),
+        fetch_asynchronously=fields.flag("FetchAsynchronously"),
+        retries=retry.number("NumRetries") or None,
+        backoff_ms=backoff.duration("BaseInterval"),
+        backoff_most_ms=backoff.duration("MaxInterval"),
+        discovery=cluster.choice("DiscoveryType", "STRICT_DNS", "LOGICAL_DNS", "STATIC"),
+        connect_timeout_ms=cluster.duration("ConnectTimeout"),
+        ca_file=trusted.text("Filename"),
+        ca_pem=trusted.text("InlineString"),
+    )

@@ -1,0 +1,88 @@
+"""What is asked of HTTP requests in routers and intentions, and what is done to their headers."""
+
+from __future__ import annotations
+
+from xds.mesh.http import HeaderChanges, HeaderMatch, Match, QueryMatch, RequestMatch, TextMatch
+from xds.sources.decode.values import Fields, header_name, regular_expression
+
+
+def request_match(fields: Fields) -> RequestMatch:
+    """``Match.HTTP`` of a route and ``HTTP`` of a permission."""
+    found = RequestMatch(
+        path=_path(fields),
+        headers=tuple(_header(header) for header in fields.each("Header")),
+        query=tuple(_query(parameter) for parameter in fields.each("QueryParam")),
+        methods=fields.texts("Methods"),
+    )
+    fields.done()
+    return found
+
+
+def _path(fields: Fields) -> TextMatch | None:
+    kinds = {"PathExact": Match.EXACT, "PathPrefix": Match.PREFIX, "PathRegex": Match.REGEX}
+    found = {field: text for field in kinds if (text := fields.text(field))}
+    if len(found) > 1:
+        fields.problem(f"{fields.where}: give one of {', '.join(kinds)}, not {len(found)} of them")
+    for field, text in found.items():
+        if field == "PathRegex":
+            _check_expression(fields, field, text)
+        elif not text.startswith("/"):
+            fields.tell(field, f"a path begins with a slash, not {text!r}")
+        return TextMatch(kinds[field], text)
+    return None
+
+
+def _check_expression(fields: Fields, field: str, text: str) -> None:
+    wrong = regular_expression(text)
+    if wrong is not None:
+        fields.tell(field, f"the regular expression {text!r} does not compile: {wrong}")
+
+
+def _check_header_name(fields: Fields, name: str) -> None:
+    wrong = header_name(name.removeprefix(":"))  # :method and its like may be matched
+    if wrong is not None:
+        fields.tell("Name", wrong)
+
+
+_KINDS = {"Exact": Match.EXACT, "Prefix": Match.PREFIX, "Suffix": Match.SUFFIX, "Contains": Match.CONTAINS}
+
+
+def _header(fields: Fields) -> HeaderMatch:
+    name = fields.text("Name")
+    _check_header_name(fields, name)
+    found = HeaderMatch(name, _text(fields, _KINDS), fields.flag("Invert"))
+    fields.done()
+    return found
+
+
+def _query(fields: Fields) -> QueryMatch:
+    found = QueryMatch(fields.text("Name"), _text(fields, {"Exact": Match.EXACT}))
+    fields.done()
+    return found
+
+
+def _text(fields: Fields, kinds: dict[str, Match]) -> TextMatch:
+    found = {field: text for field in (*kinds, "Regex") if (text := fields.text(field))}
+    present, ignore_case = fields.flag("Present"), fields.flag("IgnoreCase")
+    if len(found) + present != 1:
+        fields.problem(f"{fields.where}: give one of {', '.join((*kinds, 'Regex', 'Present'))}")
+    for field, text in found.items():
+        if field == "Regex":
+            _check_expression(fields, field, text)
+            return TextMatch(Match.REGEX, text)
+        return TextMatch(kinds[field], text, ignore_case)
+    return TextMatch(Match.PRESENT)
+
+
+def header_changes(fields: Fields) -> HeaderChanges:
+    """``RequestHeaders`` and ``ResponseHeaders``."""
+    found = HeaderChanges(fields.pairs("Add"), fields.pairs("Set"), fields.texts("Remove"))
+    for field, names in (("Add", dict(found.add)), ("Set", dict(found.set)), ("Remove", found.remove)):
+        for name in names:
+            wrong = header_name(name)
+            if wrong is not None:
+                fields.tell(field, wrong)
+            elif name.lower() == "host":
+                fields.tell(field, "the Host header can't be changed this way")
+    fields.done()
+    return found

@@ -1,0 +1,196 @@
+"""What shapes sidecars: the settings in registrations, and the config entries ``/v1/config/:kind``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xds.mesh.intentions import TokenProvider
+from xds.mesh.settings import (
+    AccessLogs,
+    ConfigEntries,
+    ExposedPath,
+    MeshSettings,
+    PassiveHealthCheck,
+    ProxyMode,
+    ProxySettings,
+    TLSParameters,
+    UpstreamSettings,
+)
+from xds.sources.decode.intentions import token_provider
+from xds.sources.decode.values import Fields, Problem
+
+CHAIN_KINDS = ("service-router", "service-splitter", "service-resolver", "service-defaults")
+"""The kinds of config entries that make the service they are named after an upstream."""
+TLS_VERSIONS = {
+    "": "",
+    "TLS_AUTO": "",
+    "TLSv1_0": "TLSv1_0",
+    "TLSv1_1": "TLSv1_1",
+    "TLSv1_2": "TLSv1_2",
+    "TLSv1_3": "TLSv1_3",
+}
+
+
+def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem: Problem) -> ProxySettings:
+    """What a registration's ``Proxy``, the service-defaults or the proxy-defaults say about a sidecar.
+
+    Args:
+        source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts.
+        config: the opaque ``Config`` map.
+        problem: told what can't be followed.
+    """
+    said, opaque = Fields(source, "", problem), Fields(config, "Config", problem)
+    transparent, expose = said.part("TransparentProxy"), said.part("Expose")
+    balance = opaque.text("balance_inbound_connections") or said.text("BalanceInboundConnections")
+    if balance not in ("", "exact_balance"):
+        said.tell("BalanceInboundConnections", f"expected 'exact_balance', not {balance!r}; taken as not given")
+    local_request_timeout = opaque.number("local_request_timeout_ms")
+    return ProxySettings(
+        mode=_mode(said, "Mode"),
+        fallback_mode=_mode(opaque, "mode"),
+        outbound_listener_port=transparent.port("OutboundListenerPort"),
+        bind_address=opaque.text("bind_address") or None,
+        bind_port=opaque.port("bind_port"),
+        protocol=(opaque.text("protocol") or said.text("Protocol")).lower() or None,
+        local_connect_timeout_ms=opaque.number("local_connect_timeout_ms")
+        or said.number("LocalConnectTimeoutMs")
+        or None,
+        local_request_timeout_ms=said.number("LocalRequestTimeoutMs") or None
+        if local_request_timeout is None
+        else local_request_timeout,
+        local_idle_timeout_ms=opaque.number("local_idle_timeout_ms"),
+        max_inbound_connections=opaque.number("max_inbound_connections")
+        or said.number("MaxInboundConnections")
+        or None,
+        balance_inbound_connections=True if balance == "exact_balance" else None,
+        max_request_headers_kb=opaque.number("max_request_headers_kb") or said.number("MaxRequestHeadersKB") or None,
+        access_logs=_access_logs(said.part("AccessLogs")),
+        dialed_directly=True if transparent.flag("DialedDirectly") else None,
+        exposed_paths=_exposed_paths(expose) or None,
+        **_upstreams(said.part("UpstreamConfig")),
+    )
+
+
+def _mode(fields: Fields, field: str) -> ProxyMode | None:
+    value = fields.choice(field, *(mode.value for mode in ProxyMode))
+    return ProxyMode(value) if value else None
+
+
+def _access_logs(fields: Fields) -> AccessLogs | None:
+    if not fields.flag("Enabled"):
+        return None
+    return AccessLogs(
+        sink=fields.choice("Type", "stdout", "stderr", "file") or "stdout",
+        path=fields.text("Path"),
+        json_format=fields.text("JSONFormat"),
+        text_format=fields.text("TextFormat"),
+        listener_logs=not fields.flag("DisableListenerLogs"),
+    )
+
+
+def _exposed_paths(expose: Fields) -> tuple[ExposedPath, ...]:
+    if expose.flag("Checks"):
+        expose.problem("Expose.Checks is not served yet: name the paths of the checks in Expose.Paths")
+    found = []
+    for path in expose.each("Paths"):
+        text, protocol = path.text("Path"), path.text("Protocol") or "http"
+        ports = path.port("ListenerPort"), path.port("LocalPathPort")
+        if not text.startswith("/"):
+            path.problem(f"the exposed path {text!r} does not begin with a slash; it is left out")
+        elif protocol not in ("http", "http2"):
+            path.problem(f"the exposed path {text!r} wants protocol {protocol!r}: expected http or http2; left out")
+        elif ports[0] is None or ports[1] is None:
+            path.problem(f"the exposed path {text!r} needs a ListenerPort and a LocalPathPort; it is left out")
+        else:
+            found.append(ExposedPath(text, ports[0], ports[1], protocol == "http2"))
+    return tuple(found)
+
+
+def _upstreams(fields: Fields) -> dict[str, Any]:
+    defaults, overrides = fields.part("Defaults"), list(fields.each("Overrides"))
+    return {
+        "upstream_defaults": upstream_settings(defaults) if defaults else None,
+        "upstream_overrides": {each.text("Name"): upstream_settings(each) for each in overrides} or None,
+    }
+
+
+def upstream_settings(fields: Fields) -> UpstreamSettings:
+    """How an upstream is called: in ``UpstreamConfig`` in Consul's spelling, in an upstream's ``Config`` in the other.
+
+    Source: Consul, service-defaults ``UpstreamConfig``; "Proxy upstream configuration".
+    """
+
+    def spelled(of: Fields, *names: str) -> str:
+        return next((name for name in names if of.raw(name) is not None), names[0])
+
+    limits = fields.part(spelled(fields, "Limits", "limits"))
+    health = fields.part(spelled(fields, "PassiveHealthCheck", "passive_health_check"))
+    passive = PassiveHealthCheck(
+        interval_ms=health.duration(spelled(health, "Interval", "interval")),
+        max_failures=health.number(spelled(health, "MaxFailures", "max_failures")) or None,
+        enforcing_consecutive_5xx=health.number(
+            spelled(health, "EnforcingConsecutive5xx", "enforcing_consecutive_5xx")
+        ),
+        max_ejection_percent=health.number(spelled(health, "MaxEjectionPercent", "max_ejection_percent")),
+        base_ejection_time_ms=health.duration(spelled(health, "BaseEjectionTime", "base_ejection_time")),
+    )
+    return UpstreamSettings(
+        connect_timeout_ms=fields.number(spelled(fields, "ConnectTimeoutMs", "connect_timeout_ms")) or None,
+        max_connections=limits.number(spelled(limits, "MaxConnections", "max_connections")),
+        max_pending_requests=limits.number(spelled(limits, "MaxPendingRequests", "max_pending_requests")),
+        max_concurrent_requests=limits.number(spelled(limits, "MaxConcurrentRequests", "max_concurrent_requests")),
+        passive_health_check=passive if health else None,
+    )
+
+
+def config_entries(data: Any) -> ConfigEntries:
+    """``/v1/config/:kind``, of any kinds: what shapes sidecars."""
+    proxy_defaults, mesh = ProxySettings(), MeshSettings()
+    service_defaults: dict[str, ProxySettings] = {}
+    token_providers: dict[str, TokenProvider] = {}
+    problems: list[str] = []
+    for entry in data or ():
+        kind, name = entry.get("Kind"), entry.get("Name")
+
+        def problem(text: str, where: str = f"{kind}/{name or 'mesh'}") -> None:
+            problems.append(f"{where}: {text}")
+
+        if kind == "proxy-defaults" and name == "global":
+            proxy_defaults = proxy_settings(entry, entry.get("Config") or {}, problem)
+        elif kind == "service-defaults":
+            service_defaults[name] = proxy_settings(entry, {}, problem)
+        elif kind == "mesh":
+            mesh = _mesh(Fields(entry, "", problem))
+        elif kind == "jwt-provider":
+            provider = token_provider(entry, problem)
+            if provider is not None:
+                token_providers[name] = provider
+    names = frozenset(entry["Name"] for entry in data or () if entry.get("Kind") in CHAIN_KINDS)
+    return ConfigEntries(proxy_defaults, service_defaults, mesh, token_providers, names - {"*"}, tuple(problems))
+
+
+def _mesh(fields: Fields) -> MeshSettings:
+    tls, http = fields.part("TLS"), fields.part("HTTP")
+    normal = http.part("Incoming").part("RequestNormalization")
+    return MeshSettings(
+        destinations_only=fields.part("TransparentProxy").flag("MeshDestinationsOnly"),
+        incoming_tls=_tls(tls.part("Incoming")),
+        outgoing_tls=_tls(tls.part("Outgoing")),
+        sanitize_client_cert=http.flag("SanitizeXForwardedClientCert"),
+        normalize_path=not normal.flag("InsecureDisablePathNormalization"),
+        merge_slashes=normal.flag("MergeSlashes"),
+        escaped_slashes=normal.choice(
+            "PathWithEscapedSlashesAction",
+            *("IMPLEMENTATION_SPECIFIC_DEFAULT", "KEEP_UNCHANGED", "REJECT_REQUEST"),
+            *("UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD"),
+        ),
+        headers_with_underscores=normal.choice(
+            "HeadersWithUnderscoresAction", "ALLOW", "REJECT_REQUEST", "DROP_HEADER"
+        ),
+    )
+
+
+def _tls(fields: Fields) -> TLSParameters:
+    minimum, maximum = fields.choice("TLSMinVersion", *TLS_VERSIONS), fields.choice("TLSMaxVersion", *TLS_VERSIONS)
+    return TLSParameters(TLS_VERSIONS[minimum], TLS_VERSIONS[maximum], fields.texts("CipherSuites"))

@@ -1,0 +1,195 @@
+"""Reading Consul's JSON field by field: what is not understood is told with its place, and never raises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import re2
+
+Problem = Callable[[str], None]
+"""Told what can't be followed, in a sentence."""
+
+LARGEST = 2**31 - 1
+"""The largest number that is taken from a configuration; Envoy's fields hold no more."""
+
+_DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_QUIET = re2.Options()
+_QUIET.log_errors = False
+
+
+def milliseconds(text: str) -> int | None:
+    """A Go duration (``1m30s``) in milliseconds, ``None`` if it is none. A negative one is -1."""
+    if not _DURATION.fullmatch(text):
+        return None
+    if text.startswith("-"):
+        return -1
+    total = sum(float(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+    return round(min(total, LARGEST))
+
+
+def regular_expression(text: str) -> str | None:
+    """What is wrong with a regular expression (RE2, as in Envoy), ``None`` where nothing is."""
+    try:
+        re2.compile(text, options=_QUIET)
+    except re2.error as error:
+        return error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+    return None
+
+
+def header_name(text: str) -> str | None:
+    """What is wrong with the name of a header (RFC 9110, 5.1), ``None`` where nothing is."""
+    return None if _HEADER_NAME.fullmatch(text) else f"{text!r} can't be the name of a header"
+
+
+class Fields:
+    """One object of Consul's JSON.
+
+    Args:
+        data: the object; anything else is told of and taken for an empty one.
+        where: its place in its entry, as an operator would write it; empty for the entry itself.
+        problem: told what is not understood.
+    """
+
+    def __init__(self, data: Any, where: str, problem: Problem) -> None:
+        self.where = where
+        self.problem = problem
+        self._read: set[str] = set()
+        self._data: Mapping[str, Any] = {}
+        if isinstance(data, Mapping):
+            self._data = data
+        elif data is not None:
+            problem(f"{where or 'the entry'}: expected fields, not {data!r}")
+
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def at(self, field: str) -> str:
+        """The place of a field."""
+        return f"{self.where}.{field}" if self.where else field
+
+    def tell(self, field: str, what: str) -> None:
+        """Tell what is wrong with a field."""
+        self.problem(f"{self.at(field)}: {what}")
+
+    def raw(self, field: str) -> Any:
+        """A field as it is, ``None`` where it isn't."""
+        self._read.add(field)
+        return self._data.get(field)
+
+    def text(self, field: str) -> str:
+        """A text, empty where there is none."""
+        value = self.raw(field)
+        if value is None or isinstance(value, str):
+            return value or ""
+        self.tell(field, f"expected a text, not {value!r}")
+        return ""
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts."""
+        value = self.raw(field) or []
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return tuple(value)
+        self.tell(field, f"expected a list of texts, not {value!r}")
+        return ()
+
+    def flag(self, field: str) -> bool:
+        """Whether it is so."""
+        value = self.raw(field)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        self.tell(field, f"expected true or false, not {value!r}")
+        return False
+
+    def number(self, field: str) -> int | None:
+        """A number from 0 on; ``None`` where there is none."""
+        value = self.raw(field)
+        if value is None:
+            return None
+        try:
+            number = None if isinstance(value, bool) else int(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None or not 0 <= number <= LARGEST:
+            self.tell(field, f"expected a number from 0 to {LARGEST}, not {value!r}; taken as not given")
+            return None
+        return number
+
+    def port(self, field: str) -> int | None:
+        """A port; 0 is none."""
+        port = self.number(field)
+        if not port:
+            return None
+        if port > 65535:
+            self.tell(field, f"expected a port from 1 to 65535, not {port}; taken as not given")
+            return None
+        return port
+
+    def duration(self, field: str) -> int | None:
+        """A duration (Go's ``1m30s``, or nanoseconds) in milliseconds; -1 for any negative one, ``None`` for none."""
+        value = self.raw(field)
+        if value in (None, "", 0):
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return -1 if value < 0 else round(min(value / 1e6, LARGEST))
+        found = milliseconds(value) if isinstance(value, str) else None
+        if found is None:
+            self.tell(field, f"expected a duration such as 1m30s, not {value!r}; taken as not given")
+        return found
+
+    def limit(self, field: str) -> int | None:
+        """A time limit in milliseconds: 0 lifts it (any negative duration, as from Consul 1.18 on)."""
+        found = self.duration(field)
+        return None if not found else max(found, 0)
+
+    def choice(self, field: str, *choices: str) -> str:
+        """One of some words, or empty."""
+        value = self.text(field)
+        if value and value not in choices:
+            self.tell(field, f"expected {' or '.join(map(repr, choices))}, not {value!r}; taken as not given")
+            return ""
+        return value
+
+    def part(self, field: str) -> Fields:
+        """An object in it."""
+        return Fields(self.raw(field), self.at(field), self.problem)
+
+    def each(self, field: str) -> Iterator[Fields]:
+        """The objects of a list in it."""
+        value = self.raw(field) or []
+        if not isinstance(value, list):
+            self.tell(field, f"expected a list, not {value!r}")
+            return
+        for number, item in enumerate(value):
+            yield Fields(item, f"{self.at(field)}[{number}]", self.problem)
+
+    def named(self, field: str) -> Iterator[tuple[str, Fields]]:
+        """The objects of a map in it."""
+        value = self.raw(field) or {}
+        if not isinstance(value, Mapping):
+            self.tell(field, f"expected fields, not {value!r}")
+            return
+        for name, item in value.items():
+            yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem)
+
+    def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
+        """A map of texts, sorted."""
+        value = self.raw(field) or {}
+        if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
+            return tuple(sorted(value.items()))
+        self.tell(field, f"expected texts by name, not {value!r}")
+        return ()
+
+    def skip(self, *fields: str) -> None:
+        """These are known and don't matter here."""
+        self._read.update(fields)
+
+    def done(self) -> None:
+        """Tell of the fields that nobody read."""
+        for field in sorted(self._data.keys() - self._read):
+            if self._data[field] not in (None, "", 0, False, [], {}):
+                self.tell(field, "unknown field")

@@ -21,4 +21,4 @@ class Entries:
 
     async def __aexit__(self, *error: object) -> None:
         for entry in reversed(self._entries):
-            await self._lab.catalog.remove_entry(entry["Kind"], entry["Name"])
+            await self._lab.catalog.remove_entry(entry["Kind"], entry.get("Name", "mesh"))

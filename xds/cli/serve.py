@@ -22,7 +22,7 @@ from xds.sources.file.state import StateError
 log = logging.getLogger("gossamer")
 
 
-class VirtualRange(click.ParamType[IPNetwork]):
+class Network(click.ParamType[IPNetwork]):
     """A network in CIDR notation."""
 
     name = "cidr"
@@ -55,7 +55,7 @@ class VirtualRange(click.ParamType[IPNetwork]):
 @click.option(
     "--virtual-ip-range",
     "ranges",
-    type=VirtualRange(),
+    type=Network(),
     multiple=True,
     metavar="CIDR",
     help="A further range whose every address is a virtual IP, beside 240.0.0.0/4. Repeatable.",
@@ -67,6 +67,14 @@ class VirtualRange(click.ParamType[IPNetwork]):
     "--strict-ports",
     is_flag=True,
     help="A service answers only at the port of its virtual address, where that carries one; else at any.",
+)
+@click.option(
+    "--probe-source",
+    "probe_sources",
+    type=Network(),
+    multiple=True,
+    metavar="CIDR",
+    help="From where exposed paths may be asked for. Repeatable. [everywhere]",
 )
 @click.option(
     "--default-intention-policy",
@@ -85,6 +93,7 @@ def serve(
     ranges: tuple[IPNetwork, ...],
     mesh_destinations_only: bool,
     strict_ports: bool,
+    probe_sources: tuple[IPNetwork, ...],
     default_intention_policy: str | None,
     log_level: str,
 ) -> None:
@@ -108,7 +117,7 @@ def serve(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
-        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only, strict_ports),
+        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only, strict_ports, probe_sources),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
     )
     try:

@@ -6,15 +6,17 @@ one sidecar's alone, and is what its xDS session reads from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
-from xds.envoy import clusters, jwt, outbound, tls
+from xds.envoy import clusters, jwt, names, outbound, tls
 from xds.envoy.clusters import Here
-from xds.envoy.exposed import exposable, exposed_resources
+from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
+from xds.envoy.observe import Observation
 from xds.envoy.outbound import OutboundSettings
+from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
 from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.chains import DiscoveryChain, Target
@@ -150,47 +152,100 @@ class OwnResources:
 
 def own_resources(inputs: SidecarInputs) -> OwnResources:
     """Encode what is ``inputs.sidecar``'s alone."""
-    sidecar, settings = inputs.sidecar, inputs.settings
     made: dict[str, dict[str, Resource]] = {}
-    problems = [*sidecar.problems, *inputs.problems]
-
-    def add(resource: Resource) -> None:
+    problems = [*inputs.sidecar.problems, *inputs.problems]
+    for resource in _own_resources(inputs, problems.append):
         made.setdefault(resource.type_url, {})[resource.name] = resource
+    return OwnResources(made, tuple(dict.fromkeys(problems)))
 
-    add(tls.leaf_secret(inputs.leaf))
-    add(tls.roots_secret(inputs.roots))
-    problem = _public_problem(sidecar, settings)
-    if problem is None:
-        add(clusters.local_app(sidecar, settings))
-        add(public(sidecar, settings, inputs.mesh, inputs.admission, inputs.roots.trust_domain))
-        if settings.protocol in HTTP_PROTOCOLS:
-            providers = inputs.admission.used_providers()
-            for resource in jwt.key_clusters(providers):
-                add(resource)
-            add(jwt.authentication(providers))
-            add(inbound_routes(settings, inputs.admission, inputs.roots.trust_domain))
-        exposed, more = exposable(sidecar, settings)
-        problems += more
-        for resource in exposed_resources(sidecar, settings, exposed):
-            add(resource)
+
+def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings = inputs.sidecar, inputs.settings
+    yield tls.leaf_secret(inputs.leaf)
+    yield tls.roots_secret(inputs.roots)
+    try:
+        observation = Observation(settings)
+    except OverrideError as error:
+        problem(str(error))
+        observation = Observation(ProxySettings())
+    wrong = _public_problem(sidecar, settings)
+    if wrong is None:
+        yield from _inbound(inputs, observation, problem)
     else:
-        problems.append(problem)
+        problem(wrong)
     if settings.mode is ProxyMode.TRANSPARENT:
         port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
-        add(outbound.outbound(inputs.outbound, port, dict(inputs.listed)))
+        listed = dict(inputs.listed)
+        listener = outbound.outbound(inputs.outbound, port, listed)
+        named = outbound.outbound_clusters(inputs.outbound, listed)
+        yield observation.encode(listener, named, of_all_upstreams=True)
         if not inputs.outbound.destinations_only:
-            add(clusters.original_destination())
+            yield clusters.original_destination()
     for target in inputs.explicit:
-        encoder = _explicit_encoder(target, inputs.here)
-        problem = _explicit_problem(target, encoder)
-        if problem is not None:
-            problems.append(f"upstream {target.upstream.name!r}: {problem}")
-        if encoder is not None and encoder.refusal() is None:
-            for resource in encoder.resources([outbound.explicit_name(target.upstream)]):
-                add(resource)
-            protocol = target.chain.protocol if target.chain else "tcp"
-            add(outbound.explicit(target.upstream, protocol, inputs.here.datacenter))
-    return OwnResources(made, tuple(dict.fromkeys(problems)))
+
+        def upstream_problem(text: str, name: str = target.upstream.name) -> None:
+            problem(f"upstream {name!r}: {text}")
+
+        yield from _explicit(target, inputs.here, observation, upstream_problem)
+
+
+def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings, trust_domain = inputs.sidecar, inputs.settings, inputs.roots.trust_domain
+    application = clusters.local_app(sidecar, settings)
+    if settings.local_cluster_json:
+        try:
+            application = cluster_from("envoy_local_cluster_json", settings.local_cluster_json, application)
+        except OverrideError as error:
+            problem(f"{error}; the generated cluster is used")
+    yield application
+    if settings.protocol in HTTP_PROTOCOLS or settings.public_listener_json:
+        providers = inputs.admission.used_providers()
+        yield from jwt.key_clusters(providers)
+        yield jwt.authentication(providers)
+    if settings.protocol in HTTP_PROTOCOLS:
+        yield inbound_routes(settings, inputs.admission, trust_domain)
+    try:
+        listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain)
+        yield observation.encode(listener, (names.LOCAL_APP,))
+    except OverrideError as error:
+        problem(f"{error}; it is refused, and nobody reaches the application through the mesh")
+    if settings.permissive_mtls and not inputs.mesh.allow_permissive_mtls:
+        problem(
+            "MutualTLSMode 'permissive' has no effect: the mesh entry does not say AllowEnablingPermissiveMutualTLS"
+        )
+    exposed, more = exposable(sidecar, settings)
+    for each in more:
+        problem(each)
+    yield from exposed_clusters(sidecar, settings, exposed)
+    for listener, named in exposed_listeners(sidecar, settings, exposed, inputs.outbound.probe_sources):
+        yield observation.encode(listener, named)
+
+
+def _explicit(
+    target: ExplicitTarget, here: Here, observation: Observation, problem: Callable[[str], None]
+) -> Iterator[Resource]:
+    upstream = target.upstream
+    encoder = _explicit_encoder(target, here)
+    wrong = _explicit_problem(target, encoder)
+    if wrong is not None:
+        problem(wrong)
+    if encoder is None or encoder.refusal() is not None or target.chain is None:
+        return
+    name = outbound.explicit_name(upstream)
+    settings, protocol = upstream.settings, target.chain.protocol
+    if settings.listener_json and (protocol in HTTP_PROTOCOLS or not target.chain.is_default):
+        problem("envoy_listener_json is only for a service without routes, and of TCP; the generated listener is used")
+        upstream = replace(upstream, settings=replace(settings, listener_json=None))
+    if upstream.settings.listener_json:
+        # Whoever writes such a listener names the cluster as Consul does.
+        name = encoder.consul_name()
+    try:
+        listener = outbound.explicit(upstream, protocol, here.datacenter)
+    except OverrideError as error:
+        problem(str(error))
+        return
+    yield from encoder.resources([name])
+    yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,))
 
 
 def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:

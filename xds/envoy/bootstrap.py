@@ -37,6 +37,8 @@ KEPT_STATS = (
     "http.",
     "sds.",
     "connect_authz",
+    "connection_limit.",
+    "dns_filter.",
 )
 """Every stat that begins so is kept: there are few of them, however large the mesh."""
 KEPT_CLUSTER_STATS = (

@@ -154,7 +154,7 @@ def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
 def exposed(port: int, sidecar: Sidecar, settings: ProxySettings, *, http2: bool) -> Resource:
     """The application's port with exposed paths, where that is another than the one that the mesh reaches."""
     address = socket_address(sidecar.local_service_address, port)
-    return _local(names.exposed_cluster(port), address, settings, "http2" if http2 else "http")
+    return _local(names.exposed_cluster(port, http2=http2), address, settings, "http2" if http2 else "http")
 
 
 def _local(name: str, address: core.Address, settings: ProxySettings, protocol: str) -> Resource:

@@ -6,14 +6,15 @@ answered with 404 and never reaches the application.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from xds.envoy import clusters, managers, names
 from xds.envoy.clusters import socket_address
 from xds.envoy.inbound import public_address
-from xds.envoy.outbound import OUTBOUND_LISTENER_PORT
-from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.outbound import OUTBOUND_LISTENER_PORT, IPNetwork
+from xds.envoy.resource import Resource
 from xds.mesh.facts import Sidecar
+from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -44,37 +45,56 @@ def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPa
     return list(found.values()), problems
 
 
-def exposed_resources(sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath]) -> Iterator[Resource]:
-    """The listeners of a sidecar's exposed paths, and the clusters behind them."""
+def exposed_clusters(sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath]) -> Iterator[Resource]:
+    """The clusters behind a sidecar's exposed paths, where it is not the application's own."""
+    for path in exposed:
+        if not _is_the_applications(path, sidecar, settings):
+            yield clusters.exposed(path.local_port, sidecar, settings, http2=path.http2)
+
+
+def exposed_listeners(
+    sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath], sources: Iterable[IPNetwork]
+) -> Iterator[tuple[listener.Listener, tuple[str, ...]]]:
+    """The listeners of a sidecar's exposed paths, each with the clusters that it names.
+
+    Args:
+        sidecar: whose they are.
+        settings: of it.
+        exposed: the paths.
+        sources: from where they may be asked for; from everywhere where there are none.
+    """
     by_port: dict[int, list[ExposedPath]] = {}
     for path in exposed:
         by_port.setdefault(path.listener_port, []).append(path)
-        if not _is_the_applications(path, sidecar):
-            yield clusters.exposed(path.local_port, sidecar, settings, http2=path.http2)
     address, _ = public_address(sidecar, settings)
     for port, paths in by_port.items():
-        yield _listener(address, port, paths, sidecar)
+        behind = {path.path: _cluster(path, sidecar, settings) for path in paths}
+        yield _listener(address, port, behind, sources), tuple(sorted(set(behind.values())))
 
 
-def _is_the_applications(path: ExposedPath, sidecar: Sidecar) -> bool:
-    return path.local_port == sidecar.local_service_port and not sidecar.local_service_socket_path
+def _is_the_applications(path: ExposedPath, sidecar: Sidecar, settings: ProxySettings) -> bool:
+    same_port = path.local_port == sidecar.local_service_port and not sidecar.local_service_socket_path
+    return same_port and path.http2 == (settings.protocol in MULTIPLEXED)
 
 
-def _listener(address: str, port: int, paths: list[ExposedPath], sidecar: Sidecar) -> Resource:
-    name = names.listener("exposed_paths", address, port)
-    behind = {
-        path.path: names.LOCAL_APP if _is_the_applications(path, sidecar) else names.exposed_cluster(path.local_port)
-        for path in paths
-    }
+def _cluster(path: ExposedPath, sidecar: Sidecar, settings: ProxySettings) -> str:
+    if _is_the_applications(path, sidecar, settings):
+        return names.LOCAL_APP
+    return names.exposed_cluster(path.local_port, http2=path.http2)
+
+
+def _listener(address: str, port: int, behind: Mapping[str, str], sources: Iterable[IPNetwork]) -> listener.Listener:
     routes = [
         route.Route(match=route.RouteMatch(path=path), route=route.RouteAction(cluster=cluster))
         for path, cluster in behind.items()
     ]
-    config = managers.plain(f"exposed_paths_{port}", routes)
-    message = listener.Listener(
-        name=name,
+    chain = listener.FilterChain(filters=[managers.network_filter(managers.plain(f"exposed_paths_{port}", routes))])
+    for source in sources:
+        found = chain.filter_chain_match.source_prefix_ranges.add(address_prefix=str(source.network_address))
+        found.prefix_len.value = source.prefixlen
+    return listener.Listener(
+        name=names.listener("exposed_paths", address, port),
         address=socket_address(address, port),
         traffic_direction=core.INBOUND,
-        filter_chains=[listener.FilterChain(filters=[managers.network_filter(config)])],
+        filter_chains=[chain],
     )
-    return encode(LISTENER, name, message, clusters=tuple(sorted(set(behind.values()))))

@@ -9,18 +9,19 @@ from xds.envoy import managers, names, routes
 from xds.envoy.clusters import milliseconds, socket_address
 from xds.envoy.identities import admitted_identities
 from xds.envoy.outbound import tcp_proxy
+from xds.envoy.overrides import listener_from, protected
 from xds.envoy.rbac import http_rbac, network_rbac
-from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.resource import Resource
 from xds.envoy.tls import downstream_transport_socket, typed
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import TokenProvider
-from xds.mesh.settings import MeshSettings, ProxySettings
+from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings
 from xds.policy.intentions import ConnectionPolicy, RequestPolicy, token_checks
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.config import route_pb2 as route
-from xds.wire.envoy.extensions import http_rbac_pb2
+from xds.wire.envoy.extensions import connection_limit_pb2, http_rbac_pb2, original_dst_pb2
 
 ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2", "http/1.1"), "grpc": ("h2", "http/1.1")}
 
@@ -53,34 +54,69 @@ def public_address(sidecar: Sidecar, settings: ProxySettings) -> tuple[str, int]
 
 def public(
     sidecar: Sidecar, settings: ProxySettings, mesh: MeshSettings, admission: Admission, trust_domain: str
-) -> Resource:
-    """The listener that other sidecars connect to."""
+) -> listener.Listener:
+    """The listener that other sidecars connect to.
+
+    Raises:
+        OverrideError: the user's own JSON of it can't be used.
+    """
     address, port = public_address(sidecar, settings)
     name = names.listener("public_listener", address, port)
-    protocol = settings.protocol or "tcp"
-    if protocol in HTTP_PROTOCOLS:
+    is_http = settings.protocol in HTTP_PROTOCOLS
+    # Whom a request is from is judged when it is there; whoever may send none is answered, and not hung up on.
+    identities = None if is_http else admitted_identities(admission.connections, trust_domain)
+    tls = downstream_transport_socket(identities, mesh.incoming_tls, ALPN.get(settings.protocol or "", ()))
+    judge = listener.Filter(
+        name="envoy.filters.network.rbac", typed_config=typed(network_rbac(admission.connections, trust_domain))
+    )
+    if settings.public_listener_json:
+        setting, text = "envoy_public_listener_json", settings.public_listener_json
+        given = listener_from(setting, text, name)
+        rules = http_rbac(admission.requests, admission.token_providers, trust_domain)
+        requests = [managers.token_filter(), managers.http_filter(managers.RBAC_FILTER, rules)]
+        protected(given, setting, text, tls, requests, judge)
+        return given
+    if is_http:
         filters = [managers.network_filter(managers.inbound(settings, mesh))]
-        # Whom a request is from is judged when it is there; whoever may send none is answered, and not hung up on.
-        identities = None
     else:
-        rbac = network_rbac(admission.connections, trust_domain)
-        filters = [
-            listener.Filter(name="envoy.filters.network.rbac", typed_config=typed(rbac)),
-            tcp_proxy("public_listener", cluster=names.LOCAL_APP),
-        ]
-        identities = admitted_identities(admission.connections, trust_domain)
-    message = listener.Listener(
+        filters = [judge, tcp_proxy("public_listener", cluster=names.LOCAL_APP)]
+    if settings.max_inbound_connections:
+        limit = connection_limit_pb2.ConnectionLimit(stat_prefix="inbound_connection_limit")
+        limit.max_connections.value = settings.max_inbound_connections
+        counted = listener.Filter(name="envoy.filters.network.connection_limit", typed_config=typed(limit))
+        filters.insert(len(filters) - 1, counted)
+    made = listener.Listener(
         name=name,
         address=socket_address(address, port),
         traffic_direction=core.INBOUND,
-        filter_chains=[
-            listener.FilterChain(
-                filters=filters,
-                transport_socket=downstream_transport_socket(identities, mesh.incoming_tls, ALPN.get(protocol, ())),
-            )
-        ],
+        filter_chains=[listener.FilterChain(filters=filters, transport_socket=tls)],
     )
-    return encode(LISTENER, name, message, clusters=(names.LOCAL_APP,))
+    if settings.balance_inbound_connections:
+        made.connection_balance_config.exact_balance.SetInParent()
+    if is_permissive(settings, mesh) and not sidecar.local_service_socket_path:
+        _add_permissive_chain(made, sidecar.local_service_port)
+    return made
+
+
+def is_permissive(settings: ProxySettings, mesh: MeshSettings) -> bool:
+    """Whether who is not in the mesh may dial the application's port: it says so, and the mesh entry lets it."""
+    transparent = settings.mode is ProxyMode.TRANSPARENT
+    return bool(settings.permissive_mtls) and mesh.allow_permissive_mtls and transparent
+
+
+def _add_permissive_chain(made: listener.Listener, port: int) -> None:
+    """Let in as it is what was redirected from the application's own port; the mesh dials the sidecar's.
+
+    Unlike Consul's, whose mesh entry is asked only when the setting is written, this ends when that entry says so.
+    """
+    chain = listener.FilterChain(filters=[tcp_proxy("permissive_public_listener", cluster=names.LOCAL_APP)])
+    chain.filter_chain_match.destination_port.value = port
+    made.filter_chains.append(chain)
+    made.listener_filters.append(
+        listener.ListenerFilter(
+            name="envoy.filters.listener.original_dst", typed_config=typed(original_dst_pb2.OriginalDst())
+        )
+    )
 
 
 def inbound_routes(settings: ProxySettings, admission: Admission, trust_domain: str) -> Resource:

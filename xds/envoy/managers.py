@@ -67,8 +67,7 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
     """
     grpc = settings.protocol == "grpc"
     filters = _grpc_filters() if grpc else []
-    source = core.ExtensionConfigSource(config_source=ads_source(), type_urls=[JWT_AUTHENTICATION])
-    filters.append(manager.HttpFilter(name=names.JWT_EXTENSION, config_discovery=source))
+    filters.append(token_filter())
     # Where no scope says otherwise, nobody is let in: to allow, with no policies, is to deny.
     filters.append(http_filter(RBAC_FILTER, http_rbac_pb2.RBAC(rules=rbac.RBAC(action=rbac.RBAC.ALLOW))))
     found = _scoped("public_listener", names.INBOUND_SCOPE, filters)
@@ -84,6 +83,12 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
     return found
 
 
+def token_filter() -> manager.HttpFilter:
+    """What verifies the tokens that requests bring; how, comes as an extension."""
+    source = core.ExtensionConfigSource(config_source=ads_source(), type_urls=[JWT_AUTHENTICATION])
+    return manager.HttpFilter(name=names.JWT_EXTENSION, config_discovery=source)
+
+
 def _normalize(found: Manager, mesh: MeshSettings) -> None:
     """What a path means is settled before the intentions judge it, or ``/a/../b`` would be ``/a`` to them."""
     found.normalize_path.value = mesh.normalize_path
@@ -96,11 +101,9 @@ def _normalize(found: Manager, mesh: MeshSettings) -> None:
         )
 
 
-def plain(stat_prefix: str, routes: Iterable[route.Route], *, http2: bool = False) -> Manager:
+def plain(stat_prefix: str, routes: Iterable[route.Route]) -> Manager:
     """A manager with nothing but routes, for any host."""
     found = _common(stat_prefix, [])
-    if http2:
-        found.codec_type = Manager.HTTP2
     host = route.VirtualHost(name=stat_prefix, domains=["*"], routes=routes)
     found.route_config.CopyFrom(route.RouteConfiguration(name=stat_prefix, virtual_hosts=[host]))
     return found

@@ -89,9 +89,9 @@ def jwks_cluster(provider: str) -> str:
     return f"jwks_cluster_{provider}"
 
 
-def exposed_cluster(port: int) -> str:
+def exposed_cluster(port: int, *, http2: bool) -> str:
     """The application's port with exposed paths."""
-    return f"exposed_cluster_{port}"
+    return f"exposed_cluster_{port}{'_http2' if http2 else ''}"
 
 
 def listener(base: str, address: str, port: int) -> str:

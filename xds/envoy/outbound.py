@@ -18,7 +18,7 @@ from google.protobuf.wrappers_pb2 import BoolValue, StringValue, UInt32Value
 
 from xds.envoy import managers, names
 from xds.envoy.clusters import socket_address
-from xds.envoy.resource import LISTENER, Resource, encode
+from xds.envoy.overrides import listener_from
 from xds.envoy.tls import typed
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
@@ -55,6 +55,8 @@ class OutboundSettings:
     """No way past the mesh: a connection to any address that is not a virtual IP is closed."""
     strict_ports: bool = False
     """Whether a service answers only at the port of its virtual address, where that carries one."""
+    probe_sources: tuple[IPNetwork, ...] = ()
+    """From where exposed paths may be asked for; from everywhere where none are named."""
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
         """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
@@ -70,7 +72,7 @@ def kind(protocol: str) -> str:
     return "grpc" if protocol == "grpc" else "http" if protocol in HTTP_PROTOCOLS else "tcp"
 
 
-def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str]) -> Resource:
+def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str]) -> listener.Listener:
     """The listener that the kernel redirects outbound connections to.
 
     Args:
@@ -83,7 +85,7 @@ def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddre
     if not settings.destinations_only:
         passthrough = tcp_proxy("upstream.original-destination", cluster=names.ORIGINAL_DESTINATION)
         chains.append(listener.FilterChain(name=PASSTHROUGH_CHAIN, filters=[passthrough]))
-    message = listener.Listener(
+    return listener.Listener(
         name=name,
         address=socket_address("127.0.0.1", port),
         traffic_direction=core.OUTBOUND,
@@ -97,9 +99,13 @@ def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddre
         enable_reuse_port=BoolValue(value=False),
         filter_chain_matcher=_by_destination(settings, listed),
     )
+
+
+def outbound_clusters(settings: OutboundSettings, listed: Mapping[VirtualAddress, str]) -> tuple[str, ...]:
+    """The clusters that the outbound listener names."""
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
-    named = tuple(sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp"))
-    return encode(LISTENER, name, message, clusters=(*past, *named), of_all_upstreams=True)
+    named = sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp")
+    return (*past, *named)
 
 
 def _chain(kind: str, *, by_port: bool) -> str:
@@ -205,9 +211,15 @@ def explicit_name(upstream: ExplicitUpstream) -> str:
     return names.listener(upstream.name, upstream.local_bind_address, upstream.local_bind_port)
 
 
-def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> Resource:
-    """A listener on the local address that a registration gives an upstream."""
+def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> listener.Listener:
+    """A listener on the local address that a registration gives an upstream.
+
+    Raises:
+        OverrideError: the user's own JSON of it can't be used.
+    """
     name = explicit_name(upstream)
+    if upstream.settings.listener_json:
+        return listener_from("envoy_listener_json", upstream.settings.listener_json, name)
     if upstream.local_bind_socket_path:
         pipe = core.Pipe(path=upstream.local_bind_socket_path, mode=upstream.local_bind_socket_mode)
         address = core.Address(pipe=pipe)
@@ -218,10 +230,12 @@ def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> Reso
         last = managers.network_filter(managers.outbound(stat_prefix, name, grpc=protocol == "grpc"))
     else:
         last = tcp_proxy(stat_prefix, cluster=name)
-    message = listener.Listener(
+    made = listener.Listener(
         name=name,
         address=address,
         traffic_direction=core.OUTBOUND,
         filter_chains=[listener.FilterChain(filters=[last])],
     )
-    return encode(LISTENER, name, message, clusters=() if protocol in HTTP_PROTOCOLS else (name,))
+    if upstream.settings.balance_connections:
+        made.connection_balance_config.exact_balance.SetInParent()
+    return made

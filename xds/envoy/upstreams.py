@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from xds.envoy import clusters, endpoints, names, routes
 from xds.envoy.clusters import Here
+from xds.envoy.overrides import cluster_from
 from xds.envoy.resource import Resource
 from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter, Target
 from xds.mesh.facts import Instance
@@ -94,6 +95,10 @@ class UpstreamEncoder:
         for name in dialed:
             yield routes.scope(name, configuration, tuple(sorted(set(behind.values()))))
 
+    def consul_name(self) -> str:
+        """Consul's name for the cluster of the whole service."""
+        return self._consul_name(Target(self._chain.service))
+
     def alone(self, dialed: str, instance: Instance) -> Iterator[Resource]:
         """One instance under a name of its own: whoever dials an instance's own address wants that one."""
         target = next(
@@ -131,4 +136,7 @@ class UpstreamEncoder:
 
     def _target_cluster(self, name: str, target: Target, resolver: Resolver | None) -> Resource:
         balancer = resolver.load_balancer if resolver else None
-        return clusters.service_cluster(name, target, self._here, self._chain.protocol, self._settings, balancer)
+        made = clusters.service_cluster(name, target, self._here, self._chain.protocol, self._settings, balancer)
+        if self._settings.cluster_json and self._chain.is_default:
+            return cluster_from("envoy_cluster_json", self._settings.cluster_json, made)
+        return made

@@ -154,6 +154,15 @@ class DiscoveryChain:
     problems: tuple[str, ...] = ()
     """What of it is not followed, though the service is served."""
 
+    @property
+    def is_default(self) -> bool:
+        """Whether it is no more than the service's own instances, all of them."""
+        resolver = self.first_resolver()
+        if resolver is None or resolver != Resolver(resolver.target):
+            return False
+        target = self.targets.get(resolver.target)
+        return target is not None and (target.service, target.subset, target.datacenter) == (self.service, "", "")
+
     def first_resolver(self) -> Resolver | None:
         """The resolver that a TCP connection ends at: the one that the chain begins with."""
         node = self.nodes.get(self.start)

@@ -2,9 +2,9 @@
 
 An address belongs to one service, which answers there at whatever port is dialed. Where several services claim one
 address for different ports (Consul's ``virtual`` tagged address carries one), the port decides. Where two claim the
-same port, the one that was registered earlier keeps it (Consul's CreateIndex, the name where that is equal), the other's
-claim is set aside and nothing else is touched. The table is a function of the claims alone, not of how they came about,
-so a restart changes no owner. Claims are known of services that some connected sidecar may call.
+same port, the one that was registered earlier keeps it (Consul's CreateIndex, the name where that is equal), the
+other's claim is set aside and nothing else is touched. The table is a function of the claims alone, not of how they
+came about, so a restart changes no owner. Claims are known of services that some connected sidecar may call.
 """
 
 from __future__ import annotations

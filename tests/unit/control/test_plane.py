@@ -31,6 +31,7 @@ from xds.mesh.intentions import (
 )
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import (
+    AccessLogs,
     ConfigEntries,
     ExposedPath,
     MeshSettings,
@@ -109,7 +110,9 @@ def bench() -> Bench:
 def everything_we_send() -> Iterator[tuple[str, bytes]]:
     """One of each kind of resource, with every option in use; for the conformance test."""
     bench = Bench(default_allow=False)
-    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191, settings=UpstreamSettings(connect_timeout_ms=1500))
+    upstream = ExplicitUpstream(
+        "api", "", "127.0.0.1", 9191, settings=UpstreamSettings(connect_timeout_ms=1500, balance_connections=True)
+    )
     web = make_sidecar(
         "web",
         upstreams=(upstream,),
@@ -131,6 +134,7 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
         {
             mesh.CONFIG_ENTRIES: ConfigEntries(
                 mesh=MeshSettings(
+                    allow_permissive_mtls=True,
                     incoming_tls=TLSParameters("TLSv1_2", "TLSv1_3", ("ECDHE-ECDSA-AES128-GCM-SHA256",)),
                     escaped_slashes="REJECT_REQUEST",
                     headers_with_underscores="DROP_HEADER",
@@ -138,17 +142,23 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
                 service_defaults={
                     "shop": ProxySettings(
                         protocol="grpc",
+                        balance_inbound_connections=True,
+                        max_inbound_connections=7,
+                        permissive_mtls=True,
+                        tracing_json='{"random_sampling": {"value": 1}, "verbose": true}',
+                        access_logs=AccessLogs(),
                         local_request_timeout_ms=500,
                         local_idle_timeout_ms=700,
                         max_request_headers_kb=90,
                     ),
                     "web": ProxySettings(
+                        access_logs=AccessLogs("file", "/dev/null", text_format="%PROTOCOL%"),
                         upstream_defaults=UpstreamSettings(
                             max_connections=1,
                             max_pending_requests=2,
                             max_concurrent_requests=3,
                             passive_health_check=PassiveHealthCheck(1, 2, 3, 4, 5),
-                        )
+                        ),
                     ),
                 },
                 token_providers={

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from tests.unit.facts import make_sidecar
-from xds.envoy.exposed import exposable, exposed_resources
-from xds.envoy.resource import CLUSTER, LISTENER
+from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.mesh.facts import ExplicitUpstream
 from xds.mesh.settings import ExposedPath, ProxySettings
-from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 
 
@@ -16,24 +16,34 @@ def test_paths_share_a_listener_by_port_and_lead_where_they_should() -> None:
         ExposedPath("/health", 21500, 8080),
         ExposedPath("/metrics", 21500, 9102),
         ExposedPath("/met-rics", 21501, 9102),
+        ExposedPath("/grpc.health.v1.Health/Check", 21501, 8080, http2=True),
     )
-    made = {r.name: r for r in exposed_resources(make_sidecar("web"), ProxySettings(), paths)}
-    listeners = {name: resource for name, resource in made.items() if resource.type_url == LISTENER}
-    assert listeners.keys() == {"exposed_paths:10.0.0.1:21500", "exposed_paths:10.0.0.1:21501"}
-    assert {name for name, r in made.items() if r.type_url == CLUSTER} == {"exposed_cluster_9102"}
-    first = listeners["exposed_paths:10.0.0.1:21500"]
-    assert first.clusters == ("exposed_cluster_9102", "local_app")
+    sidecar, settings = make_sidecar("web"), ProxySettings()
+    assert {r.name for r in exposed_clusters(sidecar, settings, paths)} == {
+        "exposed_cluster_9102", "exposed_cluster_8080_http2",
+    }  # fmt: skip
+    made = {message.name: (message, named) for message, named in exposed_listeners(sidecar, settings, paths, ())}
+    assert made.keys() == {"exposed_paths:10.0.0.1:21500", "exposed_paths:10.0.0.1:21501"}
+    message, named = made["exposed_paths:10.0.0.1:21500"]
+    assert named == ("exposed_cluster_9102", "local_app")
     config = manager.HttpConnectionManager()
-    message = listener.Listener.FromString(first.body)
     message.filter_chains[0].filters[0].typed_config.Unpack(config)
     routes = {r.match.path: r.route.cluster for r in config.route_config.virtual_hosts[0].routes}
     assert routes == {"/health": "local_app", "/metrics": "exposed_cluster_9102"}
 
 
+def test_who_may_probe_can_be_restricted() -> None:
+    sources = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
+    paths = [ExposedPath("/health", 21500, 8080)]
+    [(message, _)] = exposed_listeners(make_sidecar("web"), ProxySettings(), paths, sources)
+    ranges = message.filter_chains[0].filter_chain_match.source_prefix_ranges
+    assert [f"{each.address_prefix}/{each.prefix_len.value}" for each in ranges] == ["10.0.0.0/8", "fd00::/8"]
+
+
 def test_an_application_on_a_unix_socket_has_its_paths_on_a_port() -> None:
     sidecar = make_sidecar("web", local_service_socket_path="/run/app.sock")
-    made = exposed_resources(sidecar, ProxySettings(), [ExposedPath("/health", 21500, 8080)])
-    assert "exposed_cluster_8080" in {resource.name for resource in made}
+    made = exposed_clusters(sidecar, ProxySettings(), [ExposedPath("/health", 21500, 8080)])
+    assert [each.name for each in made] == ["exposed_cluster_8080"]
 
 
 def test_a_port_that_another_listener_needs_stays_that_ones() -> None:

@@ -22,7 +22,7 @@ def made(settings: OutboundSettings = SETTINGS, **listed: str) -> listener.Liste
     """The listener that is told of ``listed``: addresses (``a`` to ``z`` below) with their protocols."""
     told = {ADDRESSES[name]: protocol for name, protocol in listed.items()}
     told = {at: protocol for at, protocol in told.items() if settings.lists(at, protocol)}
-    return listener.Listener.FromString(outbound.outbound(settings, 15001, told).body)
+    return outbound.outbound(settings, 15001, told)
 
 
 ADDRESSES = {

@@ -65,7 +65,11 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
         or None,
         balance_inbound_connections=True if balance == "exact_balance" else None,
         max_request_headers_kb=opaque.number("max_request_headers_kb") or said.number("MaxRequestHeadersKB") or None,
+        permissive_mtls={"permissive": True, "strict": False}.get(said.choice("MutualTLSMode", "strict", "permissive")),
         access_logs=_access_logs(said.part("AccessLogs")),
+        tracing_json=opaque.text("envoy_listener_tracing_json") or None,
+        public_listener_json=opaque.text("envoy_public_listener_json") or None,
+        local_cluster_json=opaque.text("envoy_local_cluster_json") or None,
         dialed_directly=True if transparent.flag("DialedDirectly") else None,
         exposed_paths=_exposed_paths(expose) or None,
         **_upstreams(said.part("UpstreamConfig")),
@@ -135,12 +139,18 @@ def upstream_settings(fields: Fields) -> UpstreamSettings:
         max_ejection_percent=health.number(spelled(health, "MaxEjectionPercent", "max_ejection_percent")),
         base_ejection_time_ms=health.duration(spelled(health, "BaseEjectionTime", "base_ejection_time")),
     )
+    balance = fields.choice(
+        spelled(fields, "BalanceOutboundConnections", "balance_outbound_connections"), "exact_balance"
+    )
     return UpstreamSettings(
         connect_timeout_ms=fields.number(spelled(fields, "ConnectTimeoutMs", "connect_timeout_ms")) or None,
         max_connections=limits.number(spelled(limits, "MaxConnections", "max_connections")),
         max_pending_requests=limits.number(spelled(limits, "MaxPendingRequests", "max_pending_requests")),
         max_concurrent_requests=limits.number(spelled(limits, "MaxConcurrentRequests", "max_concurrent_requests")),
         passive_health_check=passive if health else None,
+        balance_connections=True if balance == "exact_balance" else None,
+        listener_json=fields.text(spelled(fields, "EnvoyListenerJSON", "envoy_listener_json")) or None,
+        cluster_json=fields.text(spelled(fields, "EnvoyClusterJSON", "envoy_cluster_json")) or None,
     )
 
 
@@ -175,6 +185,7 @@ def _mesh(fields: Fields) -> MeshSettings:
     normal = http.part("Incoming").part("RequestNormalization")
     return MeshSettings(
         destinations_only=fields.part("TransparentProxy").flag("MeshDestinationsOnly"),
+        allow_permissive_mtls=fields.flag("AllowEnablingPermissiveMutualTLS"),
         incoming_tls=_tls(tls.part("Incoming")),
         outgoing_tls=_tls(tls.part("Outgoing")),
         sanitize_client_cert=http.flag("SanitizeXForwardedClientCert"),

@@ -410,13 +410,76 @@ class MeshGatewayEntry(_Exact):
     Mode: Literal["", "none", "local", "remote"] = ""
 
 
+class EnvoyExtensionEntry(_Exact):
+    """One of Consul's Envoy extensions."""
+
+    Name: str = Field(min_length=1)
+    Required: bool = False
+    Arguments: Anything = {}
+    ConsulVersion: str = ""
+    EnvoyVersion: str = ""
+
+
+class UpstreamLimitsEntry(_Exact):
+    """How much is asked of an upstream at once."""
+
+    MaxConnections: Count | None = None
+    MaxPendingRequests: Count | None = None
+    MaxConcurrentRequests: Count | None = None
+
+
+class PassiveHealthCheckEntry(_Exact):
+    """When an instance is left alone because of what it answered."""
+
+    Interval: GoDuration = ""
+    MaxFailures: Count = 0
+    EnforcingConsecutive5xx: Annotated[int, Field(ge=0, le=100)] | None = None
+    MaxEjectionPercent: Annotated[int, Field(ge=0, le=100)] | None = None
+    BaseEjectionTime: GoDuration = ""
+
+
+class UpstreamSettingsEntry(_Exact):
+    """How an upstream is called."""
+
+    Name: str = ""
+    Namespace: str = ""
+    Partition: str = ""
+    Peer: str = ""
+    EnvoyListenerJSON: str = ""
+    EnvoyClusterJSON: str = ""
+    Protocol: str = ""
+    ConnectTimeoutMs: Count = 0
+    Limits: UpstreamLimitsEntry = UpstreamLimitsEntry()
+    PassiveHealthCheck: PassiveHealthCheckEntry | None = None
+    MeshGateway: MeshGatewayEntry = MeshGatewayEntry()
+    BalanceOutboundConnections: Literal["", "exact_balance"] = ""
+
+
+class UpstreamConfigEntry(_Exact):
+    """How a service calls its upstreams."""
+
+    Defaults: UpstreamSettingsEntry | None = None
+    Overrides: list[UpstreamSettingsEntry] = []
+
+
+class AccessLogsEntry(_Exact):
+    """Where and how connections and requests are logged."""
+
+    Enabled: bool = False
+    DisableListenerLogs: bool = False
+    Type: Literal["", "stdout", "stderr", "file"] = ""
+    Path: str = ""
+    JSONFormat: str = ""
+    TextFormat: str = ""
+
+
 class _ProxyDefaultsBase(_EntryBase):
     Mode: Literal["", "transparent", "direct"] = ""
     TransparentProxy: TransparentProxyEntry = TransparentProxyEntry()
-    MutualTLSMode: str = ""
+    MutualTLSMode: Literal["", "strict", "permissive"] = ""
     MeshGateway: MeshGatewayEntry = MeshGatewayEntry()
     Expose: ExposeEntry = ExposeEntry()
-    EnvoyExtensions: list[Anything] = []
+    EnvoyExtensions: list[EnvoyExtensionEntry] = []
 
 
 class ServiceDefaults(_ProxyDefaultsBase):
@@ -428,10 +491,10 @@ class ServiceDefaults(_ProxyDefaultsBase):
     MaxInboundConnections: Count = 0
     LocalConnectTimeoutMs: Count = 0
     LocalRequestTimeoutMs: Count = 0
-    BalanceInboundConnections: str = ""
+    BalanceInboundConnections: Literal["", "exact_balance"] = ""
     RateLimits: Anything = {}
     ExternalSNI: str = ""
-    UpstreamConfig: Anything = {}
+    UpstreamConfig: UpstreamConfigEntry = UpstreamConfigEntry()
     Destination: Anything = {}
 
 
@@ -441,7 +504,7 @@ class ProxyDefaults(_ProxyDefaultsBase):
     Kind: Literal["proxy-defaults"]
     Name: Literal["global"]
     Config: Anything = {}
-    AccessLogs: Anything = {}
+    AccessLogs: AccessLogsEntry = AccessLogsEntry()
     FailoverPolicy: Anything = {}
     PrioritizeByLocality: Anything = {}
 
@@ -453,14 +516,57 @@ class MeshTransparentProxy(_Exact):
     """No way past the mesh: a connection to any other address is refused."""
 
 
+TLSVersion = Literal["", "TLS_AUTO", "TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"]
+
+
+class MeshTLSDirection(_Exact):
+    """Versions and cipher suites."""
+
+    TLSMinVersion: TLSVersion = ""
+    TLSMaxVersion: TLSVersion = ""
+    CipherSuites: list[str] = []
+
+
+class MeshTLS(_Exact):
+    """What TLS between sidecars has to be."""
+
+    Incoming: MeshTLSDirection = MeshTLSDirection()
+    Outgoing: MeshTLSDirection = MeshTLSDirection()
+
+
+class RequestNormalizationEntry(_Exact):
+    """What is settled about a path or a header before the intentions judge it."""
+
+    InsecureDisablePathNormalization: bool = False
+    MergeSlashes: bool = False
+    PathWithEscapedSlashesAction: Literal[
+        "", "IMPLEMENTATION_SPECIFIC_DEFAULT", "KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT",
+        "UNESCAPE_AND_FORWARD",
+    ] = ""  # fmt: skip
+    HeadersWithUnderscoresAction: Literal["", "ALLOW", "REJECT_REQUEST", "DROP_HEADER"] = ""
+
+
+class MeshHTTPIncoming(_Exact):
+    """Of requests that come in."""
+
+    RequestNormalization: RequestNormalizationEntry = RequestNormalizationEntry()
+
+
+class MeshHTTP(_Exact):
+    """What holds for HTTP between sidecars."""
+
+    SanitizeXForwardedClientCert: bool = False
+    Incoming: MeshHTTPIncoming = MeshHTTPIncoming()
+
+
 class MeshEntry(_EntryBase):
     """What holds for the whole mesh."""
 
     Kind: Literal["mesh"]
     TransparentProxy: MeshTransparentProxy = MeshTransparentProxy()
     AllowEnablingPermissiveMutualTLS: bool = False
-    TLS: Anything = {}
-    HTTP: Anything = {}
+    TLS: MeshTLS = MeshTLS()
+    HTTP: MeshHTTP = MeshHTTP()
     Peering: Anything = {}
 
 

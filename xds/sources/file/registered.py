@@ -97,6 +97,7 @@ class Registered:
                         "LocalBindAddress": upstream.local_bind_address,
                         "LocalBindPort": upstream.local_bind_port,
                         "LocalBindSocketPath": upstream.local_bind_socket_path,
+                        "LocalBindSocketMode": upstream.local_bind_socket_mode,
                         "Config": upstream.config,
                     }
                     for upstream in proxy.upstreams

@@ -1,0 +1,218 @@
+"""What a sidecar is told beside routes and intentions: limits, timeouts, logs, TLS, JSON of users' own, plain text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.entries import Entries
+from tests.integration.requests import Answer, request, until
+from xds.lab.application import dial, who_answers
+from xds.lab.mesh import Lab, Member, get
+from xds.lab.processes import eventually
+
+PORT = 80
+
+
+@dataclass
+class Set:
+    """web calls api, which speaks HTTP, and db, which does not."""
+
+    lab: Lab
+    web: Member
+    api: Member
+    db: Member
+    addresses: dict[str, str]
+
+    async def ask(self, path: str = "/") -> Answer:
+        return await request(self.web.host, f"http://{self.addresses['api']}:{PORT}{path}")
+
+    async def db_answers(self) -> str | None:
+        return await who_answers(self.web.host, self.addresses["db"], PORT)
+
+    async def defaults(self, service: str, **settings: Any) -> None:
+        """The service-defaults of a service."""
+        protocol = "http" if service == "api" else "tcp"
+        entry = {"Kind": "service-defaults", "Name": service, "Protocol": protocol, **settings}
+        await self.lab.catalog.entry(entry)
+
+
+@pytest.fixture(scope="module")
+async def made() -> AsyncIterator[Set]:
+    async with Lab(mesh_file=True) as lab:
+        await lab.catalog.entry({"Kind": "service-defaults", "Name": "api", "Protocol": "http"})
+        for destination in ("api", "db"):
+            await lab.catalog.intention("web", destination, "allow")
+        web, api, db = await asyncio.gather(lab.member("web"), lab.member("api", speaks="http"), lab.member("db"))
+        await lab.served(web, api, db)
+        addresses = {name: (await lab.catalog.virtual_ips(name))[0] for name in ("api", "db")}
+        yield Set(lab, web, api, db, addresses)
+
+
+async def test_the_request_timeout_of_the_application_is_kept(made: Set) -> None:
+    await made.defaults("api", LocalRequestTimeoutMs=300)
+    await until(lambda: made.ask("/?wait=2"), "the timeout", lambda found: found.status == 504)
+    await made.defaults("api")
+    await until(lambda: made.ask("/?wait=1"), "no timeout", lambda found: found.status == 200)
+
+
+async def test_no_more_connections_come_in_than_are_allowed(made: Set) -> None:
+    await made.defaults("db", MaxInboundConnections=1)
+
+    async def second_is_refused() -> bool:
+        async with await dial(made.web.host, made.addresses["db"], PORT) as first:
+            assert await first.echo("x") == "x"
+            return await made.db_answers() is None
+
+    await eventually("the limit", second_is_refused)
+    assert await made.lab.stat(made.db, r"connection_limit\.inbound_connection_limit\.limited_connections") > 0
+    await made.defaults("db")
+    await eventually("no limit", made.db_answers, until=lambda found: found == "db-1")
+
+
+async def test_a_caller_can_limit_itself(made: Set) -> None:
+    limits = {"Overrides": [{"Name": "api", "Limits": {"MaxConcurrentRequests": 1}}]}
+
+    async def some_are_refused() -> bool:
+        answers = await asyncio.gather(*(made.ask("/?wait=0.3") for _ in range(6)))
+        return 503 in {answer.status for answer in answers}
+
+    await made.defaults("web", UpstreamConfig=limits)
+    await eventually("the limit", some_are_refused)
+    await made.defaults("web")
+    await eventually("no limit", some_are_refused, until=lambda found: not found)
+
+
+async def test_an_instance_that_fails_is_left_alone_for_a_while(made: Set) -> None:
+    check = {"MaxFailures": 2, "Interval": "100ms", "EnforcingConsecutive5xx": 100, "MaxEjectionPercent": 100}
+    await made.defaults("web", UpstreamConfig={"Defaults": {"PassiveHealthCheck": {**check, "BaseEjectionTime": "1s"}}})
+
+    async def ejected() -> bool:
+        for _ in range(3):
+            await made.ask("/?status=500")
+        return (await made.ask()).status == 503
+
+    await eventually("the ejection", ejected)
+    await made.defaults("web")
+    await until(made.ask, "it to be back", lambda found: found.status == 200)
+
+
+async def test_access_logs_are_written(made: Set) -> None:
+    log = made.lab.folder / "access.log"
+    log.touch()
+    log.chmod(0o666)
+    logs = {"Enabled": True, "Type": "file", "Path": str(log)}
+    async with Entries(made.lab, {"Kind": "proxy-defaults", "Name": "global", "AccessLogs": logs}):
+
+        async def logged() -> set[str]:
+            await made.ask("/logged")
+            await made.db_answers()
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            return {line.get("path") or "tcp" for line in lines}
+
+        await eventually("the logs", logged, until=lambda found: {"/logged", "tcp"} <= found)
+
+
+async def test_an_old_tls_is_refused_where_the_mesh_says_so(made: Set) -> None:
+    tls = {"Incoming": {"TLSMinVersion": "TLSv1_3"}, "Outgoing": {"TLSMaxVersion": "TLSv1_2"}}
+    async with Entries(made.lab, {"Kind": "mesh", "TLS": tls}):
+        await eventually("no common version", made.db_answers, until=lambda found: found is None)
+        outgoing = {"TLSMaxVersion": "TLSv1_3"}
+        await made.lab.catalog.entry({"Kind": "mesh", "TLS": {"Incoming": tls["Incoming"], "Outgoing": outgoing}})
+        await eventually("TLS 1.3", made.db_answers, until=lambda found: found == "db-1")
+        versions = await get(made.db.host, 19000, "/stats?filter=ssl.versions")
+        assert "TLSv1.3" in str(versions[1])
+
+
+async def test_permissive_lets_in_who_is_not_in_the_mesh_only_while_the_mesh_allows_it(made: Set) -> None:
+    outside = made.lab.host("outside")
+
+    async def seen() -> str | None:
+        with contextlib.suppress(OSError):
+            return await who_answers(outside, made.db.host.address, 8080, within_s=3, say="x")
+        return None
+
+    assert await seen() is None
+    await made.defaults("db", MutualTLSMode="permissive")
+    async with Entries(made.lab, {"Kind": "mesh", "AllowEnablingPermissiveMutualTLS": True}):
+        await eventually("it to be let in", seen, until=lambda found: found == "db-1")
+        assert await made.db_answers() == "db-1", "the mesh still comes by mutual TLS"
+        await made.defaults("api", MutualTLSMode="permissive")
+    await eventually("it to be shut out again", seen, until=lambda found: found is None)
+    await made.defaults("db")
+    await made.defaults("api")
+
+
+OWN = {
+    "name": "mine",
+    "address": {"socket_address": {"address": "0.0.0.0", "port_value": 20000}},
+    "filter_chains": [
+        {
+            "filters": [
+                {
+                    "name": "envoy.filters.network.tcp_proxy",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                        "stat_prefix": "mine",
+                        "cluster": "local_app",
+                    },
+                }
+            ]
+        }
+    ],
+}
+
+
+async def test_a_listener_of_a_users_own_is_protected_or_refused(made: Set) -> None:
+    config = made.db.registered["Proxy"].setdefault("Config", {})
+    outside = made.lab.host("stranger")
+    config["envoy_public_listener_json"] = json.dumps(OWN)
+    await made.lab.register(made.db)
+
+    async def counted() -> int:
+        await made.db_answers()
+        return await made.lab.stat(made.db, r"tcp\.mine\.downstream_cx_total")
+
+    await eventually("the listener to be used", counted)
+    assert await made.db_answers() == "db-1"
+    assert await who_answers(outside, made.db.host.address, 20000, within_s=3, say="x") is None
+    await made.lab.catalog.intention("web", "db", "deny")
+    await eventually("the denial", made.db_answers, until=lambda found: found is None)
+    await made.lab.catalog.intention("web", "db", "allow")
+
+    config["envoy_public_listener_json"] = json.dumps({**OWN, "default_filter_chain": OWN["filter_chains"][0]})  # type: ignore[index]
+    await made.lab.register(made.db)
+
+    async def refused() -> str:
+        return json.dumps((await made.lab.sidecars())[made.db.sidecar_id]["set_aside"])
+
+    await eventually("the refusal", refused, until=lambda found: "default_filter_chain" in found)
+    await eventually("nobody to be let in", made.db_answers, until=lambda found: found is None)
+    del config["envoy_public_listener_json"]
+    await made.lab.register(made.db)
+    await eventually("it to be as it was", made.db_answers, until=lambda found: found == "db-1")
+
+
+async def test_an_upstream_on_a_unix_socket(made: Set) -> None:
+    path = Path("/tmp") / f"gossamer-{made.lab.folder.name}.sock"
+    upstream = {"DestinationName": "api", "LocalBindSocketPath": str(path), "LocalBindSocketMode": "0666"}
+    made.web.registered["Proxy"]["Upstreams"] = [upstream]
+    try:
+        await made.lab.register(made.web)
+        found = await until(
+            lambda: request(made.web.host, "http://api/", unix=str(path)), "api", lambda found: found.service == "api-1"
+        )
+        assert found.status == 200
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    finally:
+        del made.web.registered["Proxy"]["Upstreams"]
+        await made.lab.register(made.web)
+        path.unlink(missing_ok=True)

@@ -212,6 +212,10 @@ async def test_redirect_again_and_undo_leave_the_tables_as_they_were(
     assert sorted((await tables(host)).splitlines()) == sorted(once.splitlines())
     assert "the rules stand" in await redirect(*SAMPLE, "--verify")
     assert "do not stand" in await redirect(*SAMPLE, "--exclude-inbound-port", "23", "--verify", fails=True)
+    to_sidecar = (*SAMPLE[:-4], "--dns-port", "8653")
+    await redirect(*to_sidecar)
+    assert "the rules stand" in await redirect(*to_sidecar, "--verify")
+    assert "do not stand" in await redirect(*SAMPLE, "--verify", fails=True)
     await redirect("--undo")
     assert await tables(host) == before
     await redirect("--undo")

@@ -31,6 +31,10 @@ class Node:
     node_name: str
     version: str
     """Of the Envoy, empty when it didn't say."""
+    dual_stack: bool = False
+    """Whether it is on a host with IPv6, so that its listeners are to take that as well."""
+    dns_port: int = 0
+    """Where it is to answer DNS queries, if anywhere."""
 
 
 def decode(message: bytes, *, delta: bool) -> tuple[Request, Node | None]:
@@ -74,8 +78,16 @@ def _node(node: core.Node) -> Node:
     if node.HasField("user_agent_build_version"):
         build = node.user_agent_build_version.version
         version = f"{build.major_number}.{build.minor_number}.{build.patch}"
-    name = dict(node.metadata).get("node_name", "")
-    return Node(node.id, node.cluster, name if isinstance(name, str) else "", version)
+    said = dict(node.metadata)
+    name, port = said.get("node_name", ""), said.get("dns_port", 0)
+    return Node(
+        node.id,
+        node.cluster,
+        name if isinstance(name, str) else "",
+        version,
+        dual_stack=said.get("dual_stack") is True,
+        dns_port=int(port) if isinstance(port, float) and 0 < port < 65536 else 0,
+    )
 
 
 def encode_response(response: Response, *, delta: bool) -> bytes:

@@ -51,6 +51,16 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Where Envoy's own admin interface listens.",
         ),
+        click.option(
+            "--dual-stack/--ipv4-only",
+            default=None,
+            help="Whether its listeners take IPv6 as well. [for gossamer sidecar: where the host has it]",
+        ),
+        click.option(
+            "--dns-port",
+            type=click.IntRange(1, 65535),
+            help="Answer DNS queries over UDP at this port of loopback: the virtual IPs by name, the rest forwarded.",
+        ),
     ]
     for flag in reversed(flags):
         command = flag(command)
@@ -65,6 +75,8 @@ def make_bootstrap(
     node_name: str,
     xds: tuple[tuple[str, int], ...],
     admin: tuple[str, int],
+    dual_stack: bool | None,
+    dns_port: int | None,
 ) -> dict[str, Any]:
     """The bootstrap for a sidecar that is registered in Consul or in the file ``mesh``.
 
@@ -85,6 +97,8 @@ def make_bootstrap(
             admin=admin,
             token=consul.read_token() or registration.token,
             datacenter=registration.datacenter,
+            dual_stack=bool(dual_stack),
+            dns_port=dns_port,
         )
     )
 

@@ -99,6 +99,11 @@ class Ip(click.ParamType[IPAddress]):
     "--consul-dns-port", type=PORT, help="Send DNS queries for --consul-dns-ip (127.0.0.1) to this port of it."
 )
 @click.option(
+    "--dns-port",
+    type=PORT,
+    help="Send every DNS query over UDP to this port of the sidecar (gossamer sidecar --dns-port); Envoy's own go on.",
+)
+@click.option(
     "--netns",
     metavar="PATH",
     default="",
@@ -121,6 +126,7 @@ def redirect_traffic(
     exclude_uids: tuple[int, ...],
     consul_dns_ip: IPAddress | None,
     consul_dns_port: int | None,
+    dns_port: int | None,
     netns: str,
     dry_run: bool,
     undo: bool,
@@ -148,6 +154,8 @@ def redirect_traffic(
         ports = _ports(consul, mesh, proxy_id, node_name, proxy_inbound_port, proxy_outbound_port)
         if ports[0] == ports[1]:
             raise click.UsageError(f"the inbound and the outbound port are both {ports[0]}: they are two listeners")
+        if dns_port is not None and (consul_dns_ip is not None or consul_dns_port is not None):
+            raise click.UsageError("DNS queries go either to the sidecar (--dns-port) or to Consul (--consul-dns-ip)")
         if proxy_uid is None:
             raise click.UsageError("--proxy-uid is missing: the user that Envoy runs as")
         rules = Rules(
@@ -159,6 +167,7 @@ def redirect_traffic(
             exclude_outbound_cidrs=exclude_cidrs,
             exclude_uids=tuple(sorted(set(exclude_uids))),
             dns=_dns(consul_dns_ip, consul_dns_port),
+            sidecar_dns_port=dns_port,
         )
         if dry_run:
             click.echo(redirector.text(rules), nl=False)

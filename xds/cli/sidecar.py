@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,6 +35,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["proxy_id"].startswith("-"):  # with --sidecar-for, the first of Envoy's arguments is taken for PROXY_ID
         envoy_arguments = (about["proxy_id"], *envoy_arguments)
         about["proxy_id"] = ""
+    if about["dual_stack"] is None:
+        about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
     document = json.dumps(make_bootstrap(**about)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
@@ -48,6 +51,14 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         raise Failure(
             f"can't run {binary} as user {os.getuid()}: {error.strerror}; name another with --envoy"
         ) from error
+
+
+def has_ipv6() -> bool:
+    """Whether this host, or this network namespace, has IPv6 on its loopback."""
+    try:
+        return any(line.split()[-1] == "lo" for line in Path("/proc/net/if_inet6").read_text().splitlines())
+    except OSError:
+        return False
 
 
 def find_envoy(given: str) -> str:

@@ -172,7 +172,7 @@ class ControlPlane:
             return relisted
         for service in services:
             view = self._views[service]
-            listed = view.listed
+            told = view.told()
             decisions = self._index.from_source(service)
             upstreams = {
                 name: upstream_settings(service, name, entries)
@@ -181,7 +181,7 @@ class ControlPlane:
             if upstreams != view.upstreams:
                 self._tell(service, view.assign(upstreams))
                 self._demand_stale = True
-            if view.listed != listed:
+            if view.told() != told:
                 relisted.add(service)
         return relisted
 
@@ -196,13 +196,13 @@ class ControlPlane:
             touched |= self._catalog.refresh(key)
         relisted: set[str] = set()
         for service, view in self._views.items() if touched else ():
-            listed = view.listed
+            told = view.told()
             changes: Changes = {}
             affected = touched & view.upstreams.keys()
             for upstream in affected:
                 merge(changes, view.refresh(upstream))
             self._tell(service, changes)
-            if view.listed != listed:
+            if view.told() != told:
                 relisted.add(service)
             if affected and not view.unknown:
                 # What was held back until everything had been read need not wait any more.
@@ -330,6 +330,9 @@ class ControlPlane:
             outbound=self._destinations_only(entries.mesh.destinations_only),
             listed=tuple(sorted(self._views[proxy.service].listed.items())),
             explicit=tuple(self._explicit_target(upstream) for upstream in sidecar.upstreams),
+            dual_stack=proxy.client.node.dual_stack,
+            dns_port=proxy.client.node.dns_port,
+            named=tuple(sorted(self._views[proxy.service].named.items())) if proxy.client.node.dns_port else (),
         )
 
     def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:

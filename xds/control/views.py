@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy import clusters, jwt, names, outbound, tls
 from xds.envoy.clusters import Here
+from xds.envoy.dns import Named, dns_listener
 from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.observe import Observation
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.overrides import OverrideError, cluster_from
-from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.chains import DiscoveryChain, Target
 from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress, is_ip
@@ -51,6 +52,8 @@ class ServiceView:
         self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
         self.listed: dict[VirtualAddress, str] = {}
         """The upstreams' addresses that the outbound listener has to be told of, each with its protocol."""
+        self.named: dict[str, tuple[str, ...]] = {}
+        """The upstreams' virtual IPs, by name."""
         self.unknown: set[str] = set()
         """The upstreams that have not been read yet."""
         self._held: dict[str, EncodedUpstream] = {}
@@ -85,6 +88,10 @@ class ServiceView:
         else:
             self.unknown.discard(service)
         if before.dialed != encoded.dialed:
+            self.named.pop(service, None)
+            addresses = dict.fromkeys(at.ip for at in encoded.dialed if not at.own)
+            if addresses:
+                self.named[service] = tuple(addresses)
             self.listed = {
                 at: protocol
                 for held in self._held.values()
@@ -97,6 +104,10 @@ class ServiceView:
         """Whether somebody else's resource has this name: an address that just changed hands is its new owner's."""
         held = self._held.get(self._catalog.owner(name) or "")
         return held is not None and name in held.resources.get(type_url, ())
+
+    def told(self) -> tuple[dict[VirtualAddress, str], dict[str, tuple[str, ...]]]:
+        """What of the upstreams is part of listeners."""
+        return self.listed, dict(self.named)
 
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream."""
@@ -140,6 +151,10 @@ class SidecarInputs:
     listed: tuple[tuple[VirtualAddress, str], ...]
     """The addresses that the outbound listener has to be told of, each with its protocol."""
     explicit: tuple[ExplicitTarget, ...]
+    dual_stack: bool = False
+    dns_port: int = 0
+    named: tuple[Named, ...] = ()
+    """For DNS, where it is answered: the upstreams and their virtual IPs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +191,14 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
     if settings.mode is ProxyMode.TRANSPARENT:
         port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
         listed = dict(inputs.listed)
-        listener = outbound.outbound(inputs.outbound, port, listed)
+        listener = outbound.outbound(inputs.outbound, port, listed, dual_stack=inputs.dual_stack)
         named = outbound.outbound_clusters(inputs.outbound, listed)
         yield observation.encode(listener, named, of_all_upstreams=True)
         if not inputs.outbound.destinations_only:
             yield clusters.original_destination()
+        if inputs.dns_port:
+            made = dns_listener(inputs.dns_port, inputs.named, inputs.here.datacenter, dual_stack=inputs.dual_stack)
+            yield encode(LISTENER, made.name, made, of_all_upstreams=True)
     for target in inputs.explicit:
 
         def upstream_problem(text: str, name: str = target.upstream.name) -> None:
@@ -205,7 +223,7 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
     if settings.protocol in HTTP_PROTOCOLS:
         yield inbound_routes(settings, inputs.admission, trust_domain)
     try:
-        listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain)
+        listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain, dual_stack=inputs.dual_stack)
         yield observation.encode(listener, (names.LOCAL_APP,))
     except OverrideError as error:
         problem(f"{error}; it is refused, and nobody reaches the application through the mesh")

@@ -72,6 +72,15 @@ class BootstrapInputs:
     admin: tuple[str, int]
     token: str
     datacenter: str
+    dual_stack: bool = False
+    """Whether the host has IPv6."""
+    dns_port: int | None = None
+    """Where the sidecar is to answer DNS queries, if anywhere."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What the control plane is told of the sidecar beside its name."""
+        said = {"node_name": self.node_name, "dual_stack": self.dual_stack, "dns_port": self.dns_port}
+        return {name: value for name, value in said.items() if value}
 
 
 def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
         node=core.Node(
             id=inputs.proxy_id,
             cluster=inputs.service,
-            metadata=Struct.from_dict({"node_name": inputs.node_name} if inputs.node_name else {}),
+            metadata=Struct.from_dict(inputs.metadata()),
         ),
         admin=bootstrap.Admin(address=_address(inputs.admin)),
         static_resources=bootstrap.BootstrapStaticResources(clusters=[_control_plane(inputs.control_planes)]),

@@ -53,9 +53,15 @@ def public_address(sidecar: Sidecar, settings: ProxySettings) -> tuple[str, int]
 
 
 def public(
-    sidecar: Sidecar, settings: ProxySettings, mesh: MeshSettings, admission: Admission, trust_domain: str
+    sidecar: Sidecar,
+    settings: ProxySettings,
+    mesh: MeshSettings,
+    admission: Admission,
+    trust_domain: str,
+    *,
+    dual_stack: bool = False,
 ) -> listener.Listener:
-    """The listener that other sidecars connect to.
+    """The listener that other sidecars connect to; ``dual_stack``: at every address means IPv6 as well.
 
     Raises:
         OverrideError: the user's own JSON of it can't be used.
@@ -91,6 +97,9 @@ def public(
         traffic_direction=core.INBOUND,
         filter_chains=[listener.FilterChain(filters=filters, transport_socket=tls)],
     )
+    if dual_stack and address == "0.0.0.0":  # noqa: S104
+        both = core.SocketAddress(address="::", port_value=port, ipv4_compat=True)
+        made.address.CopyFrom(core.Address(socket_address=both))
     if settings.balance_inbound_connections:
         made.connection_balance_config.exact_balance.SetInParent()
     if is_permissive(settings, mesh) and not sidecar.local_service_socket_path:

@@ -72,12 +72,15 @@ def kind(protocol: str) -> str:
     return "grpc" if protocol == "grpc" else "http" if protocol in HTTP_PROTOCOLS else "tcp"
 
 
-def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str]) -> listener.Listener:
+def outbound(
+    settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str], *, dual_stack: bool = False
+) -> listener.Listener:
     """The listener that the kernel redirects outbound connections to.
 
     Args:
         settings: what holds for every outbound listener.
         port: where it listens, on loopback.
+        dual_stack: whether on that of IPv6 as well.
         listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
@@ -85,9 +88,11 @@ def outbound(settings: OutboundSettings, port: int, listed: Mapping[VirtualAddre
     if not settings.destinations_only:
         passthrough = tcp_proxy("upstream.original-destination", cluster=names.ORIGINAL_DESTINATION)
         chains.append(listener.FilterChain(name=PASSTHROUGH_CHAIN, filters=[passthrough]))
+    more = [listener.AdditionalAddress(address=socket_address("::1", port))] if dual_stack else []
     return listener.Listener(
         name=name,
         address=socket_address("127.0.0.1", port),
+        additional_addresses=more,
         traffic_direction=core.OUTBOUND,
         listener_filters=[
             listener.ListenerFilter(

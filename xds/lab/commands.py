@@ -33,7 +33,9 @@ def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[st
     ]  # fmt: skip
 
 
-def sidecar(proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "") -> list[str]:
+def sidecar(
+    proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "", more: Sequence[str] = ()
+) -> list[str]:
     """A sidecar.
 
     Args:
@@ -42,10 +44,11 @@ def sidecar(proxy_id: str, registration: Sequence[str], *, xds: str, admin: str,
         xds: the address of the control plane.
         admin: ``host:port`` of Envoy's admin interface.
         envoy: the Envoy to run, where it is not the installed one.
+        more: further flags.
     """
     return [
         "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{XDS_PORT}", "--admin", admin,
-        *(["--envoy", envoy] if envoy else []), "--", "--concurrency", "1",
+        *(["--envoy", envoy] if envoy else []), *more, "--", "--concurrency", "1",
     ]  # fmt: skip
 
 

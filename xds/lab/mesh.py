@@ -33,6 +33,7 @@ class Member:
     instance: str
     token: str = ""
     speaks: str = "tcp"
+    sidecar_arguments: tuple[str, ...] = ()
     sidecar_id: str = ""
     registered: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
@@ -199,6 +200,8 @@ class Lab:
         proxy: dict[str, Any] | None = None,
         meta: dict[str, str] | None = None,
         speaks: str = "tcp",
+        tagged: dict[str, tuple[str, int]] | None = None,
+        sidecar: tuple[str, ...] = (),
         on: Host | None = None,
     ) -> Member:
         """A new host with an application and its sidecar, all of it running where ``start`` says so.
@@ -215,14 +218,19 @@ class Lab:
             proxy: further keys of ``Proxy``.
             meta: of the sidecar's registration.
             speaks: what its application does: tcp, http or grpc.
+            tagged: further tagged addresses, with their ports.
+            sidecar: further arguments of ``gossamer sidecar``.
             on: a host that there is already, in place of a new one.
         """
         host = on or self.network.host(f"{service}-{instance}")
         if not token:
             token = await self.catalog.token_for(service) if self._mesh_file else self.consul.token
-        member = Member(service, host, f"node-{service}-{instance}", instance, token, speaks)
+        member = Member(service, host, f"node-{service}-{instance}", instance, token, speaks, sidecar)
         member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
-        tagged = {"virtual": {"Address": virtual_ip, "Port": APPLICATION_PORT}} if virtual_ip else {}
+        tagged_addresses: dict[str, Any] = {}
+        if virtual_ip:
+            tagged_addresses["virtual"] = {"Address": virtual_ip, "Port": APPLICATION_PORT}
+        tagged_addresses |= {tag: {"Address": ip, "Port": port} for tag, (ip, port) in (tagged or {}).items()}
         mode: dict[str, Any] = {"Mode": "transparent"} if self.catalog.transparent else {}
         stand_in = {} if self.catalog.transparent else {"mode": "transparent"}
         member.registered = {
@@ -231,7 +239,7 @@ class Lab:
             "Service": f"{service}-sidecar-proxy",
             "Address": host.address,
             "Port": PUBLIC_PORT if on is None else PUBLIC_PORT + 1,
-            "TaggedAddresses": tagged,
+            "TaggedAddresses": tagged_addresses,
             "Meta": meta or {},
             "Proxy": {
                 "DestinationServiceName": service,
@@ -289,6 +297,7 @@ class Lab:
                 xds=self.control.address,
                 admin=f"{member.host.address}:{admin_port}",
                 envoy=binaries.envoy(),
+                more=member.sidecar_arguments,
             )
         )
         environment = {"CONSUL_HTTP_TOKEN": member.token, "CONSUL_HTTP_ADDR": ""}

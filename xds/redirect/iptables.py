@@ -24,9 +24,14 @@ def wanted(rules: Rules, version: int) -> list[str]:
     host = "127.0.0.1/32" if version == 4 else "::1/128"
     lines: list[str] = []
     dns = _dns(rules, version)
-    lines += [f"-A OUTPUT -p {protocol} -m {protocol} --dport {DNS_PORT} -j CONSUL_DNS_REDIRECT" for protocol in dns]
+    to_dns = dict.fromkeys([*dns, *(["udp"] if rules.sidecar_dns_port is not None else [])])
+    lines += [f"-A OUTPUT -p {protocol} -m {protocol} --dport {DNS_PORT} -j CONSUL_DNS_REDIRECT" for protocol in to_dns]
     lines += ["-A OUTPUT -p tcp -j CONSUL_PROXY_OUTPUT", "-A PREROUTING -p tcp -j CONSUL_PROXY_INBOUND"]
     lines += [f"-A CONSUL_DNS_REDIRECT {rule}" for rule in dns.values()]
+    if rules.sidecar_dns_port is not None:
+        exempt = (*rules.exclude_uids, rules.proxy_uid)
+        lines += [f"-A CONSUL_DNS_REDIRECT -m owner --uid-owner {uid} -j RETURN" for uid in exempt]
+        lines.append(f"-A CONSUL_DNS_REDIRECT -p udp -j REDIRECT --to-ports {rules.sidecar_dns_port}")
     lines += [f"-A CONSUL_PROXY_INBOUND -p tcp -m tcp --dport {port} -j RETURN" for port in rules.exclude_inbound_ports]
     lines.append("-A CONSUL_PROXY_INBOUND -p tcp -j CONSUL_PROXY_IN_REDIRECT")
     lines.append(f"-A CONSUL_PROXY_IN_REDIRECT -p tcp -j REDIRECT --to-ports {rules.inbound_port}")

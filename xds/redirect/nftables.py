@@ -14,6 +14,9 @@ def chains(rules: Rules) -> dict[str, list[str]]:
     output: list[str] = ["type nat hook output priority -100; policy accept;"]
     if rules.dns is not None:
         output += _dns(rules)
+    if rules.sidecar_dns_port is not None:
+        output += [f"meta skuid {uid} udp dport {DNS_PORT} return" for uid in (*rules.exclude_uids, rules.proxy_uid)]
+        output.append(f"udp dport {DNS_PORT} redirect to :{rules.sidecar_dns_port}")
     output.append("meta l4proto tcp jump proxy_output")
     outbound = [f"meta skuid {uid} return" for uid in rules.exclude_uids]
     for network in rules.exclude_outbound_cidrs:

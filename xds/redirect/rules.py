@@ -41,3 +41,5 @@ class Rules:
     exclude_outbound_cidrs: tuple[IPNetwork, ...] = ()
     exclude_uids: tuple[int, ...] = ()
     dns: DnsRedirect | None = None
+    sidecar_dns_port: int | None = None
+    """Where the sidecar answers the host's DNS queries over UDP, but for its own and those of excluded users."""

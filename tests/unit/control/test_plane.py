@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -86,8 +87,8 @@ class Bench:
     def leaf(self, service: str, token: str = "", serial: str = "01") -> None:
         self.plane.apply({Key(Kind.LEAF, LeafKey(service, token)): make_leaf(service, serial)})
 
-    def connect(self, service: str, number: int = 1, token: str = "", node_name: str = "") -> Proxy:
-        node = Node(f"{service}-{number}-sidecar-proxy", service, node_name, "1.40.0")
+    def connect(self, service: str, number: int = 1, token: str = "", node_name: str = "", **more: Any) -> Proxy:
+        node = Node(f"{service}-{number}-sidecar-proxy", service, node_name, "1.40.0", **more)
         return self.plane.attach(Client(node, token, "test", delta=True))
 
     def intentions(self, *intentions: Intention) -> None:
@@ -187,7 +188,7 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
     )
     for service in ("web", "shop"):
         bench.leaf(service)
-        proxy = bench.connect(service)
+        proxy = bench.connect(service, dual_stack=True, dns_port=8653)
         assert proxy.ready
         assert not proxy.problems()
         for type_url in SERVED_TYPES:

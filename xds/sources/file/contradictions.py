@@ -64,7 +64,8 @@ def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
 
 
 def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
-    first: dict[str, str] = {}
+    """Two services may share an address if it is for different ports."""
+    first: dict[tuple[str, int], str] = {}
     for service in services:
         for tag in VIRTUAL_TAGS:
             tagged = service.definition.tagged_addresses.get(tag)
@@ -72,10 +73,12 @@ def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
                 continue
             address = str(ipaddress.ip_address(tagged.address))
             owner = service.proxy.destination_service_name if service.kind == CONNECT_PROXY else service.name
-            other = first.setdefault(address, owner)
+            port = tagged.port if tag == "virtual" else 0
+            other = first.setdefault((address, port), owner)
             if other != owner:
                 path = (*service.path, "tagged_addresses", tag, "address")
-                yield path, f"{owner!r} and {other!r} claim the same virtual IP {address}"
+                which = f"port {port} of the same virtual IP" if port else "the same virtual IP"
+                yield path, f"{owner!r} and {other!r} claim {which} {address}"
 
 
 def _incomplete_sidecars(services: list[Registered]) -> Iterator[Found]:

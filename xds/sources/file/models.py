@@ -35,10 +35,10 @@ def _ip(text: str) -> str:
     return text
 
 
-def _virtual_ips_are_ipv4(addresses: dict[str, TaggedAddress]) -> dict[str, TaggedAddress]:
+def _virtual_ips_are_there(addresses: dict[str, TaggedAddress]) -> dict[str, TaggedAddress]:
     for tag in VIRTUAL_TAGS:
-        if tag in addresses and (not addresses[tag].address or ":" in addresses[tag].address):
-            raise ValueError("expected an IPv4 address: virtual IPs are dialed through an IPv4 listener")
+        if tag in addresses and not addresses[tag].address:
+            raise ValueError("expected an IP address")
     return addresses
 
 
@@ -197,7 +197,7 @@ class ServiceBase(_Exact):
     tags: list[str] = []
     address: IP = ""
     """Where it is reached; 127.0.0.1 where none is given."""
-    tagged_addresses: Annotated[dict[str, TaggedAddress], AfterValidator(_virtual_ips_are_ipv4)] = {}
+    tagged_addresses: Annotated[dict[str, TaggedAddress], AfterValidator(_virtual_ips_are_there)] = {}
     """``virtual`` is the virtual IP; a service that has none is given one from 240.0.0.0/4."""
     meta: dict[str, str] = {}
     port: Port = 0

@@ -52,8 +52,8 @@ def refusal(text: str) -> str:
         (GOOD + "    TaggedAddresses: {}", "mesh.yaml:6: unknown field 'services[0].TaggedAddresses'"),
         (GOOD + "    checks: [{name: x}]", "mesh.yaml:6: services[0].checks[0]: a check needs one of ttl, http"),
         (
-            GOOD + "    tagged_addresses: {virtual: {address: '::1'}}",
-            "services[0].tagged_addresses: expected an IPv4 address",
+            GOOD + "    tagged_addresses: {virtual: {address: ''}}",
+            "services[0].tagged_addresses: expected an IP address",
         ),
         (GOOD + "    token: 123456", "mesh.yaml:6: services[0].token: input should be a valid string\n"),
         (

@@ -56,12 +56,22 @@ class Pipe(_message.Message):
     def __init__(self, path: _Optional[str] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class SocketAddress(_message.Message):
-    __slots__ = ("address", "port_value")
+    __slots__ = ("protocol", "address", "port_value", "ipv4_compat")
+    class Protocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        TCP: _ClassVar[SocketAddress.Protocol]
+        UDP: _ClassVar[SocketAddress.Protocol]
+    TCP: SocketAddress.Protocol
+    UDP: SocketAddress.Protocol
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    IPV4_COMPAT_FIELD_NUMBER: _ClassVar[int]
+    protocol: SocketAddress.Protocol
     address: str
     port_value: int
-    def __init__(self, address: _Optional[str] = ..., port_value: _Optional[int] = ...) -> None: ...
+    ipv4_compat: bool
+    def __init__(self, protocol: _Optional[_Union[SocketAddress.Protocol, str]] = ..., address: _Optional[str] = ..., port_value: _Optional[int] = ..., ipv4_compat: _Optional[bool] = ...) -> None: ...
 
 class Address(_message.Message):
     __slots__ = ("socket_address", "pipe")

@@ -1,0 +1,72 @@
+"""DNS in the sidecar: the virtual IPs of its upstreams by name, and everything else forwarded.
+
+Only names whose address the sidecar really carries are answered (unlike Consul's DNS, which knows no intentions). Envoy
+answers questions for addresses, over UDP; what it forwards goes to the host's resolvers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.duration_pb2 import Duration
+
+from xds.envoy import names
+from xds.envoy.tls import typed
+from xds.wire.envoy.config import core_pb2 as core
+from xds.wire.envoy.config import listener_pb2 as listener
+from xds.wire.envoy.extensions import dns_cares_pb2, dns_filter_pb2, dns_table_pb2
+
+ANSWER_TTL = Duration(seconds=30)
+"""The shortest that Envoy takes."""
+FORWARD_TIMEOUT = Duration(seconds=2)
+PENDING = 256
+
+Named = tuple[str, tuple[str, ...]]
+"""A service, and the addresses at which it is dialed."""
+
+
+def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_stack: bool) -> listener.Listener:
+    """The listener that answers queries at ``port`` of loopback."""
+    config = dns_filter_pb2.DnsFilterConfig(
+        stat_prefix="virtual_dns",
+        server_config=dns_filter_pb2.DnsFilterConfig.ServerContextConfig(
+            inline_dns_table=dns_table_pb2.DnsTable(
+                virtual_domains=[
+                    _domain(name, addresses)
+                    for service, addresses in services
+                    for name in _names_of(service, datacenter)
+                ]
+            )
+        ),
+        client_config=dns_filter_pb2.DnsFilterConfig.ClientContextConfig(
+            resolver_timeout=FORWARD_TIMEOUT,
+            max_pending_lookups=PENDING,
+            typed_dns_resolver_config=core.TypedExtensionConfig(
+                name="envoy.network.dns_resolver.cares", typed_config=typed(dns_cares_pb2.CaresDnsResolverConfig())
+            ),
+        ),
+    )
+    made = listener.Listener(
+        name=names.listener("virtual_dns", "127.0.0.1", port),
+        address=_udp("127.0.0.1", port),
+        listener_filters=[listener.ListenerFilter(name="envoy.filters.udp.dns_filter", typed_config=typed(config))],
+    )
+    if dual_stack:
+        made.additional_addresses.append(listener.AdditionalAddress(address=_udp("::1", port)))
+    return made
+
+
+def _names_of(service: str, datacenter: str) -> tuple[str, str]:
+    """As Consul's DNS has them (``agent/dns.go``): the short one, and the one with everything that may be said."""
+    return f"{service}.virtual.consul", f"{service}.virtual.default.ns.default.ap.{datacenter}.dc.consul"
+
+
+def _domain(name: str, addresses: Iterable[str]) -> dns_table_pb2.DnsTable.DnsVirtualDomain:
+    listed = dns_table_pb2.DnsTable.AddressList(address=addresses)
+    endpoint = dns_table_pb2.DnsTable.DnsEndpoint(address_list=listed)
+    return dns_table_pb2.DnsTable.DnsVirtualDomain(name=name, endpoint=endpoint, answer_ttl=ANSWER_TTL)
+
+
+def _udp(address: str, port: int) -> core.Address:
+    socket = core.SocketAddress(protocol=core.SocketAddress.UDP, address=address, port_value=port)
+    return core.Address(socket_address=socket)

@@ -77,6 +77,14 @@ class Network(click.ParamType[IPNetwork]):
     help="From where exposed paths may be asked for. Repeatable. [everywhere]",
 )
 @click.option(
+    "--passthrough-connect-timeout",
+    type=click.IntRange(1, 600_000),
+    default=5000,
+    show_default=True,
+    metavar="MS",
+    help="How long connecting to an address outside the mesh may take, in milliseconds.",
+)
+@click.option(
     "--default-intention-policy",
     type=click.Choice(["allow", "deny"]),
     help="What holds where no intention matches. [what Consul or the mesh file says]",
@@ -94,6 +102,7 @@ def serve(
     mesh_destinations_only: bool,
     strict_ports: bool,
     probe_sources: tuple[IPNetwork, ...],
+    passthrough_connect_timeout: int,
     default_intention_policy: str | None,
     log_level: str,
 ) -> None:
@@ -117,7 +126,13 @@ def serve(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
-        outbound=OutboundSettings((CONSUL_VIRTUAL_IPS, *ranges), mesh_destinations_only, strict_ports, probe_sources),
+        outbound=OutboundSettings(
+            (CONSUL_VIRTUAL_IPS, *ranges),
+            mesh_destinations_only,
+            strict_ports,
+            probe_sources,
+            passthrough_connect_timeout,
+        ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
     )
     try:

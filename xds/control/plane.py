@@ -330,6 +330,7 @@ class ControlPlane:
             outbound=self._destinations_only(entries.mesh.destinations_only),
             listed=tuple(sorted(self._views[proxy.service].listed.items())),
             explicit=tuple(self._explicit_target(upstream) for upstream in sidecar.upstreams),
+            hosts=self._views[proxy.service].hosts,
             dual_stack=proxy.client.node.dual_stack,
             dns_port=proxy.client.node.dns_port,
             named=tuple(sorted(self._views[proxy.service].named.items())) if proxy.client.node.dns_port else (),

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from xds.envoy import endpoints, names
 from xds.envoy.clusters import Here
+from xds.envoy.egress import EgressHost
 from xds.envoy.resource import Resource
 from xds.envoy.upstreams import UpstreamEncoder, members
 from xds.mesh.chains import DiscoveryChain, InstancesOf, Target
-from xds.mesh.facts import Instance, ServiceInstances, VirtualAddress
+from xds.mesh.facts import Instance, ServiceInstances, VirtualAddress, is_ip
 from xds.mesh.mesh import Mesh
 from xds.mesh.settings import ConfigEntries, UpstreamSettings
 from xds.policy.proxies import effective_settings
@@ -24,6 +25,8 @@ class EncodedUpstream:
 
     dialed: Mapping[VirtualAddress, str] = field(default_factory=dict)
     """The addresses at which it is dialed, each with its protocol."""
+    hosts: frozenset[EgressHost] = frozenset()
+    """The hosts outside the mesh that it stands for."""
     resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
     """By type, then by name."""
     problems: tuple[str, ...] = ()
@@ -84,7 +87,22 @@ class UpstreamCatalog:
         return frozenset(touched)
 
     def _claims(self, instances: ServiceInstances, chain: DiscoveryChain | None) -> Claims:
-        return claims(instances, chain, self._dialed_directly(instances))
+        return claims(instances, chain, self._dialed_directly(instances), self._outside(instances.service))
+
+    def _outside(self, service: str) -> dict[VirtualAddress, str]:
+        """The IP addresses outside the mesh that a service stands for, and as they were written."""
+        destination = (self._mesh.config_entries or ConfigEntries()).destinations.get(service)
+        if destination is None:
+            return {}
+        ips = [address for address in destination.addresses if is_ip(address)]
+        return {VirtualAddress(str(ipaddress.ip_address(ip)), destination.port, own=True): ip for ip in ips}
+
+    def _hosts(self, service: str, *, http: bool) -> frozenset[EgressHost]:
+        destination = (self._mesh.config_entries or ConfigEntries()).destinations.get(service)
+        if destination is None:
+            return frozenset()
+        named = [address for address in destination.addresses if not is_ip(address)]
+        return frozenset(EgressHost(destination.port, host, http) for host in named)
 
     def _dialed_directly(self, instances: ServiceInstances) -> list[Instance]:
         """The instances that let others dial their own address, by their registration or a config entry."""
@@ -127,12 +145,20 @@ class UpstreamCatalog:
         resources: dict[str, dict[str, Resource]] = {}
         owned = self._table.owned(service)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
+        outside = self._outside(service)
         for at in owned:
-            if at.own and at.ip in alone:
+            if at.own and at in outside:
+                made += encoder.outside(names.dialed(at), outside[at], instances.instances)
+            elif at.own and at.ip in alone:
                 made += encoder.alone(names.dialed(at), alone[at.ip])
+        hosts = self._hosts(service, http=encoder.is_http)
+        for host in hosts:
+            made += encoder.outside(host.cluster, host.host, instances.instances)
         for resource in made:
             resources.setdefault(resource.type_url, {})[resource.name] = resource
-        return EncodedUpstream(dict.fromkeys(owned, chain.protocol), resources, tuple(problems), known=True)
+        problems += encoder.problems
+        dialed = dict.fromkeys(owned, chain.protocol)
+        return EncodedUpstream(dialed, hosts, resources, tuple(dict.fromkeys(problems)), known=True)
 
     def _note_uses(self, service: str, chain: DiscoveryChain) -> None:
         uses = frozenset(target.instances for target in chain.targets.values())

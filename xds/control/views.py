@@ -13,6 +13,7 @@ from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy import clusters, jwt, names, outbound, tls
 from xds.envoy.clusters import Here
 from xds.envoy.dns import Named, dns_listener
+from xds.envoy.egress import EgressHost, scopes
 from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.observe import Observation
@@ -54,6 +55,8 @@ class ServiceView:
         """The upstreams' addresses that the outbound listener has to be told of, each with its protocol."""
         self.named: dict[str, tuple[str, ...]] = {}
         """The upstreams' virtual IPs, by name."""
+        self.hosts: frozenset[EgressHost] = frozenset()
+        """The hosts outside the mesh that are reached through a gateway."""
         self.unknown: set[str] = set()
         """The upstreams that have not been read yet."""
         self._held: dict[str, EncodedUpstream] = {}
@@ -98,16 +101,29 @@ class ServiceView:
                 for at, protocol in held.dialed.items()
                 if self._outbound.lists(at, protocol)
             }
+        if before.hosts != encoded.hosts:
+            merge(changes, self._refresh_hosts())
         return changes
+
+    def _refresh_hosts(self) -> Changes:
+        """Make the routes to hosts outside the mesh anew: those of several services share one for each port."""
+        self.hosts = frozenset(host for held in self._held.values() for host in held.hosts)
+        routes = scopes(self.hosts, destinations_only=self._outbound.destinations_only)
+        mine = self.resources[SCOPED_ROUTE]
+        before = {name: resource for name, resource in mine.items() if name.startswith("egress:")}
+        for name in before.keys() - routes.keys():
+            del mine[name]
+        mine.update(routes)
+        return differences({SCOPED_ROUTE: before}, {SCOPED_ROUTE: routes})
 
     def _is_held_by_its_owner(self, type_url: str, name: str) -> bool:
         """Whether somebody else's resource has this name: an address that just changed hands is its new owner's."""
         held = self._held.get(self._catalog.owner(name) or "")
         return held is not None and name in held.resources.get(type_url, ())
 
-    def told(self) -> tuple[dict[VirtualAddress, str], dict[str, tuple[str, ...]]]:
+    def told(self) -> tuple[object, ...]:
         """What of the upstreams is part of listeners."""
-        return self.listed, dict(self.named)
+        return self.listed, dict(self.named), self.hosts
 
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream."""
@@ -151,6 +167,8 @@ class SidecarInputs:
     listed: tuple[tuple[VirtualAddress, str], ...]
     """The addresses that the outbound listener has to be told of, each with its protocol."""
     explicit: tuple[ExplicitTarget, ...]
+    hosts: frozenset[EgressHost] = frozenset()
+    """The hosts outside the mesh that are reached through a gateway."""
     dual_stack: bool = False
     dns_port: int = 0
     named: tuple[Named, ...] = ()
@@ -191,11 +209,11 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
     if settings.mode is ProxyMode.TRANSPARENT:
         port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
         listed = dict(inputs.listed)
-        listener = outbound.outbound(inputs.outbound, port, listed, dual_stack=inputs.dual_stack)
-        named = outbound.outbound_clusters(inputs.outbound, listed)
+        listener = outbound.outbound(inputs.outbound, port, listed, inputs.hosts, dual_stack=inputs.dual_stack)
+        named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
         yield observation.encode(listener, named, of_all_upstreams=True)
         if not inputs.outbound.destinations_only:
-            yield clusters.original_destination()
+            yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
         if inputs.dns_port:
             made = dns_listener(inputs.dns_port, inputs.named, inputs.here.datacenter, dual_stack=inputs.dual_stack)
             yield encode(LISTENER, made.name, made, of_all_upstreams=True)
@@ -263,6 +281,8 @@ def _explicit(
         problem(str(error))
         return
     yield from encoder.resources([name])
+    for each in encoder.problems:
+        problem(each)
     yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,))
 
 

@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from xds.envoy import names
 from xds.envoy.resource import CLUSTER, Resource, encode
 from xds.envoy.tls import ads_source, typed, upstream_transport_socket
-from xds.mesh.chains import LoadBalancer, Target
+from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
@@ -23,7 +23,6 @@ from xds.wire.envoy.extensions import aggregate_cluster_pb2, upstream_http_pb2
 from xds.wire.envoy.type import type_pb2 as envoy_type
 
 LOCAL_CONNECT_TIMEOUT_MS = 5000
-PASSTHROUGH_CONNECT_TIMEOUT_MS = 5000
 ENDPOINTS_WAIT = Duration(seconds=5)
 """How long Envoy waits for a cluster's endpoints. They come right behind the cluster; this is the net below."""
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -48,6 +47,8 @@ def service_cluster(
     protocol: str,
     settings: UpstreamSettings,
     balancer: LoadBalancer | None = None,
+    *,
+    stat_name: str = "",
 ) -> Resource:
     """A cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
 
@@ -60,7 +61,7 @@ def service_cluster(
     source.initial_fetch_timeout.CopyFrom(ENDPOINTS_WAIT)
     message = cluster.Cluster(
         name=name,
-        alt_stat_name=consul_name,
+        alt_stat_name=stat_name or consul_name,
         type=cluster.Cluster.EDS,
         eds_cluster_config=cluster.Cluster.EdsClusterConfig(eds_config=source, service_name=name),
         connect_timeout=milliseconds(settings.connect_timeout_ms or target.connect_timeout_ms),
@@ -89,7 +90,7 @@ def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:
         alt_stat_name=consul_name,
         cluster_type=cluster.Cluster.CustomClusterType(name="envoy.clusters.aggregate", typed_config=typed(config)),
         lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
-        connect_timeout=milliseconds(PASSTHROUGH_CONNECT_TIMEOUT_MS),
+        connect_timeout=milliseconds(DEFAULT_CONNECT_TIMEOUT_MS),  # of nothing: its members have their own
     )
     return encode(CLUSTER, name, message)
 
@@ -179,13 +180,17 @@ def _local(name: str, address: core.Address, settings: ProxySettings, protocol: 
     return encode(CLUSTER, name, message)
 
 
-def original_destination() -> Resource:
-    """Where connections to addresses outside the mesh go: to the address that was dialed, as it is."""
+def original_destination(connect_timeout_ms: int) -> Resource:
+    """Where connections to addresses outside the mesh go: to the address that was dialed, as it is.
+
+    They are counted for each of these addresses (``cluster.original-destination.endpoint.<address>``).
+    """
     message = cluster.Cluster(
         name=names.ORIGINAL_DESTINATION,
         type=cluster.Cluster.ORIGINAL_DST,
         lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
-        connect_timeout=milliseconds(PASSTHROUGH_CONNECT_TIMEOUT_MS),
+        connect_timeout=milliseconds(connect_timeout_ms),
+        track_cluster_stats=cluster.TrackClusterStats(per_endpoint_stats=True),
     )
     return encode(CLUSTER, names.ORIGINAL_DESTINATION, message)
 

@@ -48,6 +48,27 @@ DIALED_ADDRESS_AND_PORT = "vip:%DOWNSTREAM_LOCAL_ADDRESS%"
 """`dialed` for one port."""
 
 
+def destination(address: str, service: str, datacenter: str, trust_domain: str) -> str:
+    """Consul's name for a destination outside the mesh; also the SNI that its terminating gateway expects."""
+    dashed = re.sub(r"[.:]", "-", address)
+    return f"destination.{dashed}.{service_cluster(service, datacenter, trust_domain)}"
+
+
+def egress(host: str, port: int | str) -> str:
+    """The cluster of a host outside the mesh."""
+    return f"egress:{host}:{port}"
+
+
+def egress_scope(port: int | str) -> str:
+    """The routes of requests to hosts outside the mesh, at a port."""
+    return f"egress:{port}"
+
+
+EGRESS_HOST = egress("%REQUESTED_SERVER_NAME%", "%DOWNSTREAM_LOCAL_PORT%")
+EGRESS_SCOPE = egress_scope("%DOWNSTREAM_LOCAL_PORT%")
+"""Both in Envoy's command operators."""
+
+
 def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
     """The identity in the certificate of a service."""
     return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{in_path(service)}"

@@ -10,7 +10,7 @@ that a matcher may ever name are there from the start.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
@@ -18,6 +18,7 @@ from google.protobuf.wrappers_pb2 import BoolValue, StringValue, UInt32Value
 
 from xds.envoy import managers, names
 from xds.envoy.clusters import socket_address
+from xds.envoy.egress import HTTP_CHAIN, TLS_CHAIN, EgressHost, inspectors
 from xds.envoy.overrides import listener_from
 from xds.envoy.tls import typed
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
@@ -57,6 +58,8 @@ class OutboundSettings:
     """Whether a service answers only at the port of its virtual address, where that carries one."""
     probe_sources: tuple[IPNetwork, ...] = ()
     """From where exposed paths may be asked for; from everywhere where none are named."""
+    passthrough_connect_timeout_ms: int = 5000
+    """How long a connection to an address outside the mesh may take."""
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
         """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
@@ -73,18 +76,29 @@ def kind(protocol: str) -> str:
 
 
 def outbound(
-    settings: OutboundSettings, port: int, listed: Mapping[VirtualAddress, str], *, dual_stack: bool = False
+    settings: OutboundSettings,
+    port: int,
+    listed: Mapping[VirtualAddress, str],
+    hosts: Collection[EgressHost] = (),
+    *,
+    dual_stack: bool = False,
 ) -> listener.Listener:
     """The listener that the kernel redirects outbound connections to.
 
     Args:
         settings: what holds for every outbound listener.
         port: where it listens, on loopback.
+        hosts: the hosts outside the mesh that are reached through a gateway.
         dual_stack: whether on that of IPv6 as well.
         listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     chains = [_mesh_chain(each, by_port=by_port) for each in KINDS for by_port in (False, True)]
+    chains.append(
+        listener.FilterChain(name=TLS_CHAIN, filters=_picked_connection(names.EGRESS_HOST, "upstream.egress"))
+    )
+    requests = managers.outbound("upstream.egress.http", names.EGRESS_SCOPE, grpc=False)
+    chains.append(listener.FilterChain(name=HTTP_CHAIN, filters=[managers.network_filter(requests)]))
     if not settings.destinations_only:
         passthrough = tcp_proxy("upstream.original-destination", cluster=names.ORIGINAL_DESTINATION)
         chains.append(listener.FilterChain(name=PASSTHROUGH_CHAIN, filters=[passthrough]))
@@ -97,20 +111,23 @@ def outbound(
         listener_filters=[
             listener.ListenerFilter(
                 name="envoy.filters.listener.original_dst", typed_config=typed(original_dst_pb2.OriginalDst())
-            )
+            ),
+            *inspectors(hosts),
         ],
         filter_chains=chains,
         # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
         enable_reuse_port=BoolValue(value=False),
-        filter_chain_matcher=_by_destination(settings, listed),
+        filter_chain_matcher=_by_destination(settings, listed, hosts),
     )
 
 
-def outbound_clusters(settings: OutboundSettings, listed: Mapping[VirtualAddress, str]) -> tuple[str, ...]:
+def outbound_clusters(
+    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
+) -> tuple[str, ...]:
     """The clusters that the outbound listener names."""
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
     named = sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp")
-    return (*past, *named)
+    return (*past, *named, *sorted(host.cluster for host in hosts))
 
 
 def _chain(kind: str, *, by_port: bool) -> str:
@@ -120,15 +137,17 @@ def _chain(kind: str, *, by_port: bool) -> str:
 def _mesh_chain(kind: str, *, by_port: bool) -> listener.FilterChain:
     dialed = names.DIALED_ADDRESS_AND_PORT if by_port else names.DIALED_ADDRESS
     if kind == "tcp":
-        filters = [_pick_cluster(dialed), tcp_proxy("upstream.mesh", cluster="unset")]
+        filters = _picked_connection(dialed, "upstream.mesh")
     else:
         filters = [managers.network_filter(managers.outbound(f"upstream.mesh.{kind}", dialed, grpc=kind == "grpc"))]
     return listener.FilterChain(name=_chain(kind, by_port=by_port), filters=filters)
 
 
-def _by_destination(settings: OutboundSettings, listed: Mapping[VirtualAddress, str]) -> xds_matcher.Matcher:
+def _by_destination(
+    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost]
+) -> xds_matcher.Matcher:
     """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
-    past = None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN)
+    past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
     by_kind: dict[str, list[IPNetwork]] = {_chain("tcp", by_port=False): list(settings.virtual_ranges)}
     ports: dict[str, dict[VirtualAddress, str]] = {}
     for at, protocol in sorted(listed.items()):
@@ -136,15 +155,10 @@ def _by_destination(settings: OutboundSettings, listed: Mapping[VirtualAddress, 
             by_kind.setdefault(_chain(kind(protocol), by_port=False), []).append(ipaddress.ip_network(at.ip))
         else:
             ports.setdefault(at.ip, {})[at] = protocol
-    for at, protocol in listed.items():
-        if at.port == ANY_PORT and at.ip in ports:
-            by_kind[_chain(kind(protocol), by_port=False)].remove(ipaddress.ip_network(at.ip))
     ranges = [_range(networks, _go_to(chain)) for chain, networks in by_kind.items() if networks]
     for ip, there in sorted(ports.items()):
-        rest, otherwise = listed.get(VirtualAddress(ip)), past
-        if rest is not None:
-            otherwise = _go_to(_chain(kind(rest), by_port=False))
-        elif not all(at.own for at in there):
+        otherwise = past
+        if not all(at.own for at in there):
             otherwise = _go_to(_chain("tcp", by_port=False))  # where no cluster is named after it: refused
         ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise)))
     tree = xds_matcher.Matcher.MatcherTree(
@@ -155,6 +169,44 @@ def _by_destination(settings: OutboundSettings, listed: Mapping[VirtualAddress, 
         ),
     )
     return xds_matcher.Matcher(matcher_tree=tree, on_no_match=past)
+
+
+def _outside(hosts: Collection[EgressHost], past: OnMatch | None) -> OnMatch | None:
+    """What takes a connection that is no virtual IP's: by what it says of itself where a gateway leads to hosts."""
+    ports = {}
+    for port in sorted({each.port for each in hosts}):
+        there = [each for each in hosts if each.port == port]
+        then = past
+        if any(each.http for each in there):
+            then = _exact("application_protocol", _PROTOCOL_INPUT, dict.fromkeys(HTTP_INSPECTED, HTTP_CHAIN), then)
+        server_names = [each.host for each in there if not each.http]
+        if server_names:
+            then = _exact("server_name", _SERVER_NAME_INPUT, dict.fromkeys(server_names, TLS_CHAIN), then)
+        if then is not None:
+            ports[str(port)] = then
+    if not ports:
+        return past
+    tree = xds_matcher.Matcher.MatcherTree(
+        input=_input("destination_port", network_inputs_pb2.DestinationPortInput()),
+        exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(map=ports),
+    )
+    return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=past))
+
+
+_PROTOCOL_INPUT = network_inputs_pb2.ApplicationProtocolInput()
+_SERVER_NAME_INPUT = network_inputs_pb2.ServerNameInput()
+HTTP_INSPECTED = ("'http/1.0'", "'http/1.1'", "'h2c'")
+"""What the HTTP inspector says of a connection, as a matcher's input has it."""
+
+
+def _exact(name: str, message: Message, chains: Mapping[str, str], otherwise: OnMatch | None) -> OnMatch:
+    tree = xds_matcher.Matcher.MatcherTree(
+        input=_input(name, message),
+        exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(
+            map={text: _go_to(chain) for text, chain in chains.items()}
+        ),
+    )
+    return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
 
 
 def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None) -> OnMatch:
@@ -188,8 +240,12 @@ def _go_to(chain: str) -> OnMatch:
     )
 
 
+def _picked_connection(name: str, stat_prefix: str) -> list[listener.Filter]:
+    """A connection to the cluster that is named after it. Where there is none of that name, it is reset."""
+    return [_pick_cluster(name), tcp_proxy(stat_prefix, cluster="unset")]
+
+
 def _pick_cluster(dialed: str) -> listener.Filter:
-    """Names the cluster after the dialed address. Where there is none of that name, the connection is reset."""
     config = set_filter_state_pb2.Config(
         on_new_connection=[
             filter_state_pb2.FilterStateValue(

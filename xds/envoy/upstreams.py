@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from xds.envoy import clusters, endpoints, names, routes
 from xds.envoy.clusters import Here
-from xds.envoy.overrides import cluster_from
+from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import Resource
 from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter, Target
 from xds.mesh.facts import Instance
@@ -50,6 +50,8 @@ class UpstreamEncoder:
         self._here = here
         self._instances = instances
         self._owner = owner
+        self.problems: list[str] = []
+        """What of its settings could not be followed, once it is encoded."""
 
     def refusal(self) -> str | None:
         """Why the chain can't be encoded, if so."""
@@ -110,15 +112,25 @@ class UpstreamEncoder:
         if self.is_http:
             yield routes.scope(dialed, routes.straight(self._chain.service, dialed), (dialed,))
 
+    def outside(self, name: str, address: str, instances: Sequence[Instance]) -> Iterator[Resource]:
+        """A destination outside the mesh under a name of its own, through the terminating gateways ``instances``."""
+        service, here = self._chain.service, self._here
+        consul_name = names.destination(address, service, here.datacenter, here.trust_domain)
+        target = Target(service, external_sni=consul_name)
+        protocol = self._chain.protocol
+        yield clusters.service_cluster(name, target, here, protocol, self._settings, stat_name=consul_name)
+        yield endpoints.load_assignment(name, instances)
+        if self.is_http and names.address_of(name) is not None:
+            yield routes.scope(name, routes.straight(service, name), (name,))
+
     def _cluster_of(self, resolver: Resolver) -> str:
         """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name."""
         target = self._chain.targets[resolver.target]
         name = self._consul_name(target)
         if self._owner:
             return f"{self._owner}~{name}"
-        return (
-            name if target.service == self._chain.service and not target.datacenter else f"{self._chain.service}~{name}"
-        )
+        is_its_own = target.service == self._chain.service and not target.datacenter
+        return name if is_its_own else f"{self._chain.service}~{name}"
 
     def _consul_name(self, target: Target) -> str:
         datacenter = target.datacenter or self._here.datacenter
@@ -137,6 +149,12 @@ class UpstreamEncoder:
     def _target_cluster(self, name: str, target: Target, resolver: Resolver | None) -> Resource:
         balancer = resolver.load_balancer if resolver else None
         made = clusters.service_cluster(name, target, self._here, self._chain.protocol, self._settings, balancer)
-        if self._settings.cluster_json and self._chain.is_default:
+        if not self._settings.cluster_json:
+            return made
+        try:
+            if not self._chain.is_default:
+                raise OverrideError("envoy_cluster_json: only for a service whose discovery chain says nothing")
             return cluster_from("envoy_cluster_json", self._settings.cluster_json, made)
-        return made
+        except OverrideError as error:
+            self.problems.append(f"{error}; the generated cluster is used")
+            return made

@@ -49,6 +49,11 @@ class MeshFile:
         """The token of a service."""
         return self._tokens.setdefault(service, str(uuid.uuid4()))
 
+    def give_token(self, service_id: str) -> None:
+        """Give a service a token of its own, as every one needs where others can connect."""
+        self._services[service_id]["token"] = str(uuid.uuid4())
+        self.write()
+
     async def register(self, node: str, address: str, service: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Put a service or a sidecar into the file."""
         definition = service_definition(service, service.get("Address") or address)

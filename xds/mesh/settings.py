@@ -151,6 +151,14 @@ class MeshSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where outside the mesh a service is, reached through a terminating gateway: IP addresses or host names."""
+
+    addresses: tuple[str, ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigEntries:
     """The config entries that shape sidecars; the parts that Gossamer follows."""
 
@@ -158,6 +166,7 @@ class ConfigEntries:
     service_defaults: Mapping[str, ProxySettings] = field(default_factory=dict)
     mesh: MeshSettings = MeshSettings()
     token_providers: Mapping[str, TokenProvider] = field(default_factory=dict)
+    destinations: Mapping[str, Destination] = field(default_factory=dict)
     chain_names: frozenset[str] = frozenset()
     """The services that some router, splitter, resolver or defaults speak of: upstreams even without instances."""
     problems: tuple[str, ...] = ()

@@ -29,12 +29,16 @@ class Claims:
 
 
 def claims(
-    instances: ServiceInstances, chain: DiscoveryChain | None, dialed_directly: Iterable[Instance] = ()
+    instances: ServiceInstances,
+    chain: DiscoveryChain | None,
+    dialed_directly: Iterable[Instance] = (),
+    outside: Iterable[VirtualAddress] = (),
 ) -> Claims:
     """The addresses at which a service is dialed, in canonical form.
 
     Those that its instances are tagged with, those that its discovery chain lists, and the own addresses of the
-    instances that are ``dialed_directly``, at the ports of their applications.
+    instances that are ``dialed_directly``, at the ports of their applications, and those ``outside`` the mesh that it
+    stands for.
     """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
     since: dict[VirtualAddress, int] = {}
@@ -44,6 +48,7 @@ def claims(
         (VirtualAddress(instance.address, instance.application_port, own=True), instance.create_index)
         for instance in dialed_directly
     ]
+    claimed += [(at, first) for at in outside]
     claimed += [(VirtualAddress(ip), first) for ip in (chain.virtual_ips if chain else ())]
     for at, index in claimed:
         try:
@@ -94,13 +99,17 @@ class VirtualIPTable:
         claimants = self._claimants.get(ip, {})
         if not claimants:
             return {}
+        if not claimants:
+            return {}
         first: dict[int, tuple[int, str]] = {}
         for service, claimed in claimants.items():
             for at, index in claimed.items():
                 first[at.port] = min(first.get(at.port, (index, service)), (index, service))
-        alone = len(claimants) == 1 or len(first) == 1
-        if alone and not self._strict and not self.is_own(ip):
-            return {ANY_PORT: min(first.values())[1]}
+        earliest = min(first.values())
+        whole = first.pop(ANY_PORT, None)
+        # Who claims all of it shares with nobody: either it was there first, or it has nothing.
+        if whole == earliest or ((len(claimants) == 1 or len(first) == 1) and not self._strict and not self.is_own(ip)):
+            return {ANY_PORT: earliest[1]}
         return {port: service for port, (_, service) in sorted(first.items())}
 
     def is_own(self, ip: str) -> bool:
@@ -122,7 +131,7 @@ class VirtualIPTable:
         lost = {}
         for at in sorted(self._claims.get(service, ())):
             owners = self.owners(at.ip)
-            owner = owners.get(at.port, owners.get(ANY_PORT))
-            if owner is not None and owner != service:
+            owner = owners.get(at.port) or owners.get(ANY_PORT) or next(iter(owners.values()))
+            if owner != service:
                 lost[at] = owner
         return lost

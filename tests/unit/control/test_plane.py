@@ -34,6 +34,7 @@ from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import (
     AccessLogs,
     ConfigEntries,
+    Destination,
     ExposedPath,
     MeshSettings,
     PassiveHealthCheck,
@@ -162,6 +163,7 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
                         ),
                     ),
                 },
+                destinations={"api": Destination(("10.9.9.9", "api.example"), 443)},
                 token_providers={
                     "okta": TokenProvider("okta", "https://okta", ("me",), remote_keys=remote, locations=locations),
                     "local": TokenProvider(

@@ -31,7 +31,6 @@ ADDRESSES = {
     "six": VirtualAddress("fd00::7"),
     "port80": VirtualAddress("10.96.0.9", 80),
     "port81": VirtualAddress("10.96.0.9", 81),
-    "rest": VirtualAddress("10.96.0.9"),
     "own": VirtualAddress("10.0.0.5", 8080, own=True),
 }
 
@@ -84,12 +83,6 @@ def test_what_the_listener_is_told_of_changes_the_matcher_and_no_chain() -> None
         ("10.96.0.9", 82, "mesh-tcp"), ("10.0.0.5", 8080, "mesh-http-by-port"), ("10.0.0.5", 22, "passthrough"),
     ):  # fmt: skip
         assert chain_of(after, address, port) == chain, (address, port)
-
-
-def test_whoever_has_the_rest_of_the_ports_is_taken_for_them() -> None:
-    message = made(port80=TCP, rest="http")
-    assert chain_of(message, "10.96.0.9", 80) == "mesh-tcp-by-port"
-    assert chain_of(message, "10.96.0.9", 99) == "mesh-http"
 
 
 def test_further_ranges_come_from_the_settings() -> None:

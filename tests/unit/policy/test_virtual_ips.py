@@ -68,7 +68,7 @@ def test_the_owners_depend_on_the_claims_alone_not_on_how_they_came_about(
         assert not {claim.ip for claim in table.lost(service)} - {claim.ip for claim in final.get(service, {})}
 
 
-def test_where_two_share_an_address_the_port_decides_and_the_one_without_a_port_has_the_rest() -> None:
+def test_where_two_share_an_address_the_port_decides_but_who_claims_all_of_it_shares_with_nobody() -> None:
     table = VirtualIPTable()
     table.claim("web", {at("10.96.0.1", 80): 1})
     assert table.owners("10.96.0.1") == {ANY_PORT: "web"}
@@ -78,9 +78,13 @@ def test_where_two_share_an_address_the_port_decides_and_the_one_without_a_port_
     table.claim("late", {})
     table.claim("admin", {at("10.96.0.1", 81): 2})
     assert table.owners("10.96.0.1") == {80: "web", 81: "admin"}
-    table.claim("rest", {at("10.96.0.1"): 3})
-    assert table.owners("10.96.0.1") == {ANY_PORT: "rest", 80: "web", 81: "admin"}
-    assert not any(table.lost(service) for service in ("web", "admin", "rest"))
+    assert not any(table.lost(service) for service in ("web", "admin"))
+    table.claim("whole", {at("10.96.0.1"): 3})
+    assert table.owners("10.96.0.1") == {80: "web", 81: "admin"}
+    assert table.lost("whole") == {at("10.96.0.1"): "web"}
+    table.claim("earlier", {at("10.96.0.1"): 0})
+    assert table.owners("10.96.0.1") == {ANY_PORT: "earlier"}
+    assert table.lost("web") == {at("10.96.0.1", 80): "earlier"}
 
 
 def test_strict_ports_and_an_instances_own_address_are_of_one_port() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xds.sources.decode.catalog import CONNECT_PROXY, service_instances, sidecar
+from xds.sources.decode.catalog import CONNECT_PROXY, TERMINATING_GATEWAY, service_instances, sidecar
 from xds.sources.decode.certificates import agent_default_allow, leaf, roots
 from xds.sources.decode.chains import chain
 from xds.sources.decode.intentions import intentions
@@ -12,6 +12,7 @@ from xds.sources.decode.values import milliseconds, regular_expression
 __all__ = [
     "CHAIN_KINDS",
     "CONNECT_PROXY",
+    "TERMINATING_GATEWAY",
     "agent_default_allow",
     "chain",
     "config_entries",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from xds.mesh.facts import is_ip
 from xds.mesh.intentions import TokenProvider
 from xds.mesh.settings import (
     AccessLogs,
     ConfigEntries,
+    Destination,
     ExposedPath,
     MeshSettings,
     PassiveHealthCheck,
@@ -22,6 +25,9 @@ from xds.sources.decode.values import Fields, Problem
 
 CHAIN_KINDS = ("service-router", "service-splitter", "service-resolver", "service-defaults")
 """The kinds of config entries that make the service they are named after an upstream."""
+HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
+)
 TLS_VERSIONS = {
     "": "",
     "TLS_AUTO": "",
@@ -159,6 +165,7 @@ def config_entries(data: Any) -> ConfigEntries:
     proxy_defaults, mesh = ProxySettings(), MeshSettings()
     service_defaults: dict[str, ProxySettings] = {}
     token_providers: dict[str, TokenProvider] = {}
+    destinations: dict[str, Destination] = {}
     problems: list[str] = []
     for entry in data or ():
         kind, name = entry.get("Kind"), entry.get("Name")
@@ -170,6 +177,9 @@ def config_entries(data: Any) -> ConfigEntries:
             proxy_defaults = proxy_settings(entry, entry.get("Config") or {}, problem)
         elif kind == "service-defaults":
             service_defaults[name] = proxy_settings(entry, {}, problem)
+            destination = _destination(Fields(entry.get("Destination"), "Destination", problem))
+            if destination is not None:
+                destinations[name] = destination
         elif kind == "mesh":
             mesh = _mesh(Fields(entry, "", problem))
         elif kind == "jwt-provider":
@@ -177,7 +187,23 @@ def config_entries(data: Any) -> ConfigEntries:
             if provider is not None:
                 token_providers[name] = provider
     names = frozenset(entry["Name"] for entry in data or () if entry.get("Kind") in CHAIN_KINDS)
-    return ConfigEntries(proxy_defaults, service_defaults, mesh, token_providers, names - {"*"}, tuple(problems))
+    return ConfigEntries(
+        proxy_defaults, service_defaults, mesh, token_providers, destinations, names - {"*"}, tuple(problems)
+    )
+
+
+def _destination(fields: Fields) -> Destination | None:
+    if not fields:
+        return None
+    port, addresses = fields.port("Port"), []
+    for address in fields.texts("Addresses"):
+        if is_ip(address) or HOST_NAME.fullmatch(address):
+            addresses.append(address.lower())
+        else:
+            fields.tell("Addresses", f"{address!r} is neither an IP address nor a host name; it is left out")
+    if port is None:
+        fields.tell("Port", "expected a port from 1 to 65535; the destination is left out")
+    return Destination(tuple(dict.fromkeys(addresses)), port) if port is not None and addresses else None
 
 
 def _mesh(fields: Fields) -> MeshSettings:

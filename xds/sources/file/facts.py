@@ -34,6 +34,7 @@ from xds.sources.file.models import (
     ServiceResolver,
     ServiceRouter,
     ServiceSplitter,
+    TerminatingGateway,
 )
 from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered, registered
 
@@ -97,6 +98,13 @@ def facts_of(document: Document) -> FileFacts:
         if service.destination is not None:
             instances.setdefault(service.destination, []).append(_health_entry(service, index))
             tokens.setdefault(service.destination, set()).update([service.token] if service.token else [])
+    gateways = [entry for entry in mesh.config_entries.bootstrap if isinstance(entry, TerminatingGateway)]
+    for gateway in gateways:
+        for linked in gateway.Services:
+            for index, service in enumerate(services, start=1):
+                if service.kind == decode.TERMINATING_GATEWAY and service.name == gateway.Name:
+                    instances.setdefault(linked.Name, []).append(_health_entry(service, index))
+                    tokens.setdefault(linked.Name, set()).update([service.token] if service.token else [])
     found = {name: decode.service_instances(name, entries) for name, entries in instances.items()}
     made = tuple(
         entry.Name
@@ -163,7 +171,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
         found.append((document.line(path), text))
 
     for service in services:
-        if service.kind not in ("", CONNECT_PROXY):
+        if service.kind not in ("", CONNECT_PROXY, decode.TERMINATING_GATEWAY):
             warn((*service.path, "kind"), f"a {service.kind} is not served yet; {service.id!r} only has a name here")
         if service.destination is None and service.name not in facts.instances:
             warn(service.path, f"{service.name!r} has no sidecar, so nobody reaches it through the mesh")

@@ -482,6 +482,14 @@ class _ProxyDefaultsBase(_EntryBase):
     EnvoyExtensions: list[EnvoyExtensionEntry] = []
 
 
+class DestinationEntry(_Exact):
+    """Where outside the mesh the service is, reached through a terminating gateway."""
+
+    Addresses: list[str] = Field(min_length=1)
+    """IP addresses or host names."""
+    Port: UsedPort
+
+
 class ServiceDefaults(_ProxyDefaultsBase):
     """Settings for all sidecars of one service."""
 
@@ -495,7 +503,7 @@ class ServiceDefaults(_ProxyDefaultsBase):
     RateLimits: Anything = {}
     ExternalSNI: str = ""
     UpstreamConfig: UpstreamConfigEntry = UpstreamConfigEntry()
-    Destination: Anything = {}
+    Destination: DestinationEntry | None = None
 
 
 class ProxyDefaults(_ProxyDefaultsBase):
@@ -829,13 +837,36 @@ class JWTProvider(_EntryBase):
     CacheConfig: JWTCacheConfig | None = None
 
 
+class LinkedService(_Exact):
+    """A service outside the mesh that a terminating gateway speaks for."""
+
+    Name: Name
+    Namespace: str = ""
+    CAFile: str = ""
+    CertFile: str = ""
+    KeyFile: str = ""
+    SNI: str = ""
+    DisableAutoHostRewrite: bool = False
+
+
+class TerminatingGateway(_EntryBase):
+    """The services outside the mesh that the instances of a terminating gateway speak for.
+
+    The gateway itself is not served: what is said here is where its services are found.
+    """
+
+    Kind: Literal["terminating-gateway"]
+    Name: Name
+    Services: list[LinkedService] = []
+
+
 class OtherEntry(BaseModel):
     """A config entry that Gossamer does not follow yet, whatever its fields."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     Kind: Literal[
-        "ingress-gateway", "terminating-gateway", "exported-services",
+        "ingress-gateway", "exported-services",
         "api-gateway", "bound-api-gateway", "http-route", "tcp-route", "inline-certificate", "sameness-group",
         "control-plane-request-limit",
     ]  # fmt: skip
@@ -851,6 +882,7 @@ Entry = Annotated[
     | ServiceSplitter
     | ServiceResolver
     | JWTProvider
+    | TerminatingGateway
     | OtherEntry,
     Field(discriminator="Kind"),
 ]

@@ -26,30 +26,35 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 from xds.wire.envoy.config import accesslog_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_accesslog__pb2
 from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_core__pb2
+from xds.wire.envoy.type import type_pb2 as xds_dot_wire_dot_envoy_dot_type_dot_type__pb2
 from xds.wire.xds import matcher_pb2 as xds_dot_wire_dot_xds_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$xds/wire/envoy/config/listener.proto\x12\x18\x65nvoy.config.listener.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a%xds/wire/envoy/config/accesslog.proto\x1a xds/wire/envoy/config/core.proto\x1a\x1axds/wire/xds/matcher.proto\"S\n\x06\x46ilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\xc1\x01\n\x10\x46ilterChainMatch\x12\x36\n\rprefix_ranges\x18\x03 \x03(\x0b\x32\x1f.envoy.config.core.v3.CidrRange\x12=\n\x14source_prefix_ranges\x18\x06 \x03(\x0b\x32\x1f.envoy.config.core.v3.CidrRange\x12\x36\n\x10\x64\x65stination_port\x18\x08 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xd7\x01\n\x0b\x46ilterChain\x12\x46\n\x12\x66ilter_chain_match\x18\x01 \x01(\x0b\x32*.envoy.config.listener.v3.FilterChainMatch\x12\x31\n\x07\x66ilters\x18\x03 \x03(\x0b\x32 .envoy.config.listener.v3.Filter\x12?\n\x10transport_socket\x18\x06 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12\x0c\n\x04name\x18\x07 \x01(\t\"[\n\x0eListenerFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"C\n\x11\x41\x64\x64itionalAddress\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\"\x82\x06\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12<\n\rfilter_chains\x18\x03 \x03(\x0b\x32%.envoy.config.listener.v3.FilterChain\x12\x42\n\x10listener_filters\x18\t \x03(\x0b\x32(.envoy.config.listener.v3.ListenerFilter\x12\x41\n\x11traffic_direction\x18\x10 \x01(\x0e\x32&.envoy.config.core.v3.TrafficDirection\x12]\n\x19\x63onnection_balance_config\x18\x14 \x01(\x0b\x32:.envoy.config.listener.v3.Listener.ConnectionBalanceConfig\x12\x38\n\naccess_log\x18\x16 \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLog\x12\x35\n\x11\x65nable_reuse_port\x18\x1d \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12:\n\x14\x66ilter_chain_matcher\x18  \x01(\x0b\x32\x1c.xds.type.matcher.v3.Matcher\x12I\n\x14\x61\x64\x64itional_addresses\x18! \x03(\x0b\x32+.envoy.config.listener.v3.AdditionalAddress\x1a\x9b\x01\n\x17\x43onnectionBalanceConfig\x12`\n\rexact_balance\x18\x01 \x01(\x0b\x32G.envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalanceH\x00\x1a\x0e\n\x0c\x45xactBalanceB\x0e\n\x0c\x62\x61lance_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$xds/wire/envoy/config/listener.proto\x12\x18\x65nvoy.config.listener.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a%xds/wire/envoy/config/accesslog.proto\x1a xds/wire/envoy/config/core.proto\x1a\x1exds/wire/envoy/type/type.proto\x1a\x1axds/wire/xds/matcher.proto\"S\n\x06\x46ilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\xc1\x01\n\x10\x46ilterChainMatch\x12\x36\n\rprefix_ranges\x18\x03 \x03(\x0b\x32\x1f.envoy.config.core.v3.CidrRange\x12=\n\x14source_prefix_ranges\x18\x06 \x03(\x0b\x32\x1f.envoy.config.core.v3.CidrRange\x12\x36\n\x10\x64\x65stination_port\x18\x08 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xd7\x01\n\x0b\x46ilterChain\x12\x46\n\x12\x66ilter_chain_match\x18\x01 \x01(\x0b\x32*.envoy.config.listener.v3.FilterChainMatch\x12\x31\n\x07\x66ilters\x18\x03 \x03(\x0b\x32 .envoy.config.listener.v3.Filter\x12?\n\x10transport_socket\x18\x06 \x01(\x0b\x32%.envoy.config.core.v3.TransportSocket\x12\x0c\n\x04name\x18\x07 \x01(\t\"\xec\x02\n!ListenerFilterChainMatchPredicate\x12X\n\x08or_match\x18\x01 \x01(\x0b\x32\x44.envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSetH\x00\x12P\n\tnot_match\x18\x03 \x01(\x0b\x32;.envoy.config.listener.v3.ListenerFilterChainMatchPredicateH\x00\x12;\n\x16\x64\x65stination_port_range\x18\x05 \x01(\x0b\x32\x19.envoy.type.v3.Int32RangeH\x00\x1aV\n\x08MatchSet\x12J\n\x05rules\x18\x01 \x03(\x0b\x32;.envoy.config.listener.v3.ListenerFilterChainMatchPredicateB\x06\n\x04rule\"\xb1\x01\n\x0eListenerFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12T\n\x0f\x66ilter_disabled\x18\x04 \x01(\x0b\x32;.envoy.config.listener.v3.ListenerFilterChainMatchPredicateB\r\n\x0b\x63onfig_type\"C\n\x11\x41\x64\x64itionalAddress\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\"\x82\x06\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12<\n\rfilter_chains\x18\x03 \x03(\x0b\x32%.envoy.config.listener.v3.FilterChain\x12\x42\n\x10listener_filters\x18\t \x03(\x0b\x32(.envoy.config.listener.v3.ListenerFilter\x12\x41\n\x11traffic_direction\x18\x10 \x01(\x0e\x32&.envoy.config.core.v3.TrafficDirection\x12]\n\x19\x63onnection_balance_config\x18\x14 \x01(\x0b\x32:.envoy.config.listener.v3.Listener.ConnectionBalanceConfig\x12\x38\n\naccess_log\x18\x16 \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLog\x12\x35\n\x11\x65nable_reuse_port\x18\x1d \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12:\n\x14\x66ilter_chain_matcher\x18  \x01(\x0b\x32\x1c.xds.type.matcher.v3.Matcher\x12I\n\x14\x61\x64\x64itional_addresses\x18! \x03(\x0b\x32+.envoy.config.listener.v3.AdditionalAddress\x1a\x9b\x01\n\x17\x43onnectionBalanceConfig\x12`\n\rexact_balance\x18\x01 \x01(\x0b\x32G.envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalanceH\x00\x1a\x0e\n\x0c\x45xactBalanceB\x0e\n\x0c\x62\x61lance_typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.config.listener_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILTER']._serialized_start=226
-  _globals['_FILTER']._serialized_end=309
-  _globals['_FILTERCHAINMATCH']._serialized_start=312
-  _globals['_FILTERCHAINMATCH']._serialized_end=505
-  _globals['_FILTERCHAIN']._serialized_start=508
-  _globals['_FILTERCHAIN']._serialized_end=723
-  _globals['_LISTENERFILTER']._serialized_start=725
-  _globals['_LISTENERFILTER']._serialized_end=816
-  _globals['_ADDITIONALADDRESS']._serialized_start=818
-  _globals['_ADDITIONALADDRESS']._serialized_end=885
-  _globals['_LISTENER']._serialized_start=888
-  _globals['_LISTENER']._serialized_end=1658
-  _globals['_LISTENER_CONNECTIONBALANCECONFIG']._serialized_start=1503
-  _globals['_LISTENER_CONNECTIONBALANCECONFIG']._serialized_end=1658
-  _globals['_LISTENER_CONNECTIONBALANCECONFIG_EXACTBALANCE']._serialized_start=1628
-  _globals['_LISTENER_CONNECTIONBALANCECONFIG_EXACTBALANCE']._serialized_end=1642
+  _globals['_FILTER']._serialized_start=258
+  _globals['_FILTER']._serialized_end=341
+  _globals['_FILTERCHAINMATCH']._serialized_start=344
+  _globals['_FILTERCHAINMATCH']._serialized_end=537
+  _globals['_FILTERCHAIN']._serialized_start=540
+  _globals['_FILTERCHAIN']._serialized_end=755
+  _globals['_LISTENERFILTERCHAINMATCHPREDICATE']._serialized_start=758
+  _globals['_LISTENERFILTERCHAINMATCHPREDICATE']._serialized_end=1122
+  _globals['_LISTENERFILTERCHAINMATCHPREDICATE_MATCHSET']._serialized_start=1028
+  _globals['_LISTENERFILTERCHAINMATCHPREDICATE_MATCHSET']._serialized_end=1114
+  _globals['_LISTENERFILTER']._serialized_start=1125
+  _globals['_LISTENERFILTER']._serialized_end=1302
+  _globals['_ADDITIONALADDRESS']._serialized_start=1304
+  _globals['_ADDITIONALADDRESS']._serialized_end=1371
+  _globals['_LISTENER']._serialized_start=1374
+  _globals['_LISTENER']._serialized_end=2144
+  _globals['_LISTENER_CONNECTIONBALANCECONFIG']._serialized_start=1989
+  _globals['_LISTENER_CONNECTIONBALANCECONFIG']._serialized_end=2144
+  _globals['_LISTENER_CONNECTIONBALANCECONFIG_EXACTBALANCE']._serialized_start=2114
+  _globals['_LISTENER_CONNECTIONBALANCECONFIG_EXACTBALANCE']._serialized_end=2128
 # @@protoc_insertion_point(module_scope)

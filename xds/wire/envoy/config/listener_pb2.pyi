@@ -2,6 +2,7 @@ from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from xds.wire.envoy.config import accesslog_pb2 as _accesslog_pb2
 from xds.wire.envoy.config import core_pb2 as _core_pb2
+from xds.wire.envoy.type import type_pb2 as _type_pb2
 from xds.wire.xds import matcher_pb2 as _matcher_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -41,13 +42,30 @@ class FilterChain(_message.Message):
     name: str
     def __init__(self, filter_chain_match: _Optional[_Union[FilterChainMatch, _Mapping]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., transport_socket: _Optional[_Union[_core_pb2.TransportSocket, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
 
+class ListenerFilterChainMatchPredicate(_message.Message):
+    __slots__ = ("or_match", "not_match", "destination_port_range")
+    class MatchSet(_message.Message):
+        __slots__ = ("rules",)
+        RULES_FIELD_NUMBER: _ClassVar[int]
+        rules: _containers.RepeatedCompositeFieldContainer[ListenerFilterChainMatchPredicate]
+        def __init__(self, rules: _Optional[_Iterable[_Union[ListenerFilterChainMatchPredicate, _Mapping]]] = ...) -> None: ...
+    OR_MATCH_FIELD_NUMBER: _ClassVar[int]
+    NOT_MATCH_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_PORT_RANGE_FIELD_NUMBER: _ClassVar[int]
+    or_match: ListenerFilterChainMatchPredicate.MatchSet
+    not_match: ListenerFilterChainMatchPredicate
+    destination_port_range: _type_pb2.Int32Range
+    def __init__(self, or_match: _Optional[_Union[ListenerFilterChainMatchPredicate.MatchSet, _Mapping]] = ..., not_match: _Optional[_Union[ListenerFilterChainMatchPredicate, _Mapping]] = ..., destination_port_range: _Optional[_Union[_type_pb2.Int32Range, _Mapping]] = ...) -> None: ...
+
 class ListenerFilter(_message.Message):
-    __slots__ = ("name", "typed_config")
+    __slots__ = ("name", "typed_config", "filter_disabled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    FILTER_DISABLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     typed_config: _any_pb2.Any
-    def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+    filter_disabled: ListenerFilterChainMatchPredicate
+    def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., filter_disabled: _Optional[_Union[ListenerFilterChainMatchPredicate, _Mapping]] = ...) -> None: ...
 
 class AdditionalAddress(_message.Message):
     __slots__ = ("address",)

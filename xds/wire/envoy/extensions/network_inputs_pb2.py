@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.xds/wire/envoy/extensions/network_inputs.proto\x12\x32\x65nvoy.extensions.matching.common_inputs.network.v3\"\x14\n\x12\x44\x65stinationIPInput\"\x16\n\x14\x44\x65stinationPortInputb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.xds/wire/envoy/extensions/network_inputs.proto\x12\x32\x65nvoy.extensions.matching.common_inputs.network.v3\"\x14\n\x12\x44\x65stinationIPInput\"\x16\n\x14\x44\x65stinationPortInput\"\x11\n\x0fServerNameInput\"\x1a\n\x18\x41pplicationProtocolInputb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,4 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESTINATIONIPINPUT']._serialized_end=122
   _globals['_DESTINATIONPORTINPUT']._serialized_start=124
   _globals['_DESTINATIONPORTINPUT']._serialized_end=146
+  _globals['_SERVERNAMEINPUT']._serialized_start=148
+  _globals['_SERVERNAMEINPUT']._serialized_end=165
+  _globals['_APPLICATIONPROTOCOLINPUT']._serialized_start=167
+  _globals['_APPLICATIONPROTOCOLINPUT']._serialized_end=193
 # @@protoc_insertion_point(module_scope)

@@ -11,3 +11,11 @@ class DestinationIPInput(_message.Message):
 class DestinationPortInput(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ServerNameInput(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ApplicationProtocolInput(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1exds/wire/envoy/type/type.proto\x12\renvoy.type.v3\"L\n\x0fSemanticVersion\x12\x14\n\x0cmajor_number\x18\x01 \x01(\r\x12\x14\n\x0cminor_number\x18\x02 \x01(\r\x12\r\n\x05patch\x18\x03 \x01(\r\"\x18\n\x07Percent\x12\r\n\x05value\x18\x01 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1exds/wire/envoy/type/type.proto\x12\renvoy.type.v3\"L\n\x0fSemanticVersion\x12\x14\n\x0cmajor_number\x18\x01 \x01(\r\x12\x14\n\x0cminor_number\x18\x02 \x01(\r\x12\r\n\x05patch\x18\x03 \x01(\r\"(\n\nInt32Range\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\"\x18\n\x07Percent\x12\r\n\x05value\x18\x01 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEMANTICVERSION']._serialized_start=49
   _globals['_SEMANTICVERSION']._serialized_end=125
-  _globals['_PERCENT']._serialized_start=127
-  _globals['_PERCENT']._serialized_end=151
+  _globals['_INT32RANGE']._serialized_start=127
+  _globals['_INT32RANGE']._serialized_end=167
+  _globals['_PERCENT']._serialized_start=169
+  _globals['_PERCENT']._serialized_end=193
 # @@protoc_insertion_point(module_scope)

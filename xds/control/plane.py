@@ -26,11 +26,11 @@ from xds.ads.messages import Received
 from xds.ads.session import describe
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
-from xds.control.upstreams import UpstreamCatalog, here
+from xds.control.upstreams import UpstreamCatalog, here, target_problems
 from xds.control.views import Changes, ExplicitTarget, ServiceView, SidecarInputs, merge
 from xds.envoy.inbound import Admission
 from xds.envoy.outbound import OutboundSettings
-from xds.mesh.chains import InstancesOf
+from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import WILDCARD, ExplicitUpstream, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import (
     BASE_FACTS,
@@ -147,7 +147,7 @@ class ControlPlane:
         if changed & {INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES}:
             self._names = self._candidates()
             relisted |= self._assign(self._views)
-        moved: set[str | InstancesOf] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
+        moved: set[str | Elsewhere] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
         self._demand_stale |= any(key.kind is Kind.CHAIN for key in changed)
         if changed & {ROOTS, DATACENTER, CONFIG_ENTRIES}:
             moved |= self._demand.services
@@ -185,7 +185,7 @@ class ControlPlane:
                 relisted.add(service)
         return relisted
 
-    def _refresh_upstreams(self, moved: Iterable[str | InstancesOf]) -> tuple[set[str], set[str]]:
+    def _refresh_upstreams(self, moved: Iterable[str | Elsewhere]) -> tuple[set[str], set[str]]:
         """Take notice of what moved.
 
         Returns:
@@ -336,21 +336,38 @@ class ControlPlane:
             named=tuple(sorted(self._views[proxy.service].named.items())) if proxy.client.node.dns_port else (),
         )
 
+    def _chain_of(self, upstream: ExplicitUpstream) -> DiscoveryChain | None:
+        """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
+        if upstream.prepared_query:
+            return query_chain(upstream.name, upstream.settings.protocol or "tcp")
+        chain = self.mesh.chain(self._chain_key(upstream))
+        return chain.speaking(upstream.settings.protocol) if chain is not None else None
+
+    def _chain_key(self, upstream: ExplicitUpstream) -> str | InstancesOf:
+        elsewhere = upstream.datacenter not in ("", self.mesh.datacenter)
+        return InstancesOf(upstream.name, upstream.datacenter) if elsewhere else upstream.name
+
     def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
-        chain = self.mesh.chain(upstream.name)
+        chain = self._chain_of(upstream)
         if upstream.refusal is not None or chain is None:
             return ExplicitTarget(upstream, chain, unread=chain is None)
-        targets = chain.targets.values()
-        unread = any(isinstance(t.instances, str) and self.mesh.instances(t.instances) is None for t in targets)
-        found = tuple((target, tuple(self._catalog.instances_of(target))) for target in targets)
-        return ExplicitTarget(upstream, chain, found, unread)
+        mode = upstream.settings.mesh_gateway
+        unread = any(isinstance(each, str) and self.mesh.instances(each) is None for each in chain.reads(mode))
+        found = tuple(
+            (target, self._catalog.instances_of(target, upstream.settings)) for target in chain.targets.values()
+        )
+        problems = tuple(target_problems(self.mesh, upstream.name, chain, mode))
+        return ExplicitTarget(upstream, chain, found, unread, problems)
 
-    def _read_for(self, proxy: Proxy) -> set[str | InstancesOf]:
-        """What is read because its registration names upstreams."""
-        found: set[str | InstancesOf] = set()
-        for name in proxy.explicit_upstreams():
-            chain = self.mesh.chain(name)
-            found |= {name, *(target.instances for target in chain.targets.values())} if chain else {name}
+    def _read_for(self, proxy: Proxy) -> set[str | Elsewhere]:
+        """What is read because its registration names upstreams, chains apart."""
+        found: set[str | Elsewhere] = set()
+        for upstream in proxy.explicit_upstreams():
+            if not upstream.prepared_query:
+                found.add(self._chain_key(upstream))
+            chain = self._chain_of(upstream)
+            if chain is not None:
+                found |= chain.reads(upstream.settings.mesh_gateway)
         return found
 
     def _destinations_only(self, by_entry: bool) -> OutboundSettings:
@@ -366,16 +383,25 @@ class ControlPlane:
         self._demand_stale = False
         services: set[str] = set()
         leaves: set[LeafKey] = set()
+        chains: set[InstancesOf] = set()
+        ends: set[str | Elsewhere] = set()
         for service, siblings in self._proxies.items():
             for proxy in siblings:
                 leaves.add(proxy.leaf_key)
                 if proxy.leaf is not None:
-                    services |= {service} | self._views[service].upstreams.keys() | proxy.explicit_upstreams()
-        chains = [chain for service in services if (chain := self.mesh.chain(service)) is not None]
-        ends = {target.instances for chain in chains for target in chain.targets.values()}
+                    services.add(service)
+                    ends |= self._read_for(proxy)
+                    keys = {self._chain_key(each) for each in proxy.explicit_upstreams() if not each.prepared_query}
+                    services |= {key for key in keys if isinstance(key, str)}
+                    chains |= {key for key in keys if isinstance(key, InstancesOf)}
+            if any(proxy.leaf is not None for proxy in siblings):
+                services |= self._views[service].upstreams.keys()
+                for name, settings in self._views[service].upstreams.items():
+                    chain = self.mesh.chain(name)
+                    ends |= chain.reads(settings.mesh_gateway) if chain is not None else frozenset()
         services |= {end for end in ends if isinstance(end, str)}
-        elsewhere = frozenset(end for end in ends if isinstance(end, InstancesOf))
-        demand = Demand(frozenset(services), frozenset(leaves), elsewhere)
+        elsewhere = frozenset(end for end in ends if not isinstance(end, str))
+        demand = Demand(frozenset(services), frozenset(leaves), elsewhere, frozenset(chains))
         if demand != self._demand:
             self._demand = demand
             self._on_demand(demand)

@@ -10,7 +10,7 @@ from xds.ads.codec import Node
 from xds.ads.session import Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, Resource
-from xds.mesh.facts import Leaf, LeafKey, Sidecar
+from xds.mesh.facts import ExplicitUpstream, Leaf, LeafKey, Sidecar
 from xds.mesh.settings import ProxyMode
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET)
@@ -64,9 +64,9 @@ class Proxy:
         """Whether its application dials virtual IPs."""
         return self._inputs is not None and self._inputs.settings.mode is ProxyMode.TRANSPARENT
 
-    def explicit_upstreams(self) -> set[str]:
-        """The services that its registration names as upstreams."""
-        return {u.name for u in self.sidecar.upstreams if u.refusal is None} if self.sidecar else set()
+    def explicit_upstreams(self) -> list[ExplicitUpstream]:
+        """The upstreams that its registration names and that can be served."""
+        return [each for each in self.sidecar.upstreams if each.refusal is None] if self.sidecar else []
 
     # -- the resources meant for it (xds.ads.session.ResourceView) ------------------------------------------------
 

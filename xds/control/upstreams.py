@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from xds.envoy import endpoints, names
 from xds.envoy.clusters import Here
 from xds.envoy.egress import EgressHost
 from xds.envoy.resource import Resource
 from xds.envoy.upstreams import UpstreamEncoder, members
-from xds.mesh.chains import DiscoveryChain, InstancesOf, Target
-from xds.mesh.facts import Instance, ServiceInstances, VirtualAddress, is_ip
+from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, Target
+from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress, is_ip
 from xds.mesh.mesh import Mesh
 from xds.mesh.settings import ConfigEntries, UpstreamSettings
 from xds.policy.proxies import effective_settings
@@ -53,9 +53,9 @@ class UpstreamCatalog:
         self._mesh = mesh
         self._table = VirtualIPTable(strict=strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
-        self._uses: dict[str, frozenset[str | InstancesOf]] = {}
+        self._uses: dict[str, frozenset[str | Elsewhere]] = {}
         """By upstream, whose instances its chain ends at."""
-        self._used_by: dict[str | InstancesOf, set[str]] = {}
+        self._used_by: dict[str | Elsewhere, set[str]] = {}
 
     def get(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
         """``service`` as it is called with these settings."""
@@ -70,7 +70,7 @@ class UpstreamCatalog:
         at = names.address_of(name)
         return None if at is None else self._table.owners(at.ip).get(at.port)
 
-    def refresh(self, changed: str | InstancesOf) -> frozenset[str]:
+    def refresh(self, changed: str | Elsewhere) -> frozenset[str]:
         """Take notice of other instances, or of another chain, of a service.
 
         Returns:
@@ -79,6 +79,7 @@ class UpstreamCatalog:
         """
         touched = {*self._used_by.get(changed, ())}
         if isinstance(changed, str):
+            self._forget_uses(changed)
             instances = self._mesh.instances(changed)
             claimed = self._claims(instances, self._mesh.chain(changed)).since if instances is not None else {}
             touched |= self._table.claim(changed, claimed) | {changed}
@@ -127,7 +128,8 @@ class UpstreamCatalog:
         instances, chain, place = self._mesh.instances(service), self._mesh.chain(service), here(self._mesh)
         if instances is None or chain is None or place is None:
             return UNKNOWN
-        self._note_uses(service, chain)
+        chain = chain.speaking(settings.protocol)
+        self._note_uses(service, chain.reads(settings.mesh_gateway))
         if any(isinstance(used, str) and self._mesh.instances(used) is None for used in self._uses[service]):
             return UNKNOWN
         problems = [f"virtual IP {text!r} is not an IP address" for text in self._claims(instances, chain).malformed]
@@ -136,8 +138,8 @@ class UpstreamCatalog:
             for at, owner in self._table.lost(service).items()
         ]
         problems += chain.problems
-        problems += target_problems(self._mesh, service, chain)
-        encoder = UpstreamEncoder(chain, settings, place, self.instances_of)
+        problems += target_problems(self._mesh, service, chain, settings.mesh_gateway)
+        encoder = UpstreamEncoder(chain, settings, place, lambda target: self.instances_of(target, settings))
         refusal = encoder.refusal()
         if refusal is not None:
             return EncodedUpstream(problems=(*problems, refusal), known=True)
@@ -160,30 +162,54 @@ class UpstreamCatalog:
         dialed = dict.fromkeys(owned, chain.protocol)
         return EncodedUpstream(dialed, hosts, resources, tuple(dict.fromkeys(problems)), known=True)
 
-    def _note_uses(self, service: str, chain: DiscoveryChain) -> None:
-        uses = frozenset(target.instances for target in chain.targets.values())
-        for used in self._uses.get(service, frozenset()) - uses:
-            self._used_by[used].discard(service)
+    def _note_uses(self, service: str, uses: frozenset[str | Elsewhere]) -> None:
         for used in uses:
             self._used_by.setdefault(used, set()).add(service)
-        self._uses[service] = uses
+        self._uses[service] = self._uses.get(service, frozenset()) | uses
 
-    def instances_of(self, target: Target) -> Sequence[Instance]:
-        """The instances that belong to a target."""
+    def _forget_uses(self, service: str) -> None:
+        for used in self._uses.pop(service, frozenset()):
+            users = self._used_by[used]
+            users.discard(service)
+            if not users:
+                del self._used_by[used]
+
+    def instances_of(self, target: Target, settings: UpstreamSettings) -> tuple[Instance, ...]:
+        """The instances that belong to a target, or the mesh gateways that lead to them.
+
+        A gateway is as healthy as what is behind it: one good instance is enough (Consul, agent/xds/endpoints.go).
+        """
         found = self._mesh.instances(target.instances)
-        return members(target, found.instances) if found is not None else ()
+        there = tuple(members(target, found.instances)) if found is not None else ()
+        key = target.gateways(settings.mesh_gateway)
+        if key is None:
+            return there
+        gateways = self._mesh.instances(key)
+        reachable = any(endpoints.health_and_weight(instance)[0] for instance in there)
+        health = Health.PASSING if reachable else Health.CRITICAL
+        return tuple(replace(gateway, health=health) for gateway in (gateways.instances if gateways else ()))
 
 
-def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain) -> list[str]:
-    """What keeps instances of a chain's targets from being called."""
+def _in_words(used: str | Elsewhere) -> str:
+    match used:
+        case InstancesOf(service, datacenter):
+            return f"the instances of {service!r} in {datacenter!r}"
+        case GatewaysOf(datacenter):
+            return f"the mesh gateways of {datacenter or 'this datacenter'}"
+        case str():
+            return f"the instances of {used!r}"
+    return f"the instances that the prepared query {used.query!r} finds"
+
+
+def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain, mode: str | None) -> list[str]:
+    """What keeps instances of a chain's targets from being called; ``mode`` as for `Target.gateways`."""
     problems = []
-    for used in sorted({target.instances for target in chain.targets.values()}, key=str):
+    for used in sorted(chain.reads(mode), key=repr):
         found = mesh.instances(used)
-        if isinstance(used, InstancesOf) and found is None:
-            problems.append(f"the instances of {used.service!r} in {used.datacenter!r} have not been read")
+        if not isinstance(used, str) and found is None:
+            problems.append(f"{_in_words(used)} have not been read yet")
         elif found is not None and not found.instances and used != service:
-            name = used if isinstance(used, str) else f"{used.service} in {used.datacenter}"
-            problems.append(f"its discovery chain leads to {name!r}, which has no instances")
+            problems.append(f"it leads to {_in_words(used)}, of which there are none")
         for instance in found.instances if found else ():
             problems.extend(instance.problems)
             problem = endpoints.unreachable(instance)

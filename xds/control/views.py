@@ -148,6 +148,8 @@ class ExplicitTarget:
     instances: tuple[tuple[Target, tuple[Instance, ...]], ...] = ()
     unread: bool = False
     """Whether something about it has not been read yet."""
+    problems: tuple[str, ...] = ()
+    """What keeps some of its instances from being called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ def _explicit(
         problem(str(error))
         return
     yield from encoder.resources([name])
-    for each in encoder.problems:
+    for each in (*encoder.problems, *target.problems):
         problem(each)
     yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,))
 

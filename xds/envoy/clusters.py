@@ -48,15 +48,18 @@ def service_cluster(
     settings: UpstreamSettings,
     balancer: LoadBalancer | None = None,
     *,
+    identities: Iterable[str] = (),
     stat_name: str = "",
 ) -> Resource:
     """A cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
+
+    Its certificate has to be of one of the ``identities``, the target's own where none are given.
 
     Each cluster has an endpoint resource of its own: two clusters that share one stall Envoy for
     ``initial_fetch_timeout`` (Envoy issue 13009).
     """
     datacenter = target.datacenter or here.datacenter
-    consul_name = names.service_cluster(target.service, datacenter, here.trust_domain, target.subset)
+    consul_name = consul_name_of(target, here)
     source = ads_source()
     source.initial_fetch_timeout.CopyFrom(ENDPOINTS_WAIT)
     message = cluster.Cluster(
@@ -70,7 +73,7 @@ def service_cluster(
         outlier_detection=_outlier_detection(settings.passive_health_check or PassiveHealthCheck()),
         common_lb_config=cluster.Cluster.CommonLbConfig(healthy_panic_threshold=envoy_type.Percent(value=0)),
         transport_socket=upstream_transport_socket(
-            names.spiffe_id(target.service, datacenter, here.trust_domain),
+            [*identities] or [names.spiffe_id(target.service, datacenter, here.trust_domain)],
             target.external_sni or consul_name,
             here.tls,
             ALPN.get(protocol, ()),
@@ -80,6 +83,13 @@ def service_cluster(
         _tune_balancer(message, balancer)
     _speak(message, protocol, negotiated=True)
     return encode(CLUSTER, name, message, endpoints=name)
+
+
+def consul_name_of(target: Target, here: Here) -> str:
+    """Consul's name for the cluster of a target; also the SNI that is expected there."""
+    if target.prepared_query:
+        return names.query_cluster(target.service, here.datacenter, here.trust_domain)
+    return names.service_cluster(target.service, target.datacenter or here.datacenter, here.trust_domain, target.subset)
 
 
 def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:

@@ -48,6 +48,11 @@ DIALED_ADDRESS_AND_PORT = "vip:%DOWNSTREAM_LOCAL_ADDRESS%"
 """`dialed` for one port."""
 
 
+def query_cluster(query: str, datacenter: str, trust_domain: str) -> str:
+    """Consul's name for the cluster of a prepared query."""
+    return f"{query}.default.{datacenter}.query.{trust_domain}"
+
+
 def destination(address: str, service: str, datacenter: str, trust_domain: str) -> str:
     """Consul's name for a destination outside the mesh; also the SNI that its terminating gateway expects."""
     dashed = re.sub(r"[.:]", "-", address)

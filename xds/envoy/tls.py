@@ -54,9 +54,9 @@ def roots_secret(roots: Roots) -> Resource:
 
 
 def upstream_transport_socket(
-    identity: str, sni: str, parameters: TLSParameters, alpn: Iterable[str]
+    identities: Iterable[str], sni: str, parameters: TLSParameters, alpn: Iterable[str]
 ) -> core.TransportSocket:
-    """Mutual TLS towards a service: its certificate must carry exactly the SPIFFE ID ``identity``."""
+    """Mutual TLS towards a service: its certificate must carry exactly one of these SPIFFE IDs."""
     context = tls.UpstreamTlsContext(
         common_tls_context=_common(
             tls.CertificateValidationContext(
@@ -64,6 +64,7 @@ def upstream_transport_socket(
                     tls.SubjectAltNameMatcher(
                         san_type=tls.SubjectAltNameMatcher.URI, matcher=matcher.StringMatcher(exact=identity)
                     )
+                    for identity in identities
                 ]
             ),
             parameters,

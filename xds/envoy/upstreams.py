@@ -133,8 +133,7 @@ class UpstreamEncoder:
         return name if is_its_own else f"{self._chain.service}~{name}"
 
     def _consul_name(self, target: Target) -> str:
-        datacenter = target.datacenter or self._here.datacenter
-        return names.service_cluster(target.service, datacenter, self._here.trust_domain, target.subset)
+        return clusters.consul_name_of(target, self._here)
 
     def _resolver(self, name: str, resolver: Resolver) -> Iterator[Resource]:
         keys = (resolver.target, *resolver.failover)
@@ -148,7 +147,15 @@ class UpstreamEncoder:
 
     def _target_cluster(self, name: str, target: Target, resolver: Resolver | None) -> Resource:
         balancer = resolver.load_balancer if resolver else None
-        made = clusters.service_cluster(name, target, self._here, self._chain.protocol, self._settings, balancer)
+        identities: set[str] = set()
+        if target.prepared_query:
+            # Nobody: a query that finds nothing leads nowhere, and an empty list would take anybody.
+            found = {(each.service, each.datacenter) for each in self._instances(target)} or {("", "")}
+            here = self._here
+            identities = {names.spiffe_id(who, where or here.datacenter, here.trust_domain) for who, where in found}
+        made = clusters.service_cluster(
+            name, target, self._here, self._chain.protocol, self._settings, balancer, identities=sorted(identities)
+        )
         if not self._settings.cluster_json:
             return made
         try:

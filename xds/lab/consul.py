@@ -35,10 +35,19 @@ async def version() -> tuple[int, int]:
 class LabConsul:
     """A development-mode Consul server: Connect on, state in memory.
 
-    It is reached from the lab's hosts at ``url`` and from this process through a Unix socket.
+    It is reached from the lab's hosts at ``url`` and from this process through a Unix socket. With ``second_of``, a
+    server of dc1, it is dc2's and federated with that.
     """
 
-    def __init__(self, host: Host, folder: Path, *, acl: bool, default_policy: str = "deny") -> None:
+    def __init__(
+        self,
+        host: Host,
+        folder: Path,
+        *,
+        acl: bool,
+        default_policy: str = "deny",
+        second_of: LabConsul | None = None,
+    ) -> None:
         self.host = host
         self.url = f"http://{host.address}:{HTTP_PORT}"
         self.token = MANAGEMENT_TOKEN if acl else ""
@@ -46,6 +55,7 @@ class LabConsul:
         self._folder = folder
         self._acl = acl
         self._default_policy = default_policy
+        self._first = second_of
         self._socket = folder / "consul.sock"
         self.client = Consul(ConsulSettings(address=f"unix://{self._socket}", token=self.token))
         self.process: Process | None = None
@@ -79,7 +89,10 @@ class LabConsul:
         config: dict[str, Any] = {
             "bind_addr": address,
             "addresses": {"http": f"{address} unix://{self._socket}"},
-            "ports": {"http": HTTP_PORT, "grpc": -1, "dns": -1, "serf_wan": -1},
+            "ports": {"http": HTTP_PORT, "grpc": -1, "dns": -1},
+            "datacenter": "dc1" if self._first is None else "dc2",
+            "primary_datacenter": "dc1",
+            "retry_join_wan": [] if self._first is None else [self._first.host.address],
             "connect": {"enabled": True},
             "limits": {"http_max_conns_per_client": 2000},
             "log_level": "warn",

@@ -6,21 +6,39 @@ It begins at one node. A router picks the next node by the request, a splitter b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from xds.mesh.http import HeaderChanges, RequestMatch
+from xds.mesh.http import HTTP_PROTOCOLS, HeaderChanges, RequestMatch
 
 DEFAULT_CONNECT_TIMEOUT_MS = 5000
 WHOLE = 10000
 """The weights of a splitter add up to this."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class InstancesOf:
-    """Names the instances of a service in another datacenter."""
+    """Names the instances of a service in another datacenter, and its discovery chain as that one compiles it."""
 
     service: str
     datacenter: str
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysOf:
+    """Names the mesh gateways of a datacenter; of our own where it is empty."""
+
+    datacenter: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """Names what a prepared query finds."""
+
+    query: str
+
+
+Elsewhere = InstancesOf | GatewaysOf | QueryResult
+"""What is read beside the services here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +57,26 @@ class Target:
     """What to ask for in TLS in place of Consul's name."""
     mesh_gateway: str = ""
     """How another datacenter is reached: ``local``, ``remote``, or directly."""
+    prepared_query: bool = False
+    """Whether ``service`` is a prepared query, which says whose instances these are."""
 
     @property
-    def instances(self) -> str | InstancesOf:
+    def instances(self) -> str | InstancesOf | QueryResult:
         """What its instances are known under."""
+        if self.prepared_query:
+            return QueryResult(self.service)
         return InstancesOf(self.service, self.datacenter) if self.datacenter else self.service
+
+    def gateways(self, mode: str | None) -> GatewaysOf | None:
+        """The mesh gateways that lead there, if any do; ``mode`` counts before the target's own."""
+        if not self.datacenter or self.external_sni:
+            return None
+        match mode or self.mesh_gateway:
+            case "local":
+                return GatewaysOf("")
+            case "remote":
+                return GatewaysOf(self.datacenter)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +196,22 @@ class DiscoveryChain:
         target = self.targets.get(resolver.target)
         return target is not None and (target.service, target.subset, target.datacenter) == (self.service, "", "")
 
+    def speaking(self, protocol: str | None) -> DiscoveryChain:
+        """The same chain for a caller that speaks ``protocol`` (Consul: ``Protocol`` of an upstream's settings)."""
+        if protocol is None or protocol == self.protocol:
+            return self
+        if protocol not in HTTP_PROTOCOLS and self.first_resolver() is None:
+            return replace(
+                self, refusal=f"its discovery chain divides requests, which protocol {protocol!r} has none of"
+            )
+        return replace(self, protocol=protocol)
+
+    def reads(self, mode: str | None) -> frozenset[str | Elsewhere]:
+        """What has to be read to know where it leads; ``mode`` as for `Target.gateways`."""
+        found: set[str | Elsewhere] = {target.instances for target in self.targets.values()}
+        gateways = (target.gateways(mode) for target in self.targets.values())
+        return frozenset(found | {each for each in gateways if each is not None})
+
     def first_resolver(self) -> Resolver | None:
         """The resolver that a TCP connection ends at: the one that the chain begins with."""
         node = self.nodes.get(self.start)
@@ -179,4 +228,15 @@ def default_chain(
         start="resolver",
         nodes={"resolver": Resolver("target")},
         targets={"target": Target(service, connect_timeout_ms=connect_timeout_ms)},
+    )
+
+
+def query_chain(query: str, protocol: str) -> DiscoveryChain:
+    """The chain of an upstream that is a prepared query: whatever that finds."""
+    return DiscoveryChain(
+        query,
+        protocol,
+        start="resolver",
+        nodes={"resolver": Resolver("target")},
+        targets={"target": Target(query, prepared_query=True)},
     )

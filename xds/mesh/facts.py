@@ -49,6 +49,8 @@ class ExplicitUpstream:
     local_bind_socket_path: str = ""
     local_bind_socket_mode: int = 0
     settings: UpstreamSettings = UpstreamSettings()
+    prepared_query: bool = False
+    """Whether ``name`` is a prepared query's."""
     refusal: str | None = None
     """Why Gossamer can't serve it (an unsupported kind, say); ``None`` when it can."""
 
@@ -108,7 +110,14 @@ class Instance:
     meta: tuple[tuple[str, str], ...] = ()
     node_address: str = ""
     node_meta: tuple[tuple[str, str], ...] = ()
+    datacenter: str = ""
+    """Where it is, if that is said; else where it was asked for."""
     problems: tuple[str, ...] = ()
+
+    @property
+    def service(self) -> str:
+        """The service that is reached through it."""
+        return self.sidecar.service if self.sidecar else self.name
 
     @property
     def application_port(self) -> int:

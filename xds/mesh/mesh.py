@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from xds.mesh.chains import DiscoveryChain, InstancesOf
+from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused, Roots, ServiceInstances
 from xds.mesh.intentions import Intention
 from xds.mesh.settings import ConfigEntries
@@ -38,7 +38,7 @@ class Key:
     """Names one fact: its kind, and whose it is where there is one for each service (or leaf)."""
 
     kind: Kind
-    of: str | InstancesOf | LeafKey = ""
+    of: str | Elsewhere | LeafKey = ""
 
 
 Batch = Mapping[Key, object]
@@ -62,8 +62,10 @@ class Demand:
     services: frozenset[str] = frozenset()
     """Their instances here and their discovery chains."""
     leaves: frozenset[LeafKey] = frozenset()
-    elsewhere: frozenset[InstancesOf] = frozenset()
-    """Instances in other datacenters."""
+    elsewhere: frozenset[Elsewhere] = frozenset()
+    """Instances in other datacenters, mesh gateways, results of prepared queries."""
+    chains: frozenset[InstancesOf] = frozenset()
+    """Discovery chains as other datacenters compile them."""
 
 
 class Mesh:
@@ -119,12 +121,12 @@ class Mesh:
         """The config entries that shape sidecars."""
         return self._get(CONFIG_ENTRIES, ConfigEntries)
 
-    def instances(self, service: str | InstancesOf) -> ServiceInstances | None:
+    def instances(self, service: str | Elsewhere) -> ServiceInstances | None:
         """The instances of ``service``, here or elsewhere; ``None`` while they have not been read."""
         return self._get(Key(Kind.INSTANCES, service), ServiceInstances)
 
-    def chain(self, service: str) -> DiscoveryChain | None:
-        """The discovery chain of ``service``; ``None`` while it has not been read."""
+    def chain(self, service: str | InstancesOf) -> DiscoveryChain | None:
+        """The discovery chain of ``service``, here or elsewhere; ``None`` while it has not been read."""
         return self._get(Key(Kind.CHAIN, service), DiscoveryChain)
 
     def leaf(self, key: LeafKey) -> Leaf | LeafRefused | None:

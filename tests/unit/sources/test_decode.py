@@ -87,6 +87,9 @@ def test_what_can_not_be_followed_is_said() -> None:
             {"DestinationName": "api", "LocalBindPort": 9191},
             {"DestinationName": "far", "LocalBindPort": 9192, "Datacenter": "dc2"},
             {"DestinationName": "query", "DestinationType": "prepared_query", "LocalBindPort": 9193},
+            {"DestinationName": "peered", "DestinationPeer": "east", "LocalBindPort": 9197},
+            {"DestinationName": "odd", "DestinationType": "odd", "LocalBindPort": 9198},
+            {"DestinationName": "mode", "LocalBindSocketPath": "/run/x", "LocalBindSocketMode": "rw"},
             {"DestinationName": "port", "LocalBindPort": 70000},
             {"DestinationName": "host", "LocalBindPort": 9194, "LocalBindAddress": "localhost"},
             {"DestinationName": "../path", "LocalBindPort": 9195},
@@ -104,8 +107,8 @@ def test_what_can_not_be_followed_is_said() -> None:
         "Config.bind_port: expected a number from 0 to 2147483647, not 'many'; taken as not given",
     )
     refusals = {upstream.name: upstream.refusal for upstream in found.sidecar.upstreams}
-    assert refusals.pop("api") is refusals.pop("slow") is None
-    assert refusals.keys() == {"far", "query", "port", "host", "../path"}
+    assert [refusals.pop(name) for name in ("api", "slow", "far", "query")] == [None] * 4
+    assert refusals.keys() == {"peered", "odd", "mode", "port", "host", "../path"}
     assert all(refusals.values())
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from xds.mesh.chains import DiscoveryChain, InstancesOf
+from xds.mesh.chains import DiscoveryChain
 from xds.mesh.facts import ServiceInstances
-from xds.mesh.mesh import Batch, Demand, Key, Kind
+from xds.mesh.mesh import Batch, Key, Kind
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell, Watch
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
@@ -26,7 +27,19 @@ CHAIN_RETRY_S = 5.0
 CHAIN_EVERY_S = 30.0
 """Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
 
-MakeWatch = Callable[[str, Read, Callable[[Reply], object], float], Watch]
+
+class MakeWatch(Protocol):
+    """Makes a watch: its name, how it reads, who takes the answers, its pace, and who is told of failures."""
+
+    def __call__(
+        self,
+        name: str,
+        read: Read,
+        deliver: Callable[[Reply], object],
+        pace_s: float,
+        on_failed: Callable[[ConsulError], None] | None = None,
+        /,
+    ) -> Watch: ...
 
 
 class ServiceWatches:
@@ -37,7 +50,7 @@ class ServiceWatches:
         self._make_watch = make_watch
         self._deliver = deliver
         self._tell = tell
-        self._demand = Demand()
+        self._wanted: frozenset[str] = frozenset()
         self._watches: dict[str, Watch] = {}
         self._parked: dict[str, asyncio.Event] = {}
         self._nodes: dict[str, frozenset[str]] = {}
@@ -48,19 +61,16 @@ class ServiceWatches:
         self._names_known = asyncio.Event()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
         self._shapes: dict[str, object] = {}
-        self._elsewhere: dict[InstancesOf, Watch] = {}
         self._stale_chains: set[str] = set()
         self._chains_stale = asyncio.Event()
 
     def watches(self) -> list[Watch]:
         """The watches that there are."""
-        return [*self._watches.values(), *self._elsewhere.values()]
+        return list(self._watches.values())
 
-    def follow(self, demand: Demand, tasks: asyncio.TaskGroup) -> None:
-        """Watch the services of ``demand``. Others are let go when their query next returns."""
-        self._demand = demand
-        self._follow_elsewhere(demand.elsewhere, tasks)
-        wanted = demand.services
+    def follow(self, wanted: frozenset[str], tasks: asyncio.TaskGroup) -> None:
+        """Watch the services ``wanted``. Others are let go when their query next returns."""
+        self._wanted = wanted
         for service, watch in self._watches.items():
             watch.wanted = service in wanted
             if not watch.wanted and service in self._parked:
@@ -135,8 +145,8 @@ class ServiceWatches:
         self._chain_read_at.pop(service, None)
         self._chain_errors.pop(service, None)
         self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
-        if service in self._demand.services:
-            self.follow(self._demand, tasks)
+        if service in self._wanted:
+            self.follow(self._wanted, tasks)
 
     async def _idle(self, service: str) -> bool:
         """Whether there is nothing to wait for at this name before the catalog changes."""
@@ -161,35 +171,6 @@ class ServiceWatches:
             return
         finally:
             del self._parked[service]
-
-    # -- instances in other datacenters ---------------------------------------------------------------------------
-
-    def _follow_elsewhere(self, wanted: frozenset[InstancesOf], tasks: asyncio.TaskGroup) -> None:
-        for key, watch in self._elsewhere.items():
-            watch.wanted = key in wanted
-        for key in sorted(wanted - self._elsewhere.keys()):
-            self._elsewhere[key] = self._watch_elsewhere(key)
-            tasks.create_task(self._keep_elsewhere(key, self._elsewhere[key], tasks))
-
-    def _watch_elsewhere(self, key: InstancesOf) -> Watch:
-        async def read(index: int | None, wait_s: float) -> Reply:
-            path = f"/v1/health/connect/{key.service}"
-            return await self._client.read(path, index=index, wait_s=wait_s, datacenter=key.datacenter)
-
-        def take(reply: Reply) -> None:
-            if reply.filtered:
-                raise ConsulError(f"the token may not see every instance of {key.service!r}: it needs node:read", 403)
-            found = decode.service_instances(key.service, reply.data, elsewhere=True)
-            self._deliver({Key(Kind.INSTANCES, key): found})
-
-        return self._make_watch(f"instances of {key.service} in {key.datacenter}", read, take, PACE_S)
-
-    async def _keep_elsewhere(self, key: InstancesOf, watch: Watch, tasks: asyncio.TaskGroup) -> None:
-        while watch.wanted:
-            await watch.turn()
-        del self._elsewhere[key]
-        self._deliver({Key(Kind.INSTANCES, key): None})
-        self._follow_elsewhere(self._demand.elsewhere, tasks)
 
     # -- discovery chains -----------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from xds.sources import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
+from xds.sources.consul.elsewhere import ElsewhereReader
 from xds.sources.consul.services import ServiceWatches
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class ConsulSource:
             "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
         }
         self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
+        self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell)
         entries = ConfigEntryReader(client, self.deliver, self._services.config_changed)
         for kind in FOLLOWED:
             name = f"{kind} entries"
@@ -165,7 +167,12 @@ class ConsulSource:
 
     def read_everything_again(self) -> None:
         """Consul's state was replaced: no index can be relied on."""
-        for watch in (*self._base.values(), *self._services.watches(), *self._leaves.values()):
+        for watch in (
+            *self._base.values(),
+            *self._services.watches(),
+            *self._elsewhere.watches(),
+            *self._leaves.values(),
+        ):
             watch.read_again()
 
     def deliver(self, batch: Batch) -> None:
@@ -180,7 +187,8 @@ class ConsulSource:
             raise FollowingError(f"following {', '.join(str(key) for key in batch)} failed") from error
 
     def _follow_demand(self, tasks: asyncio.TaskGroup) -> None:
-        self._services.follow(self._demand, tasks)
+        self._services.follow(self._demand.services, tasks)
+        self._elsewhere.follow(self._demand, tasks)
         for key, watch in self._leaves.items():
             watch.wanted = key in self._demand.leaves
         for key in sorted(self._demand.leaves - self._leaves.keys()):
@@ -189,7 +197,9 @@ class ConsulSource:
         self._count()
 
     def _count(self) -> None:
-        self._on_watches(len(self._base) + len(self._services.watches()) + len(self._leaves))
+        self._on_watches(
+            len(self._base) + len(self._services.watches()) + len(self._elsewhere.watches()) + len(self._leaves)
+        )
 
     # -- base facts -----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from xds.sources.decode.catalog import CONNECT_PROXY, TERMINATING_GATEWAY, service_instances, sidecar
+from xds.sources.decode.catalog import (
+    CONNECT_PROXY,
+    TERMINATING_GATEWAY,
+    gateways,
+    query_result,
+    service_instances,
+    sidecar,
+)
 from xds.sources.decode.certificates import agent_default_allow, leaf, roots
 from xds.sources.decode.chains import chain
 from xds.sources.decode.intentions import intentions
@@ -16,9 +23,11 @@ __all__ = [
     "agent_default_allow",
     "chain",
     "config_entries",
+    "gateways",
     "intentions",
     "leaf",
     "milliseconds",
+    "query_result",
     "regular_expression",
     "roots",
     "service_instances",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from xds.mesh.facts import (
@@ -15,6 +16,7 @@ from xds.mesh.facts import (
     is_ip,
     usable_name,
 )
+from xds.mesh.settings import UpstreamSettings
 from xds.sources.decode.settings import proxy_settings, upstream_settings
 from xds.sources.decode.values import Fields
 
@@ -97,11 +99,11 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
     """An upstream of a registration; what keeps it from being served is its refusal, what does not is ``minor``."""
     name = upstream.get("DestinationName") or ""
     problems: list[str] = []
-    port = upstream.get("LocalBindPort") or 0
-    if upstream.get("DestinationType") not in (None, "", "service"):
-        problems.append(f"destination type {upstream['DestinationType']!r} is not served yet")
-    if upstream.get("Datacenter") or upstream.get("DestinationPeer"):
-        problems.append("upstreams in another datacenter or peer are not served yet")
+    port, kind = upstream.get("LocalBindPort") or 0, upstream.get("DestinationType") or "service"
+    if kind not in ("service", "prepared_query"):
+        problems.append(f"DestinationType {kind!r}: expected 'service' or 'prepared_query'")
+    if upstream.get("DestinationPeer"):
+        problems.append(f"peer {upstream['DestinationPeer']!r}: Consul's HTTP API does not give a peer's trust bundle")
     address, socket_path = upstream.get("LocalBindAddress") or "127.0.0.1", upstream.get("LocalBindSocketPath") or ""
     if not usable_name(name):
         problems.append(f"{name!r} can't be asked for by name")
@@ -125,6 +127,28 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
         local_bind_port=port,
         local_bind_socket_path=socket_path,
         local_bind_socket_mode=mode,
-        settings=upstream_settings(config),
+        settings=_with_gateway(upstream_settings(config), upstream),
+        prepared_query=kind == "prepared_query",
         refusal="; ".join(problems) or None,
     )
+
+
+def _with_gateway(settings: UpstreamSettings, upstream: Any) -> UpstreamSettings:
+    """The upstream's own ``MeshGateway`` has the last word (Consul, ``agent/configentry/resolve.go``)."""
+    mode = (upstream.get("MeshGateway") or {}).get("Mode")
+    return replace(settings, mesh_gateway=mode) if mode in ("none", "local", "remote") else settings
+
+
+def query_result(query: str, data: Any) -> ServiceInstances:
+    """``/v1/query/:query/execute?connect=true``."""
+    elsewhere = bool(data.get("Failovers"))
+    found = [
+        replace(_instance(query, entry, elsewhere), datacenter=data.get("Datacenter") or "")
+        for entry in data.get("Nodes") or ()
+    ]
+    return ServiceInstances(query, tuple(sorted(found, key=lambda i: (i.node, i.service_id))))
+
+
+def gateways(datacenter: str, data: Any, *, elsewhere: bool) -> ServiceInstances:
+    """``/v1/health/service/:gateway``, of the mesh gateways of a datacenter."""
+    return service_instances(f"mesh gateways of {datacenter}", data, elsewhere=elsewhere)

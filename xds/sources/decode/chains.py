@@ -27,15 +27,19 @@ from xds.sources.decode.values import Fields, Problem
 POLICIES = ("random", "round_robin", "least_request", "ring_hash", "maglev")
 
 
-def chain(service: str, data: Any) -> DiscoveryChain:
-    """A chain as Consul compiled it, or the reason why it can't be followed, with kind, entry and field."""
+def chain(service: str, data: Any, *, elsewhere: bool = False) -> DiscoveryChain:
+    """A chain as Consul compiled it, or the reason why it can't be followed, with kind, entry and field.
+
+    ``elsewhere``: for another datacenter, so that none of its targets is here for being there.
+    """
     compiled = data["Chain"]
     virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))
     problems: list[str] = []
     nodes = {key: _node(node, problems.append) for key, node in (compiled.get("Nodes") or {}).items()}
+    home = "" if elsewhere else compiled.get("Datacenter") or ""
     timeouts = _resolvers_timeouts(compiled)
     targets = {
-        key: _target({"ConnectTimeout": timeouts.get(key), **target}, compiled.get("Datacenter") or "", problems.append)
+        key: _target({"ConnectTimeout": timeouts.get(key), **target}, home, problems.append)
         for key, target in (compiled.get("Targets") or {}).items()
     }
     start = compiled.get("StartNode") or ""
@@ -189,10 +193,10 @@ def _target(target: Any, home: str, problem: Problem) -> Target:
         subset.tell("Filter", str(error))
     if target.get("Peer"):
         tell(f"leads to the peer {target['Peer']!r}, whose trust bundle Consul's HTTP API does not give")
-    elsewhere = fields.text("Datacenter")
+    datacenter = fields.text("Datacenter")
     return Target(
         service=service,
-        datacenter=elsewhere if elsewhere != home else "",
+        datacenter=datacenter if datacenter != home else "",
         subset=fields.text("ServiceSubset"),
         filter=expression,
         only_passing=subset.flag("OnlyPassing"),

@@ -145,11 +145,14 @@ def upstream_settings(fields: Fields) -> UpstreamSettings:
         max_ejection_percent=health.number(spelled(health, "MaxEjectionPercent", "max_ejection_percent")),
         base_ejection_time_ms=health.duration(spelled(health, "BaseEjectionTime", "base_ejection_time")),
     )
+    gateway = fields.part(spelled(fields, "MeshGateway", "mesh_gateway"))
     balance = fields.choice(
         spelled(fields, "BalanceOutboundConnections", "balance_outbound_connections"), "exact_balance"
     )
     return UpstreamSettings(
         connect_timeout_ms=fields.number(spelled(fields, "ConnectTimeoutMs", "connect_timeout_ms")) or None,
+        protocol=fields.text(spelled(fields, "Protocol", "protocol")).lower() or None,
+        mesh_gateway=gateway.choice(spelled(gateway, "Mode", "mode"), "none", "local", "remote") or None,
         max_connections=limits.number(spelled(limits, "MaxConnections", "max_connections")),
         max_pending_requests=limits.number(spelled(limits, "MaxPendingRequests", "max_pending_requests")),
         max_concurrent_requests=limits.number(spelled(limits, "MaxConcurrentRequests", "max_concurrent_requests")),

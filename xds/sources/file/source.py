@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from xds.mesh.chains import default_chain
+from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, default_chain
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused, ServiceInstances
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
@@ -313,6 +313,15 @@ class FileSource:
             batch[Key(Kind.CHAIN, name)] = chain
         return batch
 
+    @staticmethod
+    def _elsewhere(wanted: Iterable[Elsewhere], chains: Iterable[InstancesOf]) -> dict[Key, object]:
+        """A mesh file is one datacenter, and has no prepared queries: there is nothing elsewhere."""
+        batch: dict[Key, object] = {Key(Kind.INSTANCES, each): ServiceInstances("") for each in wanted}
+        for key in chains:
+            refusal = f"there is no datacenter {key.datacenter!r}: a mesh file is one alone"
+            batch[Key(Kind.CHAIN, key)] = DiscoveryChain(key.service, refusal=refusal)
+        return batch
+
     async def _follow_demand(self) -> None:
         while True:
             await self._demand_changed.wait()
@@ -320,6 +329,9 @@ class FileSource:
             before, self._served = self._served, self._demand
             batch = self._services(self._served.services - before.services)
             batch |= self._certificates(self._served.leaves - before.leaves)
+            batch |= self._elsewhere(self._served.elsewhere, self._served.chains)
+            batch |= {Key(Kind.INSTANCES, each): None for each in before.elsewhere - self._served.elsewhere}
+            batch |= {Key(Kind.CHAIN, each): None for each in before.chains - self._served.chains}
             for name in before.services - self._served.services:
                 batch[Key(Kind.INSTANCES, name)] = batch[Key(Kind.CHAIN, name)] = None
             for key in before.leaves - self._served.leaves:

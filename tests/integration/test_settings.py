@@ -216,3 +216,59 @@ async def test_an_upstream_on_a_unix_socket(made: Set) -> None:
         del made.web.registered["Proxy"]["Upstreams"]
         await made.lab.register(made.web)
         path.unlink(missing_ok=True)
+
+
+def extension(name: str, *, required: bool = True, **arguments: Any) -> dict[str, Any]:
+    return {"Name": f"builtin/{name}", "Required": required, "Arguments": arguments}
+
+
+async def test_extensions_are_put_in(made: Set) -> None:
+    script = "function envoy_on_response(handle) handle:headers():add('x-lua', 'was here') end"
+    collector = made.lab.host("collector")
+    await made.lab.application("collector", collector, 4317, collector.address, speaks="grpc")
+    grpc = {"GrpcService": {"Target": {"URI": f"{collector.address}:4317"}}, "BufferFlushInterval": "0.1s"}
+    await made.defaults(
+        "api",
+        EnvoyExtensions=[
+            extension("lua", Listener="inbound", Script=script),
+            extension("otel-access-logging", Listener="inbound", Config=grpc),
+            extension("aws/lambda", required=False),
+        ],
+    )
+    await until(made.ask, "the script", lambda found: found.headers.get("x-lua") == "was here")
+
+    async def logged() -> int:
+        await made.ask()
+        return await made.lab.stat(made.api, r"cluster\.otel_access_logging\.upstream_rq_total")
+
+    await eventually("the collector to be told", logged)
+    told = json.dumps((await made.lab.sidecars())[made.api.sidecar_id]["set_aside"])
+    assert "builtin/aws/lambda': unknown extension" in told
+
+    limit = extension("http/localratelimit", MaxTokens=2, TokensPerFill=1, FillInterval=60)
+    await made.defaults("api", EnvoyExtensions=[limit])
+    await until(made.ask, "the limit", lambda found: found.status == 429)
+    await made.defaults("api")
+    await until(made.ask, "no limit", lambda found: found.status == 200 and "x-lua" not in found.headers)
+
+
+async def test_a_property_is_overridden_for_one_upstream(made: Set) -> None:
+    chosen = {"ResourceType": "route", "TrafficDirection": "outbound", "Services": [{"Name": "api"}]}
+    header = [{"header": {"key": "x-patched", "value": "yes"}}]
+    patch = {"ResourceFilter": chosen, "Op": "add", "Path": "/response_headers_to_add", "Value": header}
+    await made.defaults("web", EnvoyExtensions=[extension("property-override", Patches=[patch])])
+    await until(made.ask, "the patch", lambda found: found.headers.get("x-patched") == "yes")
+    await made.defaults("web")
+    await until(made.ask, "no patch", lambda found: "x-patched" not in found.headers)
+
+
+async def test_a_required_extension_that_is_unknown_is_an_error_and_nothing_else_changes(made: Set) -> None:
+    await made.defaults("api", LocalRequestTimeoutMs=100, EnvoyExtensions=[extension("wasm")])
+
+    async def waits() -> str:
+        return str((await made.lab.sidecars())[made.api.sidecar_id]["waits_for"])
+
+    await eventually("the error", waits, until=lambda found: "builtin/wasm': unknown extension" in found)
+    assert (await made.ask("/?wait=0.5")).status == 200, "it keeps what it has"
+    await made.defaults("api")
+    await eventually("it to be well again", waits, until=lambda found: found == "None")

@@ -47,7 +47,7 @@ from xds.mesh.mesh import (
     Mesh,
 )
 from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
-from xds.policy.proxies import effective_settings, upstream_settings
+from xds.policy.proxies import effective_settings, extensions_of, upstream_settings
 from xds.policy.upstreams import implicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -178,8 +178,9 @@ class ControlPlane:
                 name: upstream_settings(service, name, entries)
                 for name in implicit_upstreams(service, decisions, self._names, default_allow=default_allow)
             }
-            if upstreams != view.upstreams:
-                self._tell(service, view.assign(upstreams))
+            extensions = extensions_of(service, entries)
+            if (upstreams, extensions) != (view.upstreams, view.extensions):
+                self._tell(service, view.assign(upstreams, extensions))
                 self._demand_stale = True
             if view.told() != told:
                 relisted.add(service)

@@ -15,6 +15,7 @@ from xds.envoy.clusters import Here
 from xds.envoy.dns import Named, dns_listener
 from xds.envoy.egress import EgressHost, scopes
 from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
+from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.observe import Observation
 from xds.envoy.outbound import OutboundSettings
@@ -24,7 +25,7 @@ from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.chains import DiscoveryChain, Target
 from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress, is_ip
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings, UpstreamSettings
+from xds.mesh.settings import Extension, MeshSettings, ProxyMode, ProxySettings, UpstreamSettings
 
 ResourcesByType = Mapping[str, Mapping[str, Resource]]
 Changes = dict[str, set[str]]
@@ -50,6 +51,8 @@ class ServiceView:
         self._outbound = outbound
         self.upstreams: Mapping[str, UpstreamSettings] = {}
         """The upstreams, each with how it is called."""
+        self.extensions: tuple[Extension, ...] = ()
+        """What is put into what is made for them."""
         self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
         self.listed: dict[VirtualAddress, str] = {}
         """The upstreams' addresses that the outbound listener has to be told of, each with its protocol."""
@@ -61,19 +64,37 @@ class ServiceView:
         """The upstreams that have not been read yet."""
         self._held: dict[str, EncodedUpstream] = {}
 
-    def assign(self, upstreams: Mapping[str, UpstreamSettings]) -> Changes:
+    def assign(self, upstreams: Mapping[str, UpstreamSettings], extensions: tuple[Extension, ...] = ()) -> Changes:
         """Set which services are upstreams, and how they are called; the resources that differ by it."""
         before, self.upstreams = self.upstreams, upstreams
+        patched, self.extensions = self.extensions, extensions
         changes: Changes = {}
         for service in before.keys() | upstreams.keys():
-            if before.get(service) != upstreams.get(service):
+            if before.get(service) != upstreams.get(service) or patched != extensions:
                 merge(changes, self.refresh(service))
         return changes
+
+    def _patched(self, service: str, encoded: EncodedUpstream) -> EncodedUpstream:
+        """An upstream with the extensions of who calls it."""
+        if not self.extensions:
+            return encoded
+        try:
+            extensions = Extensions(self.extensions)
+            if not extensions.patches_upstreams:
+                return encoded
+            resources = {
+                type_url: {name: extensions.patched(each, OUTBOUND, service) for name, each in by_name.items()}
+                for type_url, by_name in encoded.resources.items()
+            }
+        except (ExtensionError, ValueError, TypeError, KeyError) as error:
+            # That it can't be applied is told for the sidecar itself; a patch that fits no more leaves things be.
+            return replace(encoded, problems=(*encoded.problems, str(error)))
+        return replace(encoded, resources=resources)
 
     def refresh(self, service: str) -> Changes:
         """Take over the current encoding of ``service``; the resources that differ by it."""
         settings = self.upstreams.get(service)
-        encoded = NOTHING if settings is None else self._catalog.get(service, settings)
+        encoded = NOTHING if settings is None else self._patched(service, self._catalog.get(service, settings))
         before = self._held.pop(service, NOTHING)
         if settings is not None:
             self._held[service] = encoded
@@ -198,14 +219,20 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
     sidecar, settings = inputs.sidecar, inputs.settings
     yield tls.leaf_secret(inputs.leaf)
     yield tls.roots_secret(inputs.roots)
+    extensions = Extensions(settings.extensions or ())
+    for each in extensions.problems:
+        problem(each)
+    yield from extensions.clusters()
     try:
-        observation = Observation(settings)
+        observation = Observation(settings, extensions)
     except OverrideError as error:
         problem(str(error))
-        observation = Observation(ProxySettings())
+        observation = Observation(ProxySettings(), extensions)
     wrong = _public_problem(sidecar, settings)
     if wrong is None:
-        yield from _inbound(inputs, observation, problem)
+        for resource in _inbound(inputs, observation, problem):
+            patchable = resource.type_url in (CLUSTER, SCOPED_ROUTE)
+            yield extensions.patched(resource, INBOUND) if patchable else resource
     else:
         problem(wrong)
     if settings.mode is ProxyMode.TRANSPARENT:
@@ -213,7 +240,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         listed = dict(inputs.listed)
         listener = outbound.outbound(inputs.outbound, port, listed, inputs.hosts, dual_stack=inputs.dual_stack)
         named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
-        yield observation.encode(listener, named, of_all_upstreams=True)
+        yield observation.encode(listener, named, OUTBOUND, of_all_upstreams=True)
         if not inputs.outbound.destinations_only:
             yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
         if inputs.dns_port:
@@ -224,7 +251,9 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         def upstream_problem(text: str, name: str = target.upstream.name) -> None:
             problem(f"upstream {name!r}: {text}")
 
-        yield from _explicit(target, inputs.here, observation, upstream_problem)
+        for resource in _explicit(target, inputs.here, observation, upstream_problem):
+            patchable = resource.type_url != LISTENER
+            yield extensions.patched(resource, OUTBOUND, target.upstream.name) if patchable else resource
 
 
 def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]) -> Iterator[Resource]:
@@ -244,7 +273,7 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
         yield inbound_routes(settings, inputs.admission, trust_domain)
     try:
         listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain, dual_stack=inputs.dual_stack)
-        yield observation.encode(listener, (names.LOCAL_APP,))
+        yield observation.encode(listener, (names.LOCAL_APP,), INBOUND)
     except OverrideError as error:
         problem(f"{error}; it is refused, and nobody reaches the application through the mesh")
     if settings.permissive_mtls and not inputs.mesh.allow_permissive_mtls:
@@ -256,7 +285,7 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
         problem(each)
     yield from exposed_clusters(sidecar, settings, exposed)
     for listener, named in exposed_listeners(sidecar, settings, exposed, inputs.outbound.probe_sources):
-        yield observation.encode(listener, named)
+        yield observation.encode(listener, named, INBOUND)
 
 
 def _explicit(
@@ -285,7 +314,7 @@ def _explicit(
     yield from encoder.resources([name])
     for each in (*encoder.problems, *target.problems):
         problem(each)
-    yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,))
+    yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,), OUTBOUND)
 
 
 def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from xds.envoy.extensions import Extensions
 from xds.envoy.overrides import OverrideError, decoded
 from xds.envoy.resource import LISTENER, Resource, encode
 from xds.envoy.tls import typed
@@ -58,7 +59,8 @@ class Observation:
         OverrideError: its settings make none; the message says which and why.
     """
 
-    def __init__(self, settings: ProxySettings) -> None:
+    def __init__(self, settings: ProxySettings, extensions: Extensions) -> None:
+        self._extensions = extensions
         self._logs: list[accesslog.AccessLog] = []
         self._listener_logs: list[accesslog.AccessLog] = []
         self._tracing: manager.HttpConnectionManager.Tracing | None = None
@@ -74,13 +76,22 @@ class Observation:
                     accesslog.AccessLog(name="Consul Listener Log", filter=no_route, typed_config=typed(sink))
                 ]
 
-    def encode(self, made: listener.Listener, clusters: tuple[str, ...], *, of_all_upstreams: bool = False) -> Resource:
-        """A listener, with its logs and traces."""
+    def encode(
+        self,
+        made: listener.Listener,
+        clusters: tuple[str, ...],
+        direction: str,
+        *,
+        of_all_upstreams: bool = False,
+    ) -> Resource:
+        """A listener, with its logs and traces, and what the extensions put into those of its direction."""
+        self._extensions.into_listener(made, direction)
         made.access_log.extend(self._listener_logs)
         for chain in made.filter_chains if self._logs or self._tracing is not None else ():
             for each in chain.filters:
                 self._observe(each)
-        return encode(LISTENER, made.name, made, clusters=clusters, of_all_upstreams=of_all_upstreams)
+        whole = encode(LISTENER, made.name, made, clusters=clusters, of_all_upstreams=of_all_upstreams)
+        return self._extensions.patched(whole, direction)
 
     def _observe(self, given: listener.Filter) -> None:
         http, tcp = manager.HttpConnectionManager(), tcp_proxy_pb2.TcpProxy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,10 +47,12 @@ def decoded(setting: str, text: str, type_name: str) -> bytes:
     if given != type_name:
         raise OverrideError(f"{setting}: expected a {type_name}, not a {given}")
     for named in {type_name, *_types(data)}:
-        _load(setting, named)
+        load_type(setting, named)
     pool = importlib.import_module("envoy_data_plane.message_pool").default_message_pool
     try:
-        return bytes(pool.url_to_type[PREFIX + type_name].from_dict(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # whether a field is deprecated is Envoy's to say
+            return bytes(pool.url_to_type[PREFIX + type_name].from_dict(data))
     except Exception as error:  # of the library's own, for whatever is wrong with it
         reason = " ".join(str(error).split())
         raise OverrideError(f"{setting}: {reason or type(error).__name__}") from None
@@ -66,8 +69,12 @@ def _types(data: Any) -> Iterator[str]:
             yield from _types(value)
 
 
-def _load(setting: str, type_name: str) -> None:
-    """Import the part of the API that has a type: all of it takes seconds."""
+def load_type(setting: str, type_name: str) -> None:
+    """Import the part of the API that has a type: all of it takes seconds.
+
+    Raises:
+        OverrideError: there is no such type.
+    """
     package = type_name.rpartition(".")[0]
     while package and not package.rpartition(".")[2].startswith("v"):
         package = package.rpartition(".")[0]  # a message within a message

@@ -54,6 +54,18 @@ def encode(
 ) -> Resource:
     """Encode ``message``, deterministically, so that the same content always has the same version."""
     body = message.SerializeToString(deterministic=True)
-    return Resource(
-        type_url, name, hashlib.blake2b(body, digest_size=8).hexdigest(), body, endpoints, clusters, of_all_upstreams
-    )
+    return encode_bytes(type_url, name, body, endpoints=endpoints, clusters=clusters, of_all_upstreams=of_all_upstreams)
+
+
+def encode_bytes(
+    type_url: str,
+    name: str,
+    body: bytes,
+    *,
+    endpoints: str = "",
+    clusters: tuple[str, ...] = (),
+    of_all_upstreams: bool = False,
+) -> Resource:
+    """A message that is encoded already."""
+    version = hashlib.blake2b(body, digest_size=8).hexdigest()
+    return Resource(type_url, name, version, body, endpoints, clusters, of_all_upstreams)

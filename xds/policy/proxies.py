@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xds.mesh.facts import Sidecar
-from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings, UpstreamSettings
+from xds.mesh.settings import ConfigEntries, Extension, ProxyMode, ProxySettings, UpstreamSettings
 
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
@@ -16,7 +16,17 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
     """
     defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
     merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
-    return replace(merged, mode=merged.mode or merged.fallback_mode or ProxyMode.DIRECT)
+    return replace(
+        merged,
+        mode=merged.mode or merged.fallback_mode or ProxyMode.DIRECT,
+        extensions=extensions_of(sidecar.service, entries) or None,
+    )
+
+
+def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]:
+    """The extensions of the sidecars of a service: of the proxy-defaults, then of its service-defaults."""
+    own = entries.service_defaults.get(service, ProxySettings())
+    return (*(entries.proxy_defaults.extensions or ()), *(own.extensions or ()))
 
 
 def upstream_settings(service: str, upstream: str, entries: ConfigEntries) -> UpstreamSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from xds.mesh.settings import (
     ConfigEntries,
     Destination,
     ExposedPath,
+    Extension,
     MeshSettings,
     PassiveHealthCheck,
     ProxyMode,
@@ -76,6 +78,7 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
         tracing_json=opaque.text("envoy_listener_tracing_json") or None,
         public_listener_json=opaque.text("envoy_public_listener_json") or None,
         local_cluster_json=opaque.text("envoy_local_cluster_json") or None,
+        extensions=_extensions(said) or None,
         dialed_directly=True if transparent.flag("DialedDirectly") else None,
         exposed_paths=_exposed_paths(expose) or None,
         **_upstreams(said.part("UpstreamConfig")),
@@ -85,6 +88,14 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
 def _mode(fields: Fields, field: str) -> ProxyMode | None:
     value = fields.choice(field, *(mode.value for mode in ProxyMode))
     return ProxyMode(value) if value else None
+
+
+def _extensions(said: Fields) -> tuple[Extension, ...]:
+    found = []
+    for extension in said.each("EnvoyExtensions"):
+        arguments = json.dumps(extension.raw("Arguments") or {}, sort_keys=True)
+        found.append(Extension(extension.text("Name"), extension.flag("Required"), arguments))
+    return tuple(found)
 
 
 def _access_logs(fields: Fields) -> AccessLogs | None:

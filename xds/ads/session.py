@@ -81,6 +81,10 @@ class TypeState:
     suspects: list[str] = field(default_factory=list)
     """Names from a rejected response whose culprit is unknown, to be tried one by one."""
     in_flight: Response | None = None
+    flying: tuple[Response, frozenset[str]] | None = None
+    """The names of what is in flight, worked out once."""
+    clusters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name, the clusters that the last accepted version names."""
     last_nonce: str = ""
     asked: bool = False
     answered: bool = False
@@ -200,6 +204,8 @@ class Session:
                     state.rejected.pop(resource.name, None)
                 if not self.delta:
                     state.good[resource.name] = resource
+                if resource.clusters:
+                    state.clusters[resource.name] = resource.clusters
             return Received(acknowledged=request.type_url)
         rejections = self._reject(state, response, request.error)
         return Received(rejections=rejections, unexplained=None if rejections else request.error)
@@ -263,14 +269,26 @@ class Session:
         referring = [(t, self._types[t]) for t in REFERRING]
         return not any(state.in_flight or self._pending(t) or self._gone(state, t) for t, state in referring)
 
-    def _clusters_are_there(self, resource: Resource) -> bool:
-        """Whether the proxy has acknowledged the clusters that ``resource`` names; those that exist, that is."""
-        state = self._types[CLUSTER]
-        sent = state.in_flight.resources if state.in_flight else ()
-        on_the_way = {r.name for r in sent if self.delta or state.good.get(r.name) != r}
-        return not state.asked or all(
-            name not in on_the_way and self._to_send(state, CLUSTER, name) is None for name in resource.clusters
-        )
+    def _what_it_names_is_there(self, resource: Resource) -> bool:
+        """Whether the proxy has acknowledged what ``resource`` names; that of it that exists."""
+        return self._are_there(CLUSTER, resource.clusters) and self._are_there(SCOPED_ROUTE, resource.routes)
+
+    def _are_there(self, type_url: str, names: tuple[str, ...]) -> bool:
+        state = self._types[type_url]
+        if not names or not state.asked:
+            return True
+        on_the_way = self._on_the_way(state)
+        return all(name not in on_the_way and self._to_send(state, type_url, name) is None for name in names)
+
+    def _on_the_way(self, state: TypeState) -> frozenset[str]:
+        """The names in the outstanding response that the proxy does not have yet."""
+        response = state.in_flight
+        if response is None:
+            return frozenset()
+        if state.flying is None or state.flying[0] is not response:
+            fresh = (r.name for r in response.resources if self.delta or state.good.get(r.name) != r)
+            state.flying = response, frozenset(fresh)
+        return state.flying[1]
 
     def _pending(self, type_url: str) -> bool:
         """Whether something of this type is still to be added or changed, and not held back until all is read."""
@@ -313,7 +331,7 @@ class Session:
         return self._send(state, type_url, found, removed)
 
     def _may_make(self, state: TypeState, resource: Resource) -> bool:
-        return not self._is_held(state, resource) and self._clusters_are_there(resource)
+        return not self._is_held(state, resource) and self._what_it_names_is_there(resource)
 
     def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
         for name in list(state.suspects):
@@ -341,7 +359,15 @@ class Session:
 
     def _gone(self, state: TypeState, type_url: str) -> list[str]:
         gone = sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
-        return [name for name in gone if name not in state.inherited]
+        kept = self._in_use_by_what_was_kept() if gone and type_url == CLUSTER else frozenset()
+        return [name for name in gone if name not in state.inherited and name not in kept]
+
+    def _in_use_by_what_was_kept(self) -> frozenset[str]:
+        """The clusters that a proxy still uses because it rejected what would have replaced their users."""
+        states = [self._types[type_url] for type_url in REFERRING]
+        return frozenset(
+            cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())
+        )
 
     def _take_gone(self, state: TypeState, type_url: str) -> list[str]:
         gone = self._gone(state, type_url)
@@ -375,6 +401,7 @@ class Session:
                 state.has[name] = ""
             state.rejected.pop(name, None)
             state.refused.pop(name, None)
+            state.clusters.pop(name, None)
             state.dirty.discard(name)
         listed = resources if self.delta else self._whole(state, type_url, resources)
         self._nonce += 1

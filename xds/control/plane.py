@@ -238,10 +238,11 @@ class ControlPlane:
         Whatever its registration may hold, it is nobody else's problem.
         """
         blocker = self._blocker(proxy)
-        inputs = self._inputs(proxy) if blocker is None else None
-        if inputs is not None:
+        if blocker is None:
             try:
-                proxy.update(inputs)
+                inputs = self._inputs(proxy)
+                if inputs is not None:
+                    proxy.update(inputs)
             except Exception as error:
                 blocker = Blocker(f"its registration can't be turned into Envoy's configuration: {error!r}")
                 if proxy.ready:
@@ -350,7 +351,7 @@ class ControlPlane:
 
     def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
         chain = self._chain_of(upstream)
-        if upstream.refusal is not None or chain is None:
+        if upstream.refusal is not None or chain is None or chain.refusal is not None:
             return ExplicitTarget(upstream, chain, unread=chain is None)
         mode = upstream.settings.mesh_gateway
         unread = any(isinstance(each, str) and self.mesh.instances(each) is None for each in chain.reads(mode))

@@ -143,7 +143,10 @@ class UpstreamCatalog:
         refusal = encoder.refusal()
         if refusal is not None:
             return EncodedUpstream(problems=(*problems, refusal), known=True)
-        alone = {instance.address: instance for instance in self._dialed_directly(instances)}
+        alone = {
+            (str(ipaddress.ip_address(each.address)), each.application_port): each
+            for each in self._dialed_directly(instances)
+        }
         resources: dict[str, dict[str, Resource]] = {}
         owned = self._table.owned(service)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
@@ -151,8 +154,8 @@ class UpstreamCatalog:
         for at in owned:
             if at.own and at in outside:
                 made += encoder.outside(names.dialed(at), outside[at], instances.instances)
-            elif at.own and at.ip in alone:
-                made += encoder.alone(names.dialed(at), alone[at.ip])
+            elif at.own and (at.ip, at.port) in alone:
+                made += encoder.alone(names.dialed(at), alone[at.ip, at.port])
         hosts = self._hosts(service, http=encoder.is_http)
         for host in hosts:
             made += encoder.outside(host.cluster, host.host, instances.instances)

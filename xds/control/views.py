@@ -1,7 +1,7 @@
 """What is meant for each proxy: the upstreams it shares with its siblings, and what is its own.
 
-All sidecars of one service may call the same services, so they share one `ServiceView`. A `ProxyView` adds what is
-one sidecar's alone, and is what its xDS session reads from.
+All sidecars of one service may call the same services, so they share one `ServiceView`. What is one sidecar's alone is
+made by `own_resources`; its `xds.control.proxy.Proxy` joins both, and is what its xDS session reads from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy import clusters, jwt, names, outbound, tls
 from xds.envoy.clusters import Here
-from xds.envoy.dns import Named, dns_listener
+from xds.envoy.dns import Named, dns_listener, unanswerable
 from xds.envoy.egress import EgressHost, scopes
 from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
@@ -116,15 +116,29 @@ class ServiceView:
             addresses = dict.fromkeys(at.ip for at in encoded.dialed if not at.own)
             if addresses:
                 self.named[service] = tuple(addresses)
-            self.listed = {
-                at: protocol
-                for held in self._held.values()
-                for at, protocol in held.dialed.items()
-                if self._outbound.lists(at, protocol)
-            }
+            self._relist(before.dialed, encoded.dialed)
         if before.hosts != encoded.hosts:
             merge(changes, self._refresh_hosts())
         return changes
+
+    def _relist(self, before: Mapping[VirtualAddress, str], after: Mapping[VirtualAddress, str]) -> None:
+        """Bring what the outbound listener is told of up to date; an address that changed hands stays its new owner's.
+
+        It is replaced rather than changed: who holds it compares it with what it was.
+        """
+        now: dict[VirtualAddress, str | None] = {}
+        for at in before.keys() | after.keys():
+            holder = self._holder_of(at)
+            protocol = holder.dialed[at] if holder is not None else ""
+            lists = holder is not None and self._outbound.lists(at, protocol)
+            now[at] = protocol if lists else None
+        if any(self.listed.get(at) != protocol for at, protocol in now.items()):
+            merged = {**self.listed, **now}
+            self.listed = {at: protocol for at, protocol in merged.items() if protocol is not None}
+
+    def _holder_of(self, at: VirtualAddress) -> EncodedUpstream | None:
+        held = self._held.get(self._catalog.owner(names.dialed(at)) or "")
+        return held if held is not None and at in held.dialed else None
 
     def _refresh_hosts(self) -> Changes:
         """Make the routes to hosts outside the mesh anew: those of several services share one for each port."""
@@ -240,10 +254,13 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         listed = dict(inputs.listed)
         listener = outbound.outbound(inputs.outbound, port, listed, inputs.hosts, dual_stack=inputs.dual_stack)
         named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
-        yield observation.encode(listener, named, OUTBOUND, of_all_upstreams=True)
+        scopes_named = outbound.outbound_routes(listed, inputs.hosts)
+        yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
         if not inputs.outbound.destinations_only:
             yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
         if inputs.dns_port:
+            for service in unanswerable(inputs.named):
+                problem(f"upstream {service!r} can't be a name in DNS; the sidecar does not answer for it")
             made = dns_listener(inputs.dns_port, inputs.named, inputs.here.datacenter, dual_stack=inputs.dual_stack)
             yield encode(LISTENER, made.name, made, of_all_upstreams=True)
     for target in inputs.explicit:
@@ -251,7 +268,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         def upstream_problem(text: str, name: str = target.upstream.name) -> None:
             problem(f"upstream {name!r}: {text}")
 
-        for resource in _explicit(target, inputs.here, observation, upstream_problem):
+        for resource in _guarded(_explicit(target, inputs.here, observation, upstream_problem), upstream_problem):
             patchable = resource.type_url != LISTENER
             yield extensions.patched(resource, OUTBOUND, target.upstream.name) if patchable else resource
 
@@ -273,13 +290,31 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
         yield inbound_routes(settings, inputs.admission, trust_domain)
     try:
         listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain, dual_stack=inputs.dual_stack)
-        yield observation.encode(listener, (names.LOCAL_APP,), INBOUND)
+        scoped = (names.INBOUND_SCOPE,) if settings.protocol in HTTP_PROTOCOLS else ()
+        yield observation.encode(listener, (names.LOCAL_APP,), INBOUND, routes=scoped)
     except OverrideError as error:
         problem(f"{error}; it is refused, and nobody reaches the application through the mesh")
     if settings.permissive_mtls and not inputs.mesh.allow_permissive_mtls:
         problem(
             "MutualTLSMode 'permissive' has no effect: the mesh entry does not say AllowEnablingPermissiveMutualTLS"
         )
+    yield from _guarded(_exposed(inputs, observation, problem), problem)
+
+
+def _guarded(resources: Iterator[Resource], problem: Callable[[str], None]) -> Iterator[Resource]:
+    """What is beside the main thing: whatever is wrong with it, everything else is brought up to date."""
+    try:
+        made = list(resources)
+    except ExtensionError:
+        raise
+    except Exception as error:
+        problem(f"can't be turned into Envoy's configuration: {error!r}")
+        return
+    yield from made
+
+
+def _exposed(inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings = inputs.sidecar, inputs.settings
     exposed, more = exposable(sidecar, settings)
     for each in more:
         problem(each)
@@ -309,12 +344,17 @@ def _explicit(
     try:
         listener = outbound.explicit(upstream, protocol, here.datacenter)
     except OverrideError as error:
-        problem(str(error))
-        return
+        problem(f"{error}; the generated listener is used")
+        name, upstream = (
+            outbound.explicit_name(upstream),
+            replace(upstream, settings=replace(settings, listener_json=None)),
+        )
+        listener = outbound.explicit(upstream, protocol, here.datacenter)
     yield from encoder.resources([name])
     for each in (*encoder.problems, *target.problems):
         problem(each)
-    yield observation.encode(listener, () if protocol in HTTP_PROTOCOLS else (name,), OUTBOUND)
+    http = protocol in HTTP_PROTOCOLS
+    yield observation.encode(listener, () if http else (name,), OUTBOUND, routes=(name,) if http else ())
 
 
 def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:

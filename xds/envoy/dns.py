@@ -6,6 +6,7 @@ answers questions for addresses, over UDP; what it forwards goes to the host's r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
@@ -25,6 +26,14 @@ Named = tuple[str, tuple[str, ...]]
 """A service, and the addresses at which it is dialed."""
 
 
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,180}[A-Za-z0-9_])?")
+
+
+def unanswerable(services: Iterable[Named]) -> list[str]:
+    """The services whose name can't be part of one in DNS; Envoy would refuse all for one of them."""
+    return [service for service, _ in services if not _LABEL.fullmatch(service)]
+
+
 def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_stack: bool) -> listener.Listener:
     """The listener that answers queries at ``port`` of loopback."""
     config = dns_filter_pb2.DnsFilterConfig(
@@ -34,6 +43,7 @@ def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_
                 virtual_domains=[
                     _domain(name, addresses)
                     for service, addresses in services
+                    if _LABEL.fullmatch(service)
                     for name in _names_of(service, datacenter)
                 ]
             )

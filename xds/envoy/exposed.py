@@ -13,7 +13,7 @@ from xds.envoy.clusters import socket_address
 from xds.envoy.inbound import public_address
 from xds.envoy.outbound import OUTBOUND_LISTENER_PORT, IPNetwork
 from xds.envoy.resource import Resource
-from xds.mesh.facts import Sidecar
+from xds.mesh.facts import Sidecar, is_ip
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core
@@ -35,7 +35,9 @@ def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPa
     problems = []
     for path in settings.exposed_paths or ():
         key = (path.listener_port, path.path)
-        if path.listener_port in taken:
+        if not is_ip(sidecar.local_service_address):
+            problems.append(f"path {path.path!r} can't be exposed: {sidecar.local_service_address!r} is no IP address")
+        elif path.listener_port in taken:
             owner = taken[path.listener_port]
             problems.append(f"path {path.path!r} can't be exposed at port {path.listener_port}: {owner} has it")
         elif key in found and found[key] != path:

@@ -367,5 +367,6 @@ def _patched(resource: Resource, patch: Patch) -> Resource:
         body,
         endpoints=resource.endpoints,
         clusters=resource.clusters,
+        routes=resource.routes,
         of_all_upstreams=resource.of_all_upstreams,
     )

@@ -80,7 +80,7 @@ def public(
         given = listener_from(setting, text, name)
         rules = http_rbac(admission.requests, admission.token_providers, trust_domain)
         requests = [managers.token_filter(), managers.http_filter(managers.RBAC_FILTER, rules)]
-        protected(given, setting, text, tls, requests, judge)
+        protected(given, setting, text, tls, requests, judge, lambda http: managers.normalize(http, mesh))
         return given
     if is_http:
         filters = [managers.network_filter(managers.inbound(settings, mesh))]

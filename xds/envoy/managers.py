@@ -24,6 +24,7 @@ from xds.wire.envoy.extensions import (
     grpc_stats_pb2,
     http_rbac_pb2,
     http_router_pb2,
+    jwt_authn_pb2,
 )
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 
@@ -73,7 +74,7 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
     found = _scoped("public_listener", names.INBOUND_SCOPE, filters)
     if settings.max_request_headers_kb:
         found.max_request_headers_kb.value = settings.max_request_headers_kb
-    _normalize(found, mesh)
+    normalize(found, mesh)
     if not mesh.sanitize_client_cert and not grpc:
         found.forward_client_cert_details = Manager.APPEND_FORWARD
         found.set_current_client_cert_details.CopyFrom(
@@ -84,12 +85,19 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
 
 
 def token_filter() -> manager.HttpFilter:
-    """What verifies the tokens that requests bring; how, comes as an extension."""
-    source = core.ExtensionConfigSource(config_source=ads_source(), type_urls=[JWT_AUTHENTICATION])
+    """What verifies the tokens that requests bring; how, comes as an extension.
+
+    Where Envoy refuses that (keys in a file that is not there, say), it verifies none: what needs a token is denied.
+    """
+    source = core.ExtensionConfigSource(
+        config_source=ads_source(),
+        type_urls=[JWT_AUTHENTICATION],
+        default_config=typed(jwt_authn_pb2.JwtAuthentication()),
+    )
     return manager.HttpFilter(name=names.JWT_EXTENSION, config_discovery=source)
 
 
-def _normalize(found: Manager, mesh: MeshSettings) -> None:
+def normalize(found: Manager, mesh: MeshSettings) -> None:
     """What a path means is settled before the intentions judge it, or ``/a/../b`` would be ``/a`` to them."""
     found.normalize_path.value = mesh.normalize_path
     found.merge_slashes = mesh.merge_slashes

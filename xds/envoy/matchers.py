@@ -27,11 +27,20 @@ def text(match: TextMatch) -> matcher.StringMatcher:
     return found
 
 
-def header(match: HeaderMatch) -> route.HeaderMatcher:
-    """A comparison with a header's value; one that is not there matches nothing, and with ``invert`` everything."""
+def header(match: HeaderMatch, *, missing_too: bool = False) -> route.HeaderMatcher:
+    """A comparison with a header's value.
+
+    One that is not there matches nothing, inverted or not (Envoy's way, and so Consul's); with ``missing_too`` it does
+    where the comparison is inverted.
+    """
     if match.value.match is Match.PRESENT:
         return route.HeaderMatcher(name=match.name, present_match=True, invert_match=match.invert)
-    return route.HeaderMatcher(name=match.name, string_match=text(match.value), invert_match=match.invert)
+    return route.HeaderMatcher(
+        name=match.name,
+        string_match=text(match.value),
+        invert_match=match.invert,
+        treat_missing_header_as_empty=match.invert and missing_too,
+    )
 
 
 def methods(names: tuple[str, ...]) -> route.HeaderMatcher:

@@ -82,15 +82,24 @@ class Observation:
         clusters: tuple[str, ...],
         direction: str,
         *,
+        routes: tuple[str, ...] = (),
         of_all_upstreams: bool = False,
     ) -> Resource:
-        """A listener, with its logs and traces, and what the extensions put into those of its direction."""
+        """A listener, with its logs and traces, and what the extensions put into those of its direction.
+
+        Args:
+            made: the listener; it is changed.
+            clusters: that it names.
+            direction: inbound or outbound.
+            routes: that it names.
+            of_all_upstreams: whether it is right only once all upstreams have been read.
+        """
         self._extensions.into_listener(made, direction)
         made.access_log.extend(self._listener_logs)
         for chain in made.filter_chains if self._logs or self._tracing is not None else ():
             for each in chain.filters:
                 self._observe(each)
-        whole = encode(LISTENER, made.name, made, clusters=clusters, of_all_upstreams=of_all_upstreams)
+        whole = encode(LISTENER, made.name, made, clusters=clusters, routes=routes, of_all_upstreams=of_all_upstreams)
         return self._extensions.patched(whole, direction)
 
     def _observe(self, given: listener.Filter) -> None:

@@ -9,6 +9,7 @@ that a matcher may ever name are there from the start.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -63,11 +64,12 @@ class OutboundSettings:
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
         """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
-        return (
-            protocol in HTTP_PROTOCOLS
-            or at.port != ANY_PORT
-            or not any(ipaddress.ip_address(at.ip) in network for network in self.virtual_ranges)
-        )
+        return protocol in HTTP_PROTOCOLS or at.port != ANY_PORT or not _is_inside(at.ip, self.virtual_ranges)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_inside(ip: str, networks: tuple[IPNetwork, ...]) -> bool:
+    return any(ipaddress.ip_address(ip) in network for network in networks)
 
 
 def kind(protocol: str) -> str:
@@ -128,6 +130,12 @@ def outbound_clusters(
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
     named = sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp")
     return (*past, *named, *sorted(host.cluster for host in hosts))
+
+
+def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()) -> tuple[str, ...]:
+    """The routes that the outbound listener names."""
+    named = {names.dialed(at) for at, protocol in listed.items() if kind(protocol) != "tcp"}
+    return tuple(sorted(named | {names.egress_scope(host.port) for host in hosts if host.http}))
 
 
 def _chain(kind: str, *, by_port: bool) -> str:

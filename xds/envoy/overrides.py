@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xds.envoy.resource import CLUSTER, LISTENER, Resource, encode
@@ -95,6 +96,9 @@ def cluster_from(setting: str, text: str, generated: Resource) -> Resource:
         OverrideError: it can't be used.
     """
     made = cluster.Cluster.FromString(decoded(setting, text, "envoy.config.cluster.v3.Cluster"))
+    for field in ("transport_socket_matches", "transport_socket_matcher"):
+        if _found(json.loads(text), field):
+            raise OverrideError(f"{setting}: {field}: TLS is the mesh's; leave it out")
     ours = cluster.Cluster.FromString(generated.body)
     made.name = ours.name
     made.alt_stat_name = made.alt_stat_name or ours.alt_stat_name
@@ -132,6 +136,7 @@ def protected(
     transport_socket: core.TransportSocket,
     requests: list[manager.HttpFilter],
     connections: listener.Filter,
+    normalize: Callable[[manager.HttpConnectionManager], None],
 ) -> None:
     """Put the mesh's TLS and intentions into every chain of a listener that a user gives.
 
@@ -142,13 +147,14 @@ def protected(
         transport_socket: what every chain gets, in place of any of its own.
         requests: the filters that judge requests; they go first where a chain speaks HTTP.
         connections: the filter that judges connections; it goes first in any other chain.
+        normalize: settles what a path means, before it is judged.
 
     Raises:
         OverrideError: there is something that can't be protected.
     """
     given = json.loads(text)
     for field in ELSEWHERE:
-        if {field, _camel(field)} & given.keys():
+        if any(_plain(key) == _plain(field) for key in given):
             raise OverrideError(
                 f"{setting}: {field}: connections there can't be judged by the intentions; leave it out"
             )
@@ -158,6 +164,9 @@ def protected(
     names_there = {each.name for each in requests} & set(_found_keys(given, "typed_per_filter_config"))
     if names_there:
         raise OverrideError(f"{setting}: typed_per_filter_config: {min(names_there)} is the mesh's; leave it out")
+    for field in ("rds", "scoped_routes", "vhds"):
+        if _found(given, field):
+            raise OverrideError(f"{setting}: {field}: routes from elsewhere could go past the intentions")
     if not made.filter_chains:
         raise OverrideError(f"{setting}: filter_chains: there are none")
     for number, chain in enumerate(made.filter_chains):
@@ -170,6 +179,7 @@ def protected(
             http = manager.HttpConnectionManager()
             if each.typed_config.Unpack(http):
                 speaks_http = True
+                normalize(http)
                 others = list(http.http_filters)
                 del http.http_filters[:]
                 http.http_filters.extend([*requests, *others])
@@ -182,20 +192,20 @@ def protected(
             chain.filters.extend([connections, *others_here])
 
 
+def _plain(key: str) -> str:
+    """A field's name without what makes no difference to the decoder: it takes many spellings for one."""
+    return re.sub("[^a-z0-9]", "", key.lower())
+
+
 def _found(data: Any, field: str) -> list[Any]:
-    """Every value of a field, however deep."""
+    """Every value of a field, however deep and however spelled."""
     if isinstance(data, list):
         return [value for each in data for value in _found(each, field)]
     if not isinstance(data, dict):
         return []
-    here = [data[name] for name in (field, _camel(field)) if name in data]
+    here = [value for key, value in data.items() if _plain(key) == _plain(field)]
     return here + [value for each in data.values() for value in _found(each, field)]
 
 
 def _found_keys(data: Any, field: str) -> list[str]:
     return [key for each in _found(data, field) if isinstance(each, dict) for key in each]
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from xds.envoy import matchers, names
+from xds.mesh.http import RequestMatch
 from xds.mesh.intentions import Permission, TokenCheck, TokenProvider
 from xds.policy.intentions import ConnectionPolicy, RequestPolicy, Rule
 from xds.wire.envoy.config import rbac_pb2 as rbac
@@ -50,7 +51,7 @@ def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], tru
     names_there = tuple(name for name, _ in policy.exact)
     for rule, principal in (
         *((rule, _identity(names.service_pattern(name), trust_domain)) for name, rule in policy.exact),
-        (policy.otherwise, _every_but(names_there, trust_domain)),
+        (policy.otherwise, _every_but(names_there, trust_domain, services_only=listed)),
     ):
         permission = _where(rule, providers, allowed=listed)
         if permission is not None:
@@ -73,14 +74,22 @@ def _where(rule: Rule, providers: Mapping[str, TokenProvider], *, allowed: bool)
     """
     ways: list[list[rbac.Permission]] = []
     against: list[rbac.Permission] = []
+    tokenless: list[rbac.Permission] = []
     for permission in rule.permissions:
-        matched = _matched(permission, providers)
+        criteria = _criteria(permission)
+        matched = _all_of([*criteria, *([_one_token(permission.tokens, providers)] if permission.tokens else [])])
         if permission.allow == allowed:
             ways.append([matched, *against])
         else:
             against.append(rbac.Permission(not_rule=matched))
-    if rule.otherwise == allowed:
+        if permission.allow and permission.tokens:
+            tokenless.append(_all_of(criteria))
+    if allowed and rule.otherwise:
+        ways.append([*against, *(rbac.Permission(not_rule=each) for each in tokenless)])
+    elif not allowed and not rule.otherwise:
         ways.append(against)
+    elif not allowed:
+        ways += [[each, *against] for each in tokenless]
     token = _one_token(rule.tokens, providers) if rule.tokens else None
     if token is not None and allowed:
         ways = [[token, *way] for way in ways]
@@ -101,16 +110,20 @@ def _any_of(parts: list[rbac.Permission]) -> rbac.Permission:
     return rbac.Permission(or_rules=rbac.Permission.Set(rules=parts))
 
 
-def _matched(permission: Permission, providers: Mapping[str, TokenProvider]) -> rbac.Permission:
-    request, parts = permission.request, []
+def _criteria(permission: Permission) -> list[rbac.Permission]:
+    """What a request has to be, its token apart.
+
+    Where a header is to be something else, and is not there: that denies, and does not allow.
+    """
+    request: RequestMatch = permission.request
+    parts: list[rbac.Permission] = []
     if request.path is not None:
         parts.append(rbac.Permission(url_path=matcher.PathMatcher(path=matchers.text(request.path))))
-    parts += [rbac.Permission(header=matchers.header(header)) for header in request.headers]
+    missing_too = not permission.allow
+    parts += [rbac.Permission(header=matchers.header(header, missing_too=missing_too)) for header in request.headers]
     if request.methods:
         parts.append(rbac.Permission(header=matchers.methods(request.methods)))
-    if permission.tokens:
-        parts.append(_one_token(permission.tokens, providers))
-    return _all_of(parts)
+    return parts
 
 
 def _one_token(checks: tuple[TokenCheck, ...], providers: Mapping[str, TokenProvider]) -> rbac.Permission:
@@ -151,8 +164,9 @@ def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:
     )
 
 
-def _every_but(excepted: tuple[str, ...], trust_domain: str) -> rbac.Principal:
-    anyone = _identity(names.ANY_SERVICE, trust_domain)
+def _every_but(excepted: tuple[str, ...], trust_domain: str, *, services_only: bool = True) -> rbac.Principal:
+    """Everyone but some. Who is denied need not be a service: the mesh certifies agents and gateways as well."""
+    anyone = _identity(names.ANY_SERVICE, trust_domain) if services_only else rbac.Principal(any=True)
     if not excepted:
         return anyone
     others = [rbac.Principal(not_id=_identity(names.service_pattern(service), trust_domain)) for service in excepted]

@@ -39,6 +39,8 @@ class Resource:
     """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
     clusters: tuple[str, ...] = ()
     """For a listener or routes: the clusters that they name, which have to be there before they are."""
+    routes: tuple[str, ...] = ()
+    """For a listener: the routes that it names, likewise."""
     of_all_upstreams: bool = False
     """Whether its content is right only once all upstreams have been read."""
 
@@ -50,11 +52,20 @@ def encode(
     *,
     endpoints: str = "",
     clusters: tuple[str, ...] = (),
+    routes: tuple[str, ...] = (),
     of_all_upstreams: bool = False,
 ) -> Resource:
     """Encode ``message``, deterministically, so that the same content always has the same version."""
     body = message.SerializeToString(deterministic=True)
-    return encode_bytes(type_url, name, body, endpoints=endpoints, clusters=clusters, of_all_upstreams=of_all_upstreams)
+    return encode_bytes(
+        type_url,
+        name,
+        body,
+        endpoints=endpoints,
+        clusters=clusters,
+        routes=routes,
+        of_all_upstreams=of_all_upstreams,
+    )
 
 
 def encode_bytes(
@@ -64,8 +75,9 @@ def encode_bytes(
     *,
     endpoints: str = "",
     clusters: tuple[str, ...] = (),
+    routes: tuple[str, ...] = (),
     of_all_upstreams: bool = False,
 ) -> Resource:
     """A message that is encoded already."""
     version = hashlib.blake2b(body, digest_size=8).hexdigest()
-    return Resource(type_url, name, version, body, endpoints, clusters, of_all_upstreams)
+    return Resource(type_url, name, version, body, endpoints, clusters, routes, of_all_upstreams)

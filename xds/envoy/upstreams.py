@@ -124,13 +124,16 @@ class UpstreamEncoder:
             yield routes.scope(name, routes.straight(service, name), (name,))
 
     def _cluster_of(self, resolver: Resolver) -> str:
-        """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name."""
+        """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name.
+
+        The mark ends with a slash, which no service has in its name.
+        """
         target = self._chain.targets[resolver.target]
         name = self._consul_name(target)
         if self._owner:
-            return f"{self._owner}~{name}"
-        is_its_own = target.service == self._chain.service and not target.datacenter
-        return name if is_its_own else f"{self._chain.service}~{name}"
+            return f"{self._owner}/{name}"
+        is_plain = (target.service, target.datacenter, target.subset) == (self._chain.service, "", "")
+        return name if is_plain else f"{self._chain.service}/{name}"
 
     def _consul_name(self, target: Target) -> str:
         return clusters.consul_name_of(target, self._here)

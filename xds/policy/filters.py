@@ -39,6 +39,8 @@ FIELDS: Mapping[str, type] = {
 }
 """What can be asked for."""
 
+DEEPEST = 50
+
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<sign>==|!=|\(|\))|(?P<word>[A-Za-z0-9_][^\s()="!\[`]*"""
     r"""(?:\["(?:[^"\\]|\\.)*"\][^\s()="!\[`]*)*))"""
@@ -126,23 +128,25 @@ class _Parser:
         if self._at < len(self._tokens):
             raise self._fail("'and', 'or' or the end")
 
-    def either(self) -> Predicate:
-        found = self._both()
+    def either(self, depth: int = 0) -> Predicate:
+        found = [self._both(depth)]
         while self._take("or"):
-            found = _either(found, self._both())
-        return found
+            found.append(self._both(depth))
+        return found[0] if len(found) == 1 else lambda known: any(each(known) for each in found)
 
-    def _both(self) -> Predicate:
-        found = self._single()
+    def _both(self, depth: int) -> Predicate:
+        found = [self._single(depth)]
         while self._take("and"):
-            found = _both(found, self._single())
-        return found
+            found.append(self._single(depth))
+        return found[0] if len(found) == 1 else lambda known: all(each(known) for each in found)
 
-    def _single(self) -> Predicate:
+    def _single(self, depth: int) -> Predicate:
+        if depth > DEEPEST:
+            raise FilterError(f"nested more than {DEEPEST} deep")
         if self._take("not"):
-            return _not(self._single())
+            return _not(self._single(depth + 1))
         if self._take("("):
-            found = self.either()
+            found = self.either(depth + 1)
             if not self._take(")"):
                 raise self._fail("')'")
             return found
@@ -155,7 +159,7 @@ class _Parser:
             raise self._fail("a field or a value")
         negated = self._take("not", "in")
         if negated or self._take("in"):
-            held = _contains(self._field(self._next("a field")[1]), _value(kind, first))
+            held = _contains(self._holder(self._next("a field")[1]), _value(kind, first))
             return _not(held) if negated else held
         field = self._field(first)
         if self._take("is", "not", "empty"):
@@ -164,9 +168,17 @@ class _Parser:
             return lambda known: not field(known)
         for words, make in _COMPARISONS.items():
             if self._take(*words):
+                if make is _contains:
+                    field = self._holder(first)
                 found = make(field, _value(*self._next("a value")))
                 return _not(found) if words[0] in ("!=", "not") else found
         raise self._fail("a comparison such as '=='")
+
+    def _holder(self, text: str) -> Field:
+        """A field that something can be in."""
+        if FIELDS.get(text) is int:
+            raise FilterError(f"{self._expression!r}: {text} is a number, in which nothing is")
+        return self._field(text)
 
     def _field(self, text: str) -> Field:
         steps, position = [], 0
@@ -217,14 +229,6 @@ _COMPARISONS: Mapping[tuple[str, ...], Callable[[Field, str], Predicate]] = {
     ("matches",): _matches,
     ("not", "matches"): _matches,
 }
-
-
-def _either(left: Predicate, right: Predicate) -> Predicate:
-    return lambda known: left(known) or right(known)
-
-
-def _both(left: Predicate, right: Predicate) -> Predicate:
-    return lambda known: left(known) and right(known)
 
 
 def _not(inner: Predicate) -> Predicate:

@@ -143,8 +143,9 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
 class Rule:
     """What holds for the requests of some sources.
 
-    Without one of ``tokens``, where any are named, a request is denied. Then the first permission that matches decides,
-    and ``otherwise`` where none does.
+    Without one of ``tokens``, where any are named, a request is denied. Then the first permission that matches decides.
+    Where none does it is ``otherwise``, but for a request that some permission would allow if it brought a token: that
+    is denied.
     """
 
     otherwise: bool

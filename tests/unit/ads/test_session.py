@@ -43,7 +43,7 @@ class Stream:
         clusters: tuple[str, ...] = (),
         of_all_upstreams: bool = False,
     ) -> None:
-        resource = Resource(type_url, name, version, b"", endpoints, clusters, of_all_upstreams)
+        resource = Resource(type_url, name, version, b"", endpoints, clusters, of_all_upstreams=of_all_upstreams)
         self.view.resources[type_url][name] = resource
         self.session.changed(type_url, [name])
 

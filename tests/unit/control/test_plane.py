@@ -15,9 +15,9 @@ from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
 from xds.control.views import OwnResources, SidecarInputs, own_resources
 from xds.envoy.outbound import OutboundSettings
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
 from xds.mesh import mesh
-from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
 from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
 from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
 from xds.mesh.intentions import (
@@ -582,3 +582,116 @@ def test_what_can_not_be_bound_is_said_and_the_rest_is_served() -> None:
     proxy = bench.connect("web")
     assert names(proxy, LISTENER) == {"outbound_listener:127.0.0.1:15001"}
     assert "can't bind 'a.host.name'" in proxy.problems()["web"][0]
+
+
+# -- what is wrong with one thing is nobody else's problem ------------------------------------------------------------
+
+
+def web_with(**proxy: Any) -> ServiceInstances:
+    return ServiceInstances("web", (make_instance("web", 1, sidecar=make_sidecar("web", **proxy)),))
+
+
+def test_a_chain_that_can_not_be_followed_does_not_stop_who_names_it_as_an_upstream() -> None:
+    bench = Bench()
+    bench.service("web", instances=web_with(upstreams=(ExplicitUpstream("api", "", "127.0.0.1", 9191),)))
+    answer = {
+        "Chain": {
+            "Datacenter": "dc1",
+            "StartNode": "r",
+            "Nodes": {"r": {"Type": "resolver", "Name": "api.default.default.dc1", "Resolver": {"Target": "t"}}},
+            "Targets": {
+                "t": {
+                    "Service": "api",
+                    "Datacenter": "dc1",
+                    "ServiceSubset": "v1",
+                    "Subset": {"Filter": "Service.EnableTagOverride == true"},
+                }
+            },
+        }
+    }
+    bench.service("api", "240.0.0.2", chain=decode.chain("api", answer))
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert proxy.ready
+    assert "not known of an instance" in proxy.problems()["web"][0]
+
+
+def test_a_bad_override_of_an_upstream_leaves_the_intentions_followed() -> None:
+    bench = Bench()
+    settings = UpstreamSettings(cluster_json='{"nope": 1}', listener_json="{")
+    upstream = ExplicitUpstream("api", "", "127.0.0.1", 9191, settings=settings)
+    bench.service("web", instances=web_with(upstreams=(upstream,)))
+    bench.service("api", "240.0.0.2")
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    assert {"api:127.0.0.1:9191"} <= names(proxy, LISTENER) & names(proxy, CLUSTER)
+    said = " ".join(proxy.problems()["web"])
+    assert "the generated listener is used" in said
+    assert "the generated cluster is used" in said
+    before = proxy.get(LISTENER, "public_listener:10.0.0.1:20000")
+    bench.intentions(Intention("*", "web", Action.DENY))
+    assert proxy.get(LISTENER, "public_listener:10.0.0.1:20000") != before
+
+
+def test_an_exposed_path_that_can_not_be_does_not_stop_anything() -> None:
+    bench = Bench()
+    settings = ProxySettings(exposed_paths=(ExposedPath("/health", 21500, 8080),))
+    proxy = {"local_service_socket_path": "/run/x", "local_service_address": "localhost", "settings": settings}
+    bench.service("web", instances=web_with(**proxy))
+    bench.leaf("web")
+    connected = bench.connect("web")
+    assert names(connected, LISTENER) == {"public_listener:10.0.0.1:20000"}
+    assert "'localhost' is no IP address" in connected.problems()["web"][0]
+
+
+def test_a_subset_and_a_service_of_its_name_have_clusters_of_their_own() -> None:
+    bench = Bench()
+    http = ConfigEntries(proxy_defaults=ProxySettings(protocol="http", mode=ProxyMode.TRANSPARENT))
+    bench.plane.apply({mesh.CONFIG_ENTRIES: http})
+    bench.service("web", instances=web_with())
+    subset = DiscoveryChain(
+        "api", "http", "r", {"r": Resolver("t")}, {"t": Target("api", subset="v1", filter="Service.ID != x")}
+    )
+    bench.service("api", "240.0.0.2", chain=subset)
+    bench.service("v1.api", "240.0.0.3", chain=default_chain("v1.api", "http"))
+    bench.leaf("web")
+    made = names(bench.connect("web"), CLUSTER)
+    assert {"api/v1.api.default.dc1.internal.td.consul", "v1.api.default.dc1.internal.td.consul"} <= made
+
+
+def test_instances_on_one_host_that_are_dialed_directly_are_told_apart_by_port() -> None:
+    bench = Bench()
+    directly = ProxySettings(mode=ProxyMode.TRANSPARENT, dialed_directly=True)
+    apis = tuple(
+        make_instance(
+            "api", number, address="FD00::7", port=20000 + number,
+            sidecar=make_sidecar("api", number, local_service_port=8080 + number, settings=directly),
+        )
+        for number in (1, 2)
+    )  # fmt: skip
+    bench.service("web", instances=web_with())
+    bench.service("api", instances=ServiceInstances("api", apis))
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    ports = {}
+    for number in (1, 2):
+        resource = proxy.get(ENDPOINT, f"vip:[fd00::7]:{8080 + number}")
+        assert resource is not None
+        message = endpoint.ClusterLoadAssignment.FromString(resource.body)
+        [only] = message.endpoints[0].lb_endpoints
+        ports[number] = only.endpoint.address.socket_address.port_value
+    assert ports == {1: 20001, 2: 20002}
+
+
+def test_a_listener_names_the_routes_that_have_to_be_there_before_it(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    listener = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
+    assert listener is not None
+    assert listener.routes == ("vip:240.0.0.9",)
+    assert proxy.get(SCOPED_ROUTE, "vip:240.0.0.9") is not None
+    bench.service("page", "240.0.0.9", chain=default_chain("page"))
+    listener = proxy.get(LISTENER, "outbound_listener:127.0.0.1:15001")
+    assert listener is not None
+    assert listener.routes == ()
+    assert proxy.get(SCOPED_ROUTE, "vip:240.0.0.9") is None

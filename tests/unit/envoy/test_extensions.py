@@ -52,7 +52,7 @@ def test_a_filter_goes_behind_the_intentions_and_a_limit_in_front() -> None:
 def test_a_property_is_set_however_deep() -> None:
     resource = service_cluster("c", Target("api"), Here("dc1", "td"), "tcp", UpstreamSettings())
     made = Extensions(
-        [patch("/upstream_connection_options/tcp_keepalive/keepalive_probes", 7), patch("/dns_jitter", "3s")]
+        [patch("/upstream_connection_options/tcp_keepalive/keepalive_probes", 7), patch("/cleanup_interval", "3s")]
     )
     patched = made.patched(resource, OUTBOUND, "api")
     assert patched.endpoints == resource.endpoints

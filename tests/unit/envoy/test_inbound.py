@@ -132,12 +132,14 @@ def test_a_users_own_listener_gets_the_meshs_tls_and_intentions_in_every_chain()
         ({"filter_chains": [{}]}, "filters: there are none"),
         ({"filter_chains": [CHAIN], "default_filter_chain": CHAIN}, "default_filter_chain"),
         ({"filterChains": [CHAIN], "apiListener": {}}, "api_listener"),
+        ({"filter_chains": [CHAIN], "DEFAULT-FilterChain": CHAIN}, "default_filter_chain"),
+        ({"filter_chains": [CHAIN], "metadata": {"filter_metadata": {"x": {"rds": {}}}}}, "rds"),
         ({"filter_chains": [{"filters": [{"name": "x"}]}]}, "no typed_config"),
         ({"filter_chains": [CHAIN], "nme": "x"}, "nme"),
         (
             {
                 "filter_chains": [CHAIN],
-                "metadata": {"filter_metadata": {"x": {"typed_per_filter_config": {"envoy.filters.http.rbac": {}}}}},
+                "metadata": {"filter_metadata": {"x": {"Typed-PerFilterConfig": {"envoy.filters.http.rbac": {}}}}},
             },
             "is the mesh's",
         ),

@@ -85,10 +85,17 @@ def text_matches(match: TextMatch, text: str | None) -> bool:
     }[match.match]
 
 
-def request_matches(match: RequestMatch, request: Request) -> bool:
+def header_is_so(header: HeaderMatch, request: Request, *, denies: bool) -> bool:
+    value = request.headers.get(header.name)
+    if value is None and header.value.match is not Match.PRESENT:
+        return header.invert and denies  # what is not there is something else, but no reason to allow
+    return text_matches(header.value, value) != header.invert
+
+
+def request_matches(match: RequestMatch, request: Request, *, denies: bool) -> bool:
     return (
         (match.path is None or text_matches(match.path, request.path))
-        and all(text_matches(h.value, request.headers.get(h.name)) != h.invert for h in match.headers)
+        and all(header_is_so(header, request, denies=denies) for header in match.headers)
         and (not match.methods or request.method in match.methods)
     )
 
@@ -115,10 +122,13 @@ def by_the_book(intentions: list[Intention], source: str, request: Request, *, d
                 return False
             if intention.action is Action.ALLOW:
                 return True
+            tokenless = False
             for permission in intention.permissions:
-                if request_matches(permission.request, request) and one_token(permission.tokens, request):
-                    return permission.allow
-            return default_allow
+                if request_matches(permission.request, request, denies=not permission.allow):
+                    if one_token(permission.tokens, request):
+                        return permission.allow
+                    tokenless |= permission.allow
+            return default_allow and not tokenless
     return default_allow
 
 
@@ -140,6 +150,8 @@ def is_from(principal: rbac.Principal, identity: str) -> bool:
             return all(is_from(each, identity) for each in principal.and_ids.ids)
         case "not_id":
             return not is_from(principal.not_id, identity)
+        case "any":
+            return True
         case kind:
             assert kind == "authenticated"
             return string_matches(principal.authenticated.principal_name, identity)
@@ -172,8 +184,11 @@ def permits(permission: rbac.Permission, request: Request) -> bool:
 
 def header_matches(header: route.HeaderMatcher, request: Request) -> bool:
     value = request.method if header.name == ":method" else request.headers.get(header.name)
-    found = value is not None and (header.present_match or string_matches(header.string_match, value))
-    return found != header.invert_match
+    if header.present_match:
+        return (value is not None) != header.invert_match
+    if value is None and not header.treat_missing_header_as_empty:
+        return False
+    return string_matches(header.string_match, value or "") != header.invert_match
 
 
 def value_matches(value: matcher.ValueMatcher, found: str | list[str] | None) -> bool:

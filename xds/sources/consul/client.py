@@ -52,7 +52,7 @@ def understanding() -> Iterator[None]:
     """Turn what decoding an unexpected answer raises into a `ConsulError`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise ConsulError(f"Consul's answer is not understood ({type(error).__name__}: {error})") from error
 
 

@@ -191,6 +191,7 @@ def _target(target: Any, home: str, problem: Problem) -> Target:
         parse_filter(expression)
     except FilterError as error:
         subset.tell("Filter", str(error))
+        expression = ""
     if target.get("Peer"):
         tell(f"leads to the peer {target['Peer']!r}, whose trust bundle Consul's HTTP API does not give")
     datacenter = fields.text("Datacenter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from xds.sources.decode.requests import request_match
 from xds.sources.decode.values import Fields, Problem
 
 DEFAULT = "default"
+KEY_TYPES = ("EC", "RSA", "OKP", "oct")
 
 
 def intentions(data: Any) -> tuple[Intention, ...]:
@@ -60,7 +62,7 @@ def _permission(fields: Fields) -> Permission:
     action = fields.choice("Action", "allow", "deny")
     if not action:
         fields.tell("Action", "expected 'allow' or 'deny'")
-    found = Permission(action == "allow", request_match(fields.part("HTTP")), _tokens(fields.part("JWT")))
+    found = Permission(action == "allow", request_match(fields.part("HTTP"), query=False), _tokens(fields.part("JWT")))
     fields.done()
     return found
 
@@ -120,10 +122,14 @@ def token_provider(entry: Any, problem: Problem) -> TokenProvider | None:
 
 def _decoded(fields: Fields, encoded: str) -> str:
     try:
-        return base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        fields.tell("JWKS", "expected a JSON Web Key Set in base64")
+        text = base64.b64decode(encoded, validate=True).decode()
+        keys = json.loads(text)["keys"]
+        if not any(key["kty"] in KEY_TYPES for key in keys):
+            raise ValueError("no key of a known type")
+    except (binascii.Error, ValueError, TypeError, KeyError, RecursionError):
+        fields.tell("JWKS", f"expected a JSON Web Key Set in base64, with a key of type {', '.join(KEY_TYPES)}")
         return ""
+    return text
 
 
 def _location(fields: Fields) -> tuple[TokenLocation, bool]:
@@ -151,16 +157,26 @@ def _remote(fields: Fields) -> RemoteKeys:
         usable = False
     if not usable:
         fields.tell("URI", f"expected an http or https address, not {uri!r}")
+    first, most = backoff.duration("BaseInterval"), backoff.duration("MaxInterval")
+    cached, connect = fields.duration("CacheDuration"), cluster.duration("ConnectTimeout")
+    for where, name, value in (
+        (backoff, "BaseInterval", first), (backoff, "MaxInterval", most),
+        (fields, "CacheDuration", cached), (cluster, "ConnectTimeout", connect),
+    ):  # fmt: skip
+        if value is not None and value <= 0:
+            where.tell(name, "expected a duration of at least 1ms")
+    if first and most and most < first:
+        backoff.tell("MaxInterval", "expected no less than BaseInterval")
     return RemoteKeys(
         uri=uri,
         request_timeout_ms=fields.number("RequestTimeoutMs") or None,
-        cache_ms=fields.duration("CacheDuration"),
+        cache_ms=cached,
         fetch_asynchronously=fields.flag("FetchAsynchronously"),
         retries=retry.number("NumRetries") or None,
-        backoff_ms=backoff.duration("BaseInterval"),
-        backoff_most_ms=backoff.duration("MaxInterval"),
+        backoff_ms=first,
+        backoff_most_ms=most,
         discovery=cluster.choice("DiscoveryType", "STRICT_DNS", "LOGICAL_DNS", "STATIC"),
-        connect_timeout_ms=cluster.duration("ConnectTimeout"),
+        connect_timeout_ms=connect,
         ca_file=trusted.text("Filename"),
         ca_pem=trusted.text("InlineString"),
     )

@@ -6,12 +6,12 @@ from xds.mesh.http import HeaderChanges, HeaderMatch, Match, QueryMatch, Request
 from xds.sources.decode.values import Fields, header_name, regular_expression
 
 
-def request_match(fields: Fields) -> RequestMatch:
-    """``Match.HTTP`` of a route and ``HTTP`` of a permission."""
+def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
+    """``Match.HTTP`` of a route and, without ``query``, ``HTTP`` of a permission."""
     found = RequestMatch(
         path=_path(fields),
         headers=tuple(_header(header) for header in fields.each("Header")),
-        query=tuple(_query(parameter) for parameter in fields.each("QueryParam")),
+        query=tuple(_query(parameter) for parameter in fields.each("QueryParam")) if query else (),
         methods=fields.texts("Methods"),
     )
     fields.done()
@@ -69,7 +69,7 @@ def _text(fields: Fields, kinds: dict[str, Match]) -> TextMatch:
     for field, text in found.items():
         if field == "Regex":
             _check_expression(fields, field, text)
-            return TextMatch(Match.REGEX, text)
+            return TextMatch(Match.REGEX, f"(?i:{text})" if ignore_case else text)
         return TextMatch(kinds[field], text, ignore_case)
     return TextMatch(Match.PRESENT)
 

@@ -29,19 +29,19 @@ from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb
 from xds.wire.envoy.type import type_pb2 as xds_dot_wire_dot_envoy_dot_type_dot_type__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/wire/envoy/config/core.proto\x12\x14\x65nvoy.config.core.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x1exds/wire/envoy/type/type.proto\"\"\n\x04Pipe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\"\xbb\x01\n\rSocketAddress\x12>\n\x08protocol\x18\x01 \x01(\x0e\x32,.envoy.config.core.v3.SocketAddress.Protocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x12\x13\n\x0bipv4_compat\x18\x06 \x01(\x08\"\x1c\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x42\x10\n\x0eport_specifier\"\x7f\n\x07\x41\x64\x64ress\x12=\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.envoy.config.core.v3.SocketAddressH\x00\x12*\n\x04pipe\x18\x02 \x01(\x0b\x32\x1a.envoy.config.core.v3.PipeH\x00\x42\t\n\x07\x61\x64\x64ress\"?\n\x0c\x42uildVersion\x12/\n\x07version\x18\x01 \x01(\x0b\x32\x1e.envoy.type.v3.SemanticVersion\"\xe8\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fuser_agent_name\x18\x06 \x01(\t\x12\x1c\n\x12user_agent_version\x18\x07 \x01(\tH\x00\x12\x46\n\x18user_agent_build_version\x18\x08 \x01(\x0b\x32\".envoy.config.core.v3.BuildVersionH\x00\x42\x19\n\x17user_agent_version_type\"\"\n\x0c\x43ontrolPlane\x12\x12\n\nidentifier\x18\x01 \x01(\t\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\"\\\n\x0fTransportSocket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"P\n\x14TypedExtensionConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x0ctyped_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"U\n\tCidrRange\x12\x16\n\x0e\x61\x64\x64ress_prefix\x18\x01 \x01(\t\x12\x30\n\nprefix_len\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\x18\n\x16\x41ggregatedConfigSource\"\xe0\x01\n\x0c\x43onfigSource\x12;\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32,.envoy.config.core.v3.AggregatedConfigSourceH\x00\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x14resource_api_version\x18\x06 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersionB\x19\n\x17\x63onfig_source_specifier\"e\n\x15\x45xtensionConfigSource\x12\x39\n\rconfig_source\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x11\n\ttype_urls\x18\x04 \x03(\t\"\x94\x01\n\x18SubstitutionFormatString\x12.\n\x0bjson_format\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12>\n\x12text_format_source\x18\x05 \x01(\x0b\x32 .envoy.config.core.v3.DataSourceH\x00\x42\x08\n\x06\x66ormat\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x98\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.envoy.config.core.v3.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.envoy.config.core.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x87\x02\n\x13HttpProtocolOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12o\n\x1fheaders_with_underscores_action\x18\x05 \x01(\x0e\x32\x46.envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction\"N\n\x1cHeadersWithUnderscoresAction\x12\t\n\x05\x41LLOW\x10\x00\x12\x12\n\x0eREJECT_REQUEST\x10\x01\x12\x0f\n\x0b\x44ROP_HEADER\x10\x02\"\x16\n\x14Http1ProtocolOptions\"-\n\x14Http2ProtocolOptions\x12\x15\n\rallow_connect\x18\x05 \x01(\x08\"k\n\x07HttpUri\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12http_upstream_type\"t\n\x0f\x42\x61\x63koffStrategy\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0bRetryPolicy\x12=\n\x0eretry_back_off\x18\x01 \x01(\x0b\x32%.envoy.config.core.v3.BackoffStrategy\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value*&\n\nApiVersion\x12\x08\n\x04\x41UTO\x10\x00\x12\x06\n\x02V2\x10\x01\x12\x06\n\x02V3\x10\x02*>\n\x10TrafficDirection\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07INBOUND\x10\x01\x12\x0c\n\x08OUTBOUND\x10\x02*`\n\x0cHealthStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07HEALTHY\x10\x01\x12\r\n\tUNHEALTHY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07TIMEOUT\x10\x04\x12\x0c\n\x08\x44\x45GRADED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/wire/envoy/config/core.proto\x12\x14\x65nvoy.config.core.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x1exds/wire/envoy/type/type.proto\"\"\n\x04Pipe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\"\xbb\x01\n\rSocketAddress\x12>\n\x08protocol\x18\x01 \x01(\x0e\x32,.envoy.config.core.v3.SocketAddress.Protocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x12\x13\n\x0bipv4_compat\x18\x06 \x01(\x08\"\x1c\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x42\x10\n\x0eport_specifier\"\x7f\n\x07\x41\x64\x64ress\x12=\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.envoy.config.core.v3.SocketAddressH\x00\x12*\n\x04pipe\x18\x02 \x01(\x0b\x32\x1a.envoy.config.core.v3.PipeH\x00\x42\t\n\x07\x61\x64\x64ress\"?\n\x0c\x42uildVersion\x12/\n\x07version\x18\x01 \x01(\x0b\x32\x1e.envoy.type.v3.SemanticVersion\"\xe8\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fuser_agent_name\x18\x06 \x01(\t\x12\x1c\n\x12user_agent_version\x18\x07 \x01(\tH\x00\x12\x46\n\x18user_agent_build_version\x18\x08 \x01(\x0b\x32\".envoy.config.core.v3.BuildVersionH\x00\x42\x19\n\x17user_agent_version_type\"\"\n\x0c\x43ontrolPlane\x12\x12\n\nidentifier\x18\x01 \x01(\t\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\"\\\n\x0fTransportSocket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"P\n\x14TypedExtensionConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x0ctyped_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"U\n\tCidrRange\x12\x16\n\x0e\x61\x64\x64ress_prefix\x18\x01 \x01(\t\x12\x30\n\nprefix_len\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\x18\n\x16\x41ggregatedConfigSource\"\xe0\x01\n\x0c\x43onfigSource\x12;\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32,.envoy.config.core.v3.AggregatedConfigSourceH\x00\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x14resource_api_version\x18\x06 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersionB\x19\n\x17\x63onfig_source_specifier\"\x93\x01\n\x15\x45xtensionConfigSource\x12\x39\n\rconfig_source\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12,\n\x0e\x64\x65\x66\x61ult_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x11\n\ttype_urls\x18\x04 \x03(\t\"\x94\x01\n\x18SubstitutionFormatString\x12.\n\x0bjson_format\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12>\n\x12text_format_source\x18\x05 \x01(\x0b\x32 .envoy.config.core.v3.DataSourceH\x00\x42\x08\n\x06\x66ormat\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x98\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.envoy.config.core.v3.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.envoy.config.core.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x87\x02\n\x13HttpProtocolOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12o\n\x1fheaders_with_underscores_action\x18\x05 \x01(\x0e\x32\x46.envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction\"N\n\x1cHeadersWithUnderscoresAction\x12\t\n\x05\x41LLOW\x10\x00\x12\x12\n\x0eREJECT_REQUEST\x10\x01\x12\x0f\n\x0b\x44ROP_HEADER\x10\x02\"\x16\n\x14Http1ProtocolOptions\"-\n\x14Http2ProtocolOptions\x12\x15\n\rallow_connect\x18\x05 \x01(\x08\"k\n\x07HttpUri\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12http_upstream_type\"t\n\x0f\x42\x61\x63koffStrategy\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0bRetryPolicy\x12=\n\x0eretry_back_off\x18\x01 \x01(\x0b\x32%.envoy.config.core.v3.BackoffStrategy\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value*&\n\nApiVersion\x12\x08\n\x04\x41UTO\x10\x00\x12\x06\n\x02V2\x10\x01\x12\x06\n\x02V3\x10\x02*>\n\x10TrafficDirection\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07INBOUND\x10\x01\x12\x0c\n\x08OUTBOUND\x10\x02*`\n\x0cHealthStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07HEALTHY\x10\x01\x12\r\n\tUNHEALTHY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07TIMEOUT\x10\x04\x12\x0c\n\x08\x44\x45GRADED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.config.core_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APIVERSION']._serialized_start=2787
-  _globals['_APIVERSION']._serialized_end=2825
-  _globals['_TRAFFICDIRECTION']._serialized_start=2827
-  _globals['_TRAFFICDIRECTION']._serialized_end=2889
-  _globals['_HEALTHSTATUS']._serialized_start=2891
-  _globals['_HEALTHSTATUS']._serialized_end=2987
+  _globals['_APIVERSION']._serialized_start=2834
+  _globals['_APIVERSION']._serialized_end=2872
+  _globals['_TRAFFICDIRECTION']._serialized_start=2874
+  _globals['_TRAFFICDIRECTION']._serialized_end=2936
+  _globals['_HEALTHSTATUS']._serialized_start=2938
+  _globals['_HEALTHSTATUS']._serialized_end=3034
   _globals['_PIPE']._serialized_start=211
   _globals['_PIPE']._serialized_end=245
   _globals['_SOCKETADDRESS']._serialized_start=248
@@ -68,28 +68,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGGREGATEDCONFIGSOURCE']._serialized_end=1285
   _globals['_CONFIGSOURCE']._serialized_start=1288
   _globals['_CONFIGSOURCE']._serialized_end=1512
-  _globals['_EXTENSIONCONFIGSOURCE']._serialized_start=1514
-  _globals['_EXTENSIONCONFIGSOURCE']._serialized_end=1615
-  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_start=1618
-  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_end=1766
-  _globals['_HEADERVALUE']._serialized_start=1768
-  _globals['_HEADERVALUE']._serialized_end=1809
-  _globals['_HEADERVALUEOPTION']._serialized_start=1812
-  _globals['_HEADERVALUEOPTION']._serialized_end=2092
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1967
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=2092
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=2095
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=2358
-  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_start=2280
-  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_end=2358
-  _globals['_HTTP1PROTOCOLOPTIONS']._serialized_start=2360
-  _globals['_HTTP1PROTOCOLOPTIONS']._serialized_end=2382
-  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_start=2384
-  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_end=2429
-  _globals['_HTTPURI']._serialized_start=2431
-  _globals['_HTTPURI']._serialized_end=2538
-  _globals['_BACKOFFSTRATEGY']._serialized_start=2540
-  _globals['_BACKOFFSTRATEGY']._serialized_end=2656
-  _globals['_RETRYPOLICY']._serialized_start=2658
-  _globals['_RETRYPOLICY']._serialized_end=2785
+  _globals['_EXTENSIONCONFIGSOURCE']._serialized_start=1515
+  _globals['_EXTENSIONCONFIGSOURCE']._serialized_end=1662
+  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_start=1665
+  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_end=1813
+  _globals['_HEADERVALUE']._serialized_start=1815
+  _globals['_HEADERVALUE']._serialized_end=1856
+  _globals['_HEADERVALUEOPTION']._serialized_start=1859
+  _globals['_HEADERVALUEOPTION']._serialized_end=2139
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=2014
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=2139
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=2142
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=2405
+  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_start=2327
+  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_end=2405
+  _globals['_HTTP1PROTOCOLOPTIONS']._serialized_start=2407
+  _globals['_HTTP1PROTOCOLOPTIONS']._serialized_end=2429
+  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_start=2431
+  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_end=2476
+  _globals['_HTTPURI']._serialized_start=2478
+  _globals['_HTTPURI']._serialized_end=2585
+  _globals['_BACKOFFSTRATEGY']._serialized_start=2587
+  _globals['_BACKOFFSTRATEGY']._serialized_end=2703
+  _globals['_RETRYPOLICY']._serialized_start=2705
+  _globals['_RETRYPOLICY']._serialized_end=2832
 # @@protoc_insertion_point(module_scope)

@@ -158,12 +158,14 @@ class ConfigSource(_message.Message):
     def __init__(self, ads: _Optional[_Union[AggregatedConfigSource, _Mapping]] = ..., initial_fetch_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., resource_api_version: _Optional[_Union[ApiVersion, str]] = ...) -> None: ...
 
 class ExtensionConfigSource(_message.Message):
-    __slots__ = ("config_source", "type_urls")
+    __slots__ = ("config_source", "default_config", "type_urls")
     CONFIG_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_CONFIG_FIELD_NUMBER: _ClassVar[int]
     TYPE_URLS_FIELD_NUMBER: _ClassVar[int]
     config_source: ConfigSource
+    default_config: _any_pb2.Any
     type_urls: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, config_source: _Optional[_Union[ConfigSource, _Mapping]] = ..., type_urls: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, config_source: _Optional[_Union[ConfigSource, _Mapping]] = ..., default_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., type_urls: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SubstitutionFormatString(_message.Message):
     __slots__ = ("json_format", "text_format_source")

@@ -93,16 +93,18 @@ class RouteMatch(_message.Message):
     def __init__(self, prefix: _Optional[str] = ..., path: _Optional[str] = ..., safe_regex: _Optional[_Union[_matcher_pb2.RegexMatcher, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[HeaderMatcher, _Mapping]]] = ..., query_parameters: _Optional[_Iterable[_Union[QueryParameterMatcher, _Mapping]]] = ...) -> None: ...
 
 class HeaderMatcher(_message.Message):
-    __slots__ = ("name", "present_match", "string_match", "invert_match")
+    __slots__ = ("name", "present_match", "string_match", "invert_match", "treat_missing_header_as_empty")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PRESENT_MATCH_FIELD_NUMBER: _ClassVar[int]
     STRING_MATCH_FIELD_NUMBER: _ClassVar[int]
     INVERT_MATCH_FIELD_NUMBER: _ClassVar[int]
+    TREAT_MISSING_HEADER_AS_EMPTY_FIELD_NUMBER: _ClassVar[int]
     name: str
     present_match: bool
     string_match: _matcher_pb2.StringMatcher
     invert_match: bool
-    def __init__(self, name: _Optional[str] = ..., present_match: _Optional[bool] = ..., string_match: _Optional[_Union[_matcher_pb2.StringMatcher, _Mapping]] = ..., invert_match: _Optional[bool] = ...) -> None: ...
+    treat_missing_header_as_empty: bool
+    def __init__(self, name: _Optional[str] = ..., present_match: _Optional[bool] = ..., string_match: _Optional[_Union[_matcher_pb2.StringMatcher, _Mapping]] = ..., invert_match: _Optional[bool] = ..., treat_missing_header_as_empty: _Optional[bool] = ...) -> None: ...
 
 class QueryParameterMatcher(_message.Message):
     __slots__ = ("name", "string_match", "present_match")

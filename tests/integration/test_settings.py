@@ -8,6 +8,7 @@ import json
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from tests.integration.entries import Entries
 from tests.integration.requests import Answer, request, until
 from xds.lab.application import dial, who_answers
 from xds.lab.mesh import Lab, Member, get
+from xds.lab.mesh_file import MeshFile
+from xds.lab.network import SUBNET, Host
 from xds.lab.processes import eventually
+from xds.sources.file.state import StateFolder
 
 PORT = 80
+PROBED = 21500
+PROBER = f"{SUBNET}.200"
 
 
 @dataclass
@@ -47,11 +53,15 @@ class Set:
 
 @pytest.fixture(scope="module")
 async def made() -> AsyncIterator[Set]:
-    async with Lab(mesh_file=True) as lab:
+    async with Lab(mesh_file=True, serve_arguments=("--probe-source", f"{PROBER}/32")) as lab:
         await lab.catalog.entry({"Kind": "service-defaults", "Name": "api", "Protocol": "http"})
         for destination in ("api", "db"):
             await lab.catalog.intention("web", destination, "allow")
-        web, api, db = await asyncio.gather(lab.member("web"), lab.member("api", speaks="http"), lab.member("db"))
+        web, api, db = await asyncio.gather(
+            lab.member("web"),
+            lab.member("api", speaks="http", redirect=("--exclude-inbound-port", str(PROBED))),
+            lab.member("db"),
+        )
         await lab.served(web, api, db)
         addresses = {name: (await lab.catalog.virtual_ips(name))[0] for name in ("api", "db")}
         yield Set(lab, web, api, db, addresses)
@@ -70,10 +80,12 @@ async def test_no_more_connections_come_in_than_are_allowed(made: Set) -> None:
     async def second_is_refused() -> bool:
         async with await dial(made.web.host, made.addresses["db"], PORT) as first:
             assert await first.echo("x") == "x"
-            return await made.db_answers() is None
+            counted = await made.db_answers() is None and await made.lab.stat(
+                made.db, r"connection_limit\.inbound_connection_limit\.limited_connections"
+            )
+            return bool(counted)
 
     await eventually("the limit", second_is_refused)
-    assert await made.lab.stat(made.db, r"connection_limit\.inbound_connection_limit\.limited_connections") > 0
     await made.defaults("db")
     await eventually("no limit", made.db_answers, until=lambda found: found == "db-1")
 
@@ -119,6 +131,87 @@ async def test_access_logs_are_written(made: Set) -> None:
             return {line.get("path") or "tcp" for line in lines}
 
         await eventually("the logs", logged, until=lambda found: {"/logged", "tcp"} <= found)
+
+
+async def test_a_trace_goes_on_through_the_sidecar(made: Set) -> None:
+    collector = made.lab.host("traces")
+    await made.lab.application("traces", collector, 4317, collector.address, speaks="grpc")
+    kind = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
+    target = {"google_grpc": {"target_uri": f"{collector.address}:4317", "stat_prefix": "traces"}, "timeout": "1s"}
+    provider = {
+        "name": "envoy.tracers.opentelemetry",
+        "typed_config": {"@type": kind, "grpc_service": target, "service_name": "api"},
+    }
+    tracing = json.dumps({"provider": provider, "random_sampling": {"value": 100}})
+    config = made.api.registered["Proxy"].setdefault("Config", {})
+    config["envoy_listener_tracing_json"] = tracing
+    await made.lab.register(made.api)
+    await until(made.ask, "the trace", lambda found: "traceparent" in found.seen)
+
+    assert await made.lab.stat(made.api, r"http\.public_listener\.tracing\.random_sampling") > 0
+    del config["envoy_listener_tracing_json"]
+    await made.lab.register(made.api)
+    await until(made.ask, "no trace", lambda found: "traceparent" not in found.seen)
+
+
+async def test_a_path_is_exposed_to_who_should_probe_it_and_no_other_path(made: Set) -> None:
+    prober, stranger = made.lab.network.host("prober", PROBER), made.lab.host("nosy")
+
+    async def probe(path: str, host: Host = prober) -> int:
+        try:
+            return (await request(host, f"http://{made.api.host.address}:{PROBED}{path}")).status
+        except ConnectionError:
+            return 0
+
+    paths = [{"Path": path, "LocalPathPort": 8080, "ListenerPort": PROBED} for path in ("/health-z", "/healthz")]
+    await made.defaults("api", Expose={"Paths": paths})
+    await eventually("the path", lambda: probe("/healthz"), until=lambda status: status == 200)
+    assert await probe("/health-z?verbose=1") == 200
+    assert await probe("/healthz/../secret") == 404
+    assert await probe("/secret") == 404
+    assert await probe("/healthz", stranger) == 0, "only from where it should be probed"
+    assert (await made.ask()).status == 200
+    await made.defaults("api")
+    await eventually("it to be closed", lambda: probe("/healthz"), until=lambda status: status == 0)
+
+
+async def test_an_instances_own_address_leads_through_the_mesh_where_it_may_be_dialed_directly(made: Set) -> None:
+    api = f"http://{made.api.host.address}:8080/"
+
+    async def direct() -> str:
+        try:
+            return (await request(made.web.host, api)).seen.get("x-forwarded-client-cert", "")
+        except ConnectionError:
+            return ""
+
+    assert await direct() == "", "past the mesh there is no way in"
+    await made.defaults("api", TransparentProxy={"DialedDirectly": True})
+    await made.defaults("db", TransparentProxy={"DialedDirectly": True})
+    await eventually("the identity of who asks", direct, until=lambda found: "/svc/web" in found)
+
+    async def database() -> str | None:
+        return await who_answers(made.web.host, made.db.host.address, 8080, within_s=3, say="x")
+
+    await eventually("db", database, until=lambda found: found == "db-1")
+    assert await who_answers(made.web.host, made.db.host.address, 8081, within_s=3, say="x") is None, "another port"
+
+    async def secret() -> int:
+        return (await request(made.web.host, f"{api}secret")).status
+
+    permissions = [
+        {"Action": "deny", "HTTP": {"PathExact": "/secret"}},
+        {"Action": "allow", "HTTP": {"PathPrefix": "/"}},
+    ]
+    sources = [{"Name": "web", "Permissions": permissions}]
+    async with Entries(made.lab, {"Kind": "service-intentions", "Name": "api", "Sources": sources}):
+        await eventually("the denial of a request", secret, until=lambda status: status == 403)
+        assert "/svc/web" in await direct()
+    await made.lab.catalog.intention("web", "db", "deny")
+    await eventually("the denial", database, until=lambda found: found is None)
+    await made.lab.catalog.intention("web", "db", "allow")
+    await made.defaults("api")
+    await made.defaults("db")
+    await eventually("it to be as it was", made.db_answers, until=lambda found: found == "db-1")
 
 
 async def test_an_old_tls_is_refused_where_the_mesh_says_so(made: Set) -> None:
@@ -199,6 +292,28 @@ async def test_a_listener_of_a_users_own_is_protected_or_refused(made: Set) -> N
     del config["envoy_public_listener_json"]
     await made.lab.register(made.db)
     await eventually("it to be as it was", made.db_answers, until=lambda found: found == "db-1")
+
+
+async def test_an_upstream_with_a_listener_and_a_cluster_of_a_users_own(made: Set) -> None:
+    assert isinstance(made.lab.catalog, MeshFile)
+    trust_domain = StateFolder(made.lab.catalog.settings.state).authority(datetime.now(UTC)).trust_domain
+    name = f"db.default.dc1.internal.{trust_domain}"
+    own: dict[str, Any] = json.loads(json.dumps(OWN))
+    own["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": 9191}
+    own["filter_chains"][0]["filters"][0]["typed_config"] |= {"cluster": name, "stat_prefix": "passed_to"}
+    cluster = {"name": name, "type": "EDS", "connect_timeout": "1.5s", "alt_stat_name": "passed_on"}
+    config = {"envoy_listener_json": json.dumps(own), "envoy_cluster_json": json.dumps(cluster)}
+    made.web.registered["Proxy"]["Upstreams"] = [{"DestinationName": "db", "LocalBindPort": 9191, "Config": config}]
+    await made.lab.register(made.web)
+    await eventually(
+        "the answer, by mutual TLS",
+        lambda: who_answers(made.web.host, "127.0.0.1", 9191),
+        until=lambda who: who == "db-1",
+    )
+    assert await made.lab.stat(made.web, r"tcp\.passed_to\.downstream_cx_total") > 0
+    assert await made.lab.stat(made.web, r"cluster\.passed_on\.upstream_cx_total") > 0
+    del made.web.registered["Proxy"]["Upstreams"]
+    await made.lab.register(made.web)
 
 
 async def test_an_upstream_on_a_unix_socket(made: Set) -> None:

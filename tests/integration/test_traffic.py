@@ -144,6 +144,8 @@ async def test_a_sidecar_that_waits_is_served_the_moment_it_is_registered(allowi
     await lab.deregister(member)
     await lab.stop_gossamer()
     await lab.start_gossamer()
+    for other in (allowing.web, allowing.api):
+        await lab.served(other)
 
     async def waiting() -> str:
         return str((await lab.sidecars()).get(member.sidecar_id, {}).get("waits_for"))

@@ -14,7 +14,7 @@ from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers
 from xds.lab.application import dial, who_answers
 from xds.lab.commands import APPLICATION_PORT, ENVOY_ADMIN_PORT, PUBLIC_PORT
-from xds.lab.mesh import Lab, Member
+from xds.lab.mesh import Lab, Member, get
 from xds.lab.network import Host
 from xds.lab.processes import eventually
 
@@ -113,7 +113,7 @@ async def second_api(allowing: Mesh) -> AsyncIterator[Member]:
     await allowing.lab.deregister(member)
 
 
-async def test_a_new_instance_gets_traffic_and_a_critical_one_gets_none(allowing: Mesh, second_api: Member) -> None:
+async def test_an_instance_gets_no_traffic_while_critical_or_in_maintenance(allowing: Mesh, second_api: Member) -> None:
     lab, api, host = allowing.lab, allowing.api, allowing.web.host
 
     async def seen(dials: int = 20) -> set[str | None]:
@@ -125,6 +125,18 @@ async def test_a_new_instance_gets_traffic_and_a_critical_one_gets_none(allowing
     await eventually("only the healthy one to answer", seen, until=lambda found: found == {"api-2"})
     await lab.consul.check(api.node, api.host.address, api.sidecar_id, "passing")
     await eventually("both to answer again", seen, until=lambda found: found == both)
+
+    check = {
+        "Node": api.node, "CheckID": f"_service_maintenance:{api.sidecar_id}", "Name": "Maintenance",
+        "ServiceID": api.sidecar_id, "Status": "critical",
+    }  # fmt: skip
+    named = {"Node": api.node, "Address": api.host.address, "SkipNodeUpdate": True}
+    await lab.consul.put("/v1/catalog/register", {**named, "Check": check})
+    await eventually("the one in maintenance to get no more", seen, until=lambda found: found == {"api-2"})
+    clusters = str((await get(host, ENVOY_ADMIN_PORT, "/clusters"))[1])
+    assert f"{api.host.address}:{PUBLIC_PORT}::health_flags::/eds_status_draining" in clusters
+    await lab.consul.put("/v1/catalog/deregister", {"Node": api.node, "CheckID": check["CheckID"]})
+    await eventually("both to answer at the end", seen, until=lambda found: found == both)
 
 
 async def test_a_service_that_is_registered_later_becomes_reachable(allowing: Mesh) -> None:

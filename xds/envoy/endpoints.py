@@ -38,11 +38,13 @@ def unreachable(instance: Instance) -> str | None:
 
 
 def _lb_endpoint(instance: Instance, only_passing: bool) -> endpoint.LbEndpoint:
-    health, weight = health_and_weight(instance)
-    health = health and (instance.health is Health.PASSING or not only_passing)
+    gets_traffic, weight = health_and_weight(instance)
+    gets_traffic = gets_traffic and (instance.health is Health.PASSING or not only_passing)
+    # Either keeps new connections away; one in maintenance is not broken, and Envoy's operators can see which it is.
+    otherwise = core.DRAINING if instance.health is Health.MAINTENANCE else core.UNHEALTHY
     return endpoint.LbEndpoint(
         endpoint=endpoint.Endpoint(address=socket_address(instance.address, instance.port)),
-        health_status=core.HEALTHY if health else core.UNHEALTHY,
+        health_status=core.HEALTHY if gets_traffic else otherwise,
         load_balancing_weight=UInt32Value(value=weight),
     )
 
@@ -50,7 +52,9 @@ def _lb_endpoint(instance: Instance, only_passing: bool) -> endpoint.LbEndpoint:
 def health_and_weight(instance: Instance) -> tuple[bool, int]:
     """Whether an instance gets traffic, and how much (Consul, ``agent/xds/endpoints.go``).
 
-    A critical check takes it out; a warning one selects the warning weight; a weight below 1 takes it out as well.
+    A critical check and maintenance mode take it out; a warning one selects the warning weight; a weight below 1 takes
+    it out as well.
     """
     weight = instance.weight_warning if instance.health is Health.WARNING else instance.weight_passing
-    return instance.health is not Health.CRITICAL and weight >= 1, min(max(weight, 1), MAX_WEIGHT)
+    out = instance.health in (Health.CRITICAL, Health.MAINTENANCE)
+    return not out and weight >= 1, min(max(weight, 1), MAX_WEIGHT)

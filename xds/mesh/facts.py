@@ -31,10 +31,12 @@ def is_ip(text: str) -> bool:
 
 
 class Health(enum.Enum):
-    """The worst of an instance's checks, its node's included (Consul: passing, warning, critical)."""
+    """The worst of an instance's checks, its node's included (Consul: passing, warning, maintenance, critical)."""
 
     PASSING = "passing"
     WARNING = "warning"
+    MAINTENANCE = "maintenance"
+    """Somebody said so (``consul maint``); no check of it fails."""
     CRITICAL = "critical"
 
 

@@ -72,6 +72,18 @@ def test_the_worst_check_counts(checks: list[str], expected: Health) -> None:
     assert found.health is expected
 
 
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [(["passing", "warning"], Health.MAINTENANCE), (["critical"], Health.CRITICAL), ([], Health.MAINTENANCE)],
+)
+def test_maintenance_is_told_from_a_failing_check(others: list[str], expected: Health) -> None:
+    for check_id in ("_node_maintenance", "_service_maintenance:web-1-sidecar-proxy"):
+        made = entry(others)
+        made["Checks"].append({"CheckID": check_id, "Status": "critical"})
+        [found] = decode.service_instances("web", [made]).instances
+        assert found.health is expected
+
+
 def test_a_terminating_gateway_has_the_virtual_ip_of_the_service_in_its_own_tag() -> None:
     tags = {"consul-virtual:web": {"Address": "240.0.0.7"}, "virtual": {"Address": "10.0.0.9"}}
     [found] = decode.service_instances("web", [entry(Kind="terminating-gateway", TaggedAddresses=tags)]).instances

@@ -22,6 +22,7 @@ from xds.sources.decode.values import Fields
 
 CONNECT_PROXY = "connect-proxy"
 TERMINATING_GATEWAY = "terminating-gateway"
+MAINTENANCE_CHECKS = ("_node_maintenance", "_service_maintenance:")
 
 
 def service_instances(service: str, data: Any, *, elsewhere: bool = False) -> ServiceInstances:
@@ -65,10 +66,14 @@ def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
 
 
 def _health(checks: Any) -> Health:
-    statuses = {check.get("Status") for check in checks}
-    if statuses <= {"passing"}:
-        return Health.PASSING
-    return Health.WARNING if statuses <= {"passing", "warning"} else Health.CRITICAL
+    # Consul keeps maintenance mode as a critical check of its own (api/health.go, HealthMaint).
+    maintained = [str(check.get("CheckID")).startswith(MAINTENANCE_CHECKS) for check in checks]
+    statuses = {check.get("Status") for check, apart in zip(checks, maintained, strict=True) if not apart}
+    if not statuses <= {"passing", "warning"}:
+        return Health.CRITICAL
+    if any(maintained):
+        return Health.MAINTENANCE
+    return Health.PASSING if statuses <= {"passing"} else Health.WARNING
 
 
 def sidecar(node: str, registered: Any) -> Sidecar:

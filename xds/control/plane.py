@@ -47,7 +47,7 @@ from xds.mesh.mesh import (
     Mesh,
 )
 from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
-from xds.policy.proxies import effective_settings, extensions_of, upstream_settings
+from xds.policy.proxies import effective_settings, explicit_upstreams, extensions_of, upstream_settings
 from xds.policy.upstreams import implicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class ControlPlane:
             self._names = self._candidates()
             relisted |= self._assign(self._views)
         moved: set[str | Elsewhere] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
-        self._demand_stale |= any(key.kind is Kind.CHAIN for key in changed)
+        self._demand_stale |= any(key.kind in (Kind.CHAIN, Kind.CONFIG_ENTRIES) for key in changed)
         if changed & {ROOTS, DATACENTER, CONFIG_ENTRIES}:
             moved |= self._demand.services
         touched, more = self._refresh_upstreams(moved)
@@ -331,12 +331,19 @@ class ControlPlane:
             here=place,
             outbound=self._destinations_only(entries.mesh.destinations_only),
             listed=tuple(sorted(self._views[proxy.service].listed.items())),
-            explicit=tuple(self._explicit_target(upstream) for upstream in sidecar.upstreams),
+            explicit=tuple(self._explicit_target(upstream) for upstream in explicit_upstreams(sidecar, entries)),
             hosts=self._views[proxy.service].hosts,
             dual_stack=proxy.client.node.dual_stack,
             dns_port=proxy.client.node.dns_port,
             named=tuple(sorted(self._views[proxy.service].named.items())) if proxy.client.node.dns_port else (),
         )
+
+    def _served_upstreams(self, proxy: Proxy) -> list[ExplicitUpstream]:
+        """The upstreams that its registration names and that can be served."""
+        sidecar, entries = proxy.sidecar, self.mesh.config_entries
+        if sidecar is None or entries is None:
+            return []
+        return [each for each in explicit_upstreams(sidecar, entries) if each.refusal is None]
 
     def _chain_of(self, upstream: ExplicitUpstream) -> DiscoveryChain | None:
         """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
@@ -364,7 +371,7 @@ class ControlPlane:
     def _read_for(self, proxy: Proxy) -> set[str | Elsewhere]:
         """What is read because its registration names upstreams, chains apart."""
         found: set[str | Elsewhere] = set()
-        for upstream in proxy.explicit_upstreams():
+        for upstream in self._served_upstreams(proxy):
             if not upstream.prepared_query:
                 found.add(self._chain_key(upstream))
             chain = self._chain_of(upstream)
@@ -393,7 +400,7 @@ class ControlPlane:
                 if proxy.leaf is not None:
                     services.add(service)
                     ends |= self._read_for(proxy)
-                    keys = {self._chain_key(each) for each in proxy.explicit_upstreams() if not each.prepared_query}
+                    keys = {self._chain_key(each) for each in self._served_upstreams(proxy) if not each.prepared_query}
                     services |= {key for key in keys if isinstance(key, str)}
                     chains |= {key for key in keys if isinstance(key, InstancesOf)}
             if any(proxy.leaf is not None for proxy in siblings):

@@ -10,7 +10,7 @@ from xds.ads.codec import Node
 from xds.ads.session import Session
 from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, Resource
-from xds.mesh.facts import ExplicitUpstream, Leaf, LeafKey, Sidecar
+from xds.mesh.facts import Leaf, LeafKey, Sidecar
 from xds.mesh.settings import ProxyMode
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET)
@@ -63,10 +63,6 @@ class Proxy:
     def transparent(self) -> bool:
         """Whether its application dials virtual IPs."""
         return self._inputs is not None and self._inputs.settings.mode is ProxyMode.TRANSPARENT
-
-    def explicit_upstreams(self) -> list[ExplicitUpstream]:
-        """The upstreams that its registration names and that can be served."""
-        return [each for each in self.sidecar.upstreams if each.refusal is None] if self.sidecar else []
 
     # -- the resources meant for it (xds.ads.session.ResourceView) ------------------------------------------------
 

@@ -112,7 +112,6 @@ class ProxySettings:
     mesh_gateway: str | None = None
     dialed_directly: bool | None = None
     """Whether others may dial this instance's own address, and reach it through the mesh."""
-    expose_checks: bool | None = None
     exposed_paths: tuple[ExposedPath, ...] | None = None
     upstream_defaults: UpstreamSettings | None = None
     upstream_overrides: Mapping[str, UpstreamSettings] | None = None

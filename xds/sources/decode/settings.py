@@ -79,6 +79,7 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
         public_listener_json=opaque.text("envoy_public_listener_json") or None,
         local_cluster_json=opaque.text("envoy_local_cluster_json") or None,
         extensions=_extensions(said) or None,
+        mesh_gateway=said.part("MeshGateway").choice("Mode", "none", "local", "remote") or None,
         dialed_directly=True if transparent.flag("DialedDirectly") else None,
         exposed_paths=_exposed_paths(expose) or None,
         **_upstreams(said.part("UpstreamConfig")),

@@ -76,6 +76,7 @@ class Registered:
                     "OutboundListenerPort": proxy.transparent_proxy.outbound_listener_port,
                     "DialedDirectly": proxy.transparent_proxy.dialed_directly,
                 },
+                "MeshGateway": proxy.mesh_gateway,
                 "Config": proxy.config,
                 "Expose": {
                     "Paths": [

@@ -26,6 +26,7 @@ from xds.lab.network import Host
 from xds.lab.processes import eventually
 
 THERE, QUERY = 9001, 9003
+GATEWAYS = {"dc1": 8442, "dc2": 8443}
 
 
 @dataclass
@@ -57,7 +58,7 @@ async def federated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[F
 
             await eventually("the datacenters to know each other", federated_by_now)
             api_there = await _native(lab, second, folder)
-            gateway = await _gateway(lab, second, api_there)
+            gateway = await _gateways(lab, second, api_there)
             upstreams = [
                 {"DestinationName": "api", "LocalBindPort": THERE, "Datacenter": "dc2"},
                 {"DestinationName": "nearest", "DestinationType": "prepared_query", "LocalBindPort": QUERY},
@@ -89,36 +90,44 @@ async def _native(lab: Lab, second: LabConsul, folder: Path) -> Host:
     return host
 
 
-async def _gateway(lab: Lab, second: LabConsul, api: Host) -> Host:
-    host = lab.host("gateway-dc2")
-    prefix = "type.googleapis.com/envoy.extensions.filters"
-    proxy = {"@type": f"{prefix}.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "through", "cluster": "api"}
-    inspector = {"@type": f"{prefix}.listener.tls_inspector.v3.TlsInspector"}
-    chain = {
-        "filter_chain_match": {"server_names": ["*.dc2.internal." + await _trust_domain(lab)]},
-        "filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}],
-    }
-    listener = {
-        "address": {"socket_address": {"address": host.address, "port_value": 8443}},
-        "listener_filters": [{"name": "envoy.filters.listener.tls_inspector", "typed_config": inspector}],
-        "filter_chains": [chain],
-    }
+async def _gateways(lab: Lab, second: LabConsul, api: Host) -> Host:
+    """A mesh gateway for each datacenter: one Envoy with a port for each, which counts them apart."""
+    host = lab.host("gateways")
     address = {"socket_address": {"address": api.address, "port_value": PUBLIC_PORT}}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
     cluster = {"name": "api", "load_assignment": {"cluster_name": "api", "endpoints": endpoints}}
+    trust_domain = await _trust_domain(lab)
+    listeners = [_way_in(host, port, name, trust_domain) for name, port in GATEWAYS.items()]
     config = lab.folder / "mesh-gateway.json"
     admin = {"address": {"socket_address": {"address": host.address, "port_value": 19000}}}
-    content: dict[str, Any] = {"admin": admin, "static_resources": {"listeners": [listener], "clusters": [cluster]}}
+    content: dict[str, Any] = {"admin": admin, "static_resources": {"listeners": listeners, "clusters": [cluster]}}
     config.write_text(json.dumps(content))
     command = [binaries.envoy(), "-c", str(config), "--disable-hot-restart", "--concurrency", "1"]
     await lab.run("mesh-gateway", host, *command)
-    tagged = {"wan": {"Address": host.address, "Port": 8443}}
-    registered = {
-        "Kind": "mesh-gateway", "ID": "gateway", "Service": "way-in", "Address": "192.0.2.1", "Port": 1,
-        "TaggedAddresses": tagged,
-    }  # fmt: skip
-    await second.register("node-gateway-dc2", host.address, registered)
+    registered = {"Kind": "mesh-gateway", "ID": "gateway", "Service": "way-in"}
+    wan = {"TaggedAddresses": {"wan": {"Address": host.address, "Port": GATEWAYS["dc2"]}}}
+    # Who dials it where it should not finds nobody.
+    await second.register("node-gateway-dc2", host.address, {**registered, **wan, "Address": "192.0.2.1", "Port": 1})
+    nearby = {**registered, "Address": host.address, "Port": GATEWAYS["dc1"]}
+    await lab.consul.register("node-gateway-dc1", host.address, nearby)
     return host
+
+
+def _way_in(host: Host, port: int, name: str, trust_domain: str) -> dict[str, Any]:
+    prefix = "type.googleapis.com/envoy.extensions.filters"
+    proxy = {"@type": f"{prefix}.network.tcp_proxy.v3.TcpProxy", "stat_prefix": name, "cluster": "api"}
+    inspector = {"@type": f"{prefix}.listener.tls_inspector.v3.TlsInspector"}
+    return {
+        "name": name,
+        "address": {"socket_address": {"address": host.address, "port_value": port}},
+        "listener_filters": [{"name": "envoy.filters.listener.tls_inspector", "typed_config": inspector}],
+        "filter_chains": [
+            {
+                "filter_chain_match": {"server_names": [f"*.dc2.internal.{trust_domain}"]},
+                "filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}],
+            }
+        ],
+    }
 
 
 async def _trust_domain(lab: Lab) -> str:
@@ -128,20 +137,21 @@ async def _trust_domain(lab: Lab) -> str:
 async def test_an_upstream_in_another_datacenter_is_called_directly(federated: Federated) -> None:
     seen = await eventually("an answer", lambda: federated.who(THERE))
     assert "/dc/dc1/svc/web " in str(seen), "what api in dc2 saw is web of dc1"
-    assert await _through(federated) == 0
+    assert [await _through(federated, gateway) for gateway in GATEWAYS] == [0, 0]
 
 
-async def _through(federated: Federated) -> int:
-    text = str((await get(federated.gateway, 19000, "/stats?filter=^tcp.through.downstream_cx_total"))[1])
+async def _through(federated: Federated, gateway: str) -> int:
+    text = str((await get(federated.gateway, 19000, f"/stats?filter=^tcp.{gateway}.downstream_cx_total"))[1])
     return int(text.rpartition(":")[2] or 0)
 
 
-async def test_or_through_its_mesh_gateways(federated: Federated) -> None:
-    federated.web.registered["Proxy"]["Upstreams"][0]["MeshGateway"] = {"Mode": "remote"}
+@pytest.mark.parametrize(("mode", "gateway"), [("remote", "dc2"), ("local", "dc1")])
+async def test_or_through_mesh_gateways(federated: Federated, mode: str, gateway: str) -> None:
+    federated.web.registered["Proxy"]["Upstreams"][0]["MeshGateway"] = {"Mode": mode}
     await federated.lab.register(federated.web)
 
     async def counted() -> int:
-        return await _through(federated) if "/dc/dc1/svc/web " in str(await federated.who(THERE)) else 0
+        return await _through(federated, gateway) if "/dc/dc1/svc/web " in str(await federated.who(THERE)) else 0
 
     await eventually("the gateway to see it", counted)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp import web
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -115,11 +116,15 @@ class Issuer:
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
 
-    def entry(self, **more: Any) -> dict[str, Any]:
+    def keys(self) -> dict[str, Any]:
+        """What others may know its tokens by."""
         numbers = self._key.public_key().public_numbers()
         x, y = (_encoded(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
-        keys = {"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1", "x": x, "y": y}]}
-        local = {"JWKS": base64.b64encode(json.dumps(keys).encode()).decode()}
+        return {"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1", "x": x, "y": y}]}
+
+    def entry(self, **more: Any) -> dict[str, Any]:
+        """Its config entry, which holds the keys unless ``more`` says where they are."""
+        local = {"JWKS": base64.b64encode(json.dumps(self.keys()).encode()).decode()}
         return {
             "Kind": "jwt-provider",
             "Name": "okta",
@@ -170,6 +175,31 @@ async def test_a_token_is_asked_for_and_its_claims_count(asked: Asked) -> None:
         assert await asked.status("/admin", **bearer(issuer, perms={"role": "user"})) == 403
 
 
+async def test_the_keys_of_a_provider_are_fetched(asked: Asked) -> None:
+    issuer, host = Issuer(), asked.lab.host("keys")
+
+    async def keys(_: web.Request) -> web.Response:
+        return web.json_response(issuer.keys())
+
+    server = web.Application()
+    server.router.add_get("/keys", keys)
+    runner = web.AppRunner(server)
+    await runner.setup()
+    listening = host.socket()
+    listening.bind((host.address, 8089))
+    try:
+        await web.SockSite(runner, listening).start()
+        remote = {"Remote": {"URI": f"http://{host.address}:8089/keys", "FetchAsynchronously": True}}
+        wanted = intentions({"Name": "web", "Action": "allow"}, JWT={"Providers": [{"Name": "okta"}]})
+        async with Entries(asked.lab, issuer.entry(JSONWebKeySet=remote), wanted):
+            await until(asked.ask, "a token to be wanted", lambda found: found.status == 403)
+            bearer = {"authorization": f"Bearer {issuer.token()}"}
+            await until(lambda: asked.ask(**bearer), "the keys", lambda found: found.status == 200)
+            assert await asked.status(authorization=f"Bearer {Issuer().token()}") == 403
+    finally:
+        await runner.cleanup()
+
+
 async def test_a_provider_that_there_is_not_closes_what_needs_it_and_nothing_else(asked: Asked) -> None:
     needs = {"Action": "allow", "HTTP": {"PathPrefix": "/secret"}, "JWT": {"Providers": [{"Name": "gone"}]}}
     free = {"Action": "allow", "HTTP": {"PathPrefix": "/open"}}
@@ -205,6 +235,19 @@ async def test_a_hash_policy_keeps_a_caller_on_one_instance(asked: Asked) -> Non
         await eventually("the caller to stick", sticks, until=lambda found: len(found) == 1 and None not in found)
         users = {(await asked.ask(x_user=str(number))).service for number in range(30)}
         assert users == {"api-1", "api-2"}
+
+
+async def test_the_instance_with_the_fewest_requests_is_asked(asked: Asked) -> None:
+    balancer = {"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 10}}
+    async with Entries(asked.lab, {"Kind": "service-resolver", "Name": "api", "LoadBalancer": balancer}):
+
+        async def free_one_is_asked() -> bool:
+            slow = asyncio.create_task(asked.ask("/?wait=1"))
+            await asyncio.sleep(0)
+            quick = [(await asked.ask()).service for _ in range(8)]
+            return {*quick, (await slow).service} == {"api-1", "api-2"} and len(set(quick[1:])) == 1
+
+        await eventually("the one that is free to be asked", free_one_is_asked)
 
 
 async def test_a_virtual_service_has_an_address_and_leads_where_its_entry_says(asked: Asked) -> None:

@@ -42,6 +42,8 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
     Its own, else the ``Overrides`` of the sidecar's service, else the registration's ``MeshGateway``, else the
     ``Defaults`` (Consul, ``agent/configentry/resolve.go``). Prepared queries have their own alone, as in Consul.
     """
+    if not sidecar.upstreams:
+        return ()  # most have none, and this is asked of every sidecar
     said = entries.service_defaults.get(sidecar.service, ProxySettings())
     defaults = _defaults(said, sidecar.settings.mesh_gateway, entries)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.integration.entries import Entries
 from tests.integration.requests import Answer, request, until
 from xds.lab.application import Held, who_answers
 from xds.lab.mesh import Lab, Member, get
+from xds.lab.processes import eventually
 
 PORT = 80
 
@@ -187,6 +189,23 @@ async def test_failover_goes_to_the_next_while_nobody_is_healthy_and_comes_back(
         await until(routed.ask, "failover", lambda found: found.service == "other-1")
         await health("passing")
         await until(routed.ask, "api again", lambda found: found.service == "api-1")
+
+
+async def test_what_an_entry_says_wrongly_is_told_of_the_sidecars_and_changes_nothing_else(routed: Routed) -> None:
+    right = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}}
+    config = {"protocol": "http", "local_connect_timeout_ms": "soon"}
+
+    async def told() -> str:
+        return json.dumps([sidecar["set_aside"] for sidecar in (await routed.lab.sidecars()).values()])
+
+    assert "proxy-defaults/global" not in await told()
+    await routed.lab.catalog.entry({**right, "Config": config})
+    field = "proxy-defaults/global: Config.local_connect_timeout_ms"
+    found = await eventually("all to be told", told, until=lambda found: found.count(field) == len(routed.lab.members))
+    assert "soon" in found
+    assert (await routed.ask()).status == 200
+    await routed.lab.catalog.entry(right)
+    await eventually("it to be well again", told, until=lambda found: "proxy-defaults/global" not in found)
 
 
 async def test_a_change_of_routes_leaves_the_listener_and_open_connections_alone(routed: Routed) -> None:

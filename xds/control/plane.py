@@ -325,7 +325,10 @@ class ControlPlane:
             settings=settings,
             mesh=entries.mesh,
             admission=admission,
-            problems=tuple(admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers())),
+            problems=(
+                *(str(problem) for problem in entries.problems if problem.concerns(sidecar.service)),
+                *admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers()),
+            ),
             roots=roots,
             leaf=leaf,
             here=place,

@@ -158,6 +158,22 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryProblem:
+    """What can't be followed of a config entry; ``text`` begins with the field."""
+
+    kind: str
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}: {self.text}"
+
+    def concerns(self, service: str) -> bool:
+        """Whether it is about the sidecars of ``service``: theirs, or an entry that holds for all."""
+        return self.kind != "service-defaults" or self.name == service
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigEntries:
     """The config entries that shape sidecars; the parts that Gossamer follows."""
 
@@ -168,4 +184,4 @@ class ConfigEntries:
     destinations: Mapping[str, Destination] = field(default_factory=dict)
     chain_names: frozenset[str] = frozenset()
     """The services that some router, splitter, resolver or defaults speak of: upstreams even without instances."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[EntryProblem, ...] = ()

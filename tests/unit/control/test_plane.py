@@ -35,6 +35,7 @@ from xds.mesh.settings import (
     AccessLogs,
     ConfigEntries,
     Destination,
+    EntryProblem,
     ExposedPath,
     MeshSettings,
     PassiveHealthCheck,
@@ -347,6 +348,17 @@ def test_siblings_share_the_very_same_resources(bench: Bench) -> None:
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1), make_instance("web", 2))))
     first, second = bench.connect("web", 1), bench.connect("web", 2)
     assert first.get(CLUSTER, "vip:240.0.0.2") is second.get(CLUSTER, "vip:240.0.0.2")
+
+
+def test_what_can_not_be_followed_of_an_entry_is_told_of_whom_it_concerns(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    own, other, everybody = (
+        EntryProblem(kind, name, "Mode: expected 'direct'")
+        for kind, name in (("service-defaults", "web"), ("service-defaults", "api"), ("proxy-defaults", "global"))
+    )
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(problems=(own, other, everybody))})
+    assert proxy.problems() == {"web": [str(own), str(everybody)]}
+    assert str(own) == "service-defaults/web: Mode: expected 'direct'"
 
 
 def test_an_intention_that_goes_takes_the_upstream_with_it(bench: Bench) -> None:

@@ -109,7 +109,7 @@ def test_a_permission_that_can_not_be_followed_denies_its_source(permission: Any
 
 def provider(**more: Any) -> list[str]:
     entry = {"Kind": "jwt-provider", "Name": "okta", "Issuer": "x", **more}
-    return list(decode.config_entries([entry]).problems)
+    return [str(problem) for problem in decode.config_entries([entry]).problems]
 
 
 def keys(content: Any) -> Any:

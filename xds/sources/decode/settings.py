@@ -13,6 +13,7 @@ from xds.mesh.settings import (
     AccessLogs,
     ConfigEntries,
     Destination,
+    EntryProblem,
     ExposedPath,
     Extension,
     MeshSettings,
@@ -181,12 +182,12 @@ def config_entries(data: Any) -> ConfigEntries:
     service_defaults: dict[str, ProxySettings] = {}
     token_providers: dict[str, TokenProvider] = {}
     destinations: dict[str, Destination] = {}
-    problems: list[str] = []
+    problems: list[EntryProblem] = []
     for entry in data or ():
         kind, name = entry.get("Kind"), entry.get("Name")
 
-        def problem(text: str, where: str = f"{kind}/{name or 'mesh'}") -> None:
-            problems.append(f"{where}: {text}")
+        def problem(text: str, kind: str = str(kind), name: str = name or "mesh") -> None:
+            problems.append(EntryProblem(kind, name, text))
 
         if kind == "proxy-defaults" and name == "global":
             proxy_defaults = proxy_settings(entry, entry.get("Config") or {}, problem)

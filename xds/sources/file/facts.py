@@ -209,5 +209,5 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
         missing = {check.provider for check in token_checks(policy)} - facts.entries.token_providers.keys()
         for protocol in facts.protocols(destination):
             found += [(0, problem) for problem in admission_problems(decisions, protocol, sorted(missing))]
-    found += [(0, problem) for problem in facts.entries.problems]
+    found += [(0, str(problem)) for problem in facts.entries.problems]
     return sorted(found)

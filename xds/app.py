@@ -75,7 +75,7 @@ class Gossamer:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         metrics = Metrics()
-        self.plane = ControlPlane(settings.outbound, self._demand, metrics)
+        self.plane = ControlPlane(settings.outbound, self._demand, metrics, self._soon)
         self._source = _source(settings, self.plane.apply, metrics)
         self._ads = AdsServer(PlaneRegistry(self.plane))
         self._admin = AdminServer(self.plane, self._source.troubles)
@@ -83,6 +83,10 @@ class Gossamer:
 
     def _demand(self, demand: Demand) -> None:
         self._source.demand(demand)
+
+    @staticmethod
+    def _soon(then: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(then)
 
     async def __aenter__(self) -> Gossamer:
         listen, admin = self.settings.listen, self.settings.admin

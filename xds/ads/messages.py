@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from xds.envoy.resource import Resource
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: there is one for every acknowledgement, and freezing costs more than the rest of it
 class Request:
     """A discovery request of either variant, decoded."""
 

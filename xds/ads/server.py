@@ -3,6 +3,9 @@
 Each stream has exactly two tasks, one that reads and one that writes: grpc.aio takes one write at a time, and a write
 that was cancelled makes the stream unusable, so a write that takes too long ends it and Envoy reconnects. A stream
 that ends, for whatever reason, takes nothing else with it.
+
+What takes a large response waits for its turn: making a thousand of a thousand resources each takes seconds, and those
+who are to lose an endpoint or a right meanwhile must not wait for that. Small responses have no turns.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 FIRST_ANSWER_WAIT_S = 5.0
 """How long a first answer waits for upstreams that have not been read yet."""
 WRITE_TIMEOUT_S = 30.0
+LOOK_FOR_STUCK_S = 5.0
+SMALL = 64
+"""Responses of more resources than this wait for their turn."""
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
 OPTIONS = (
@@ -83,6 +89,9 @@ class AdsServer:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._server: grpc.aio.Server | None = None
+        self._streams: set[_Stream] = set()
+        self._turns = Turns()
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, address: str) -> int:
         """Listen on ``address`` (``host:port``, port 0 for a free one).
@@ -112,20 +121,37 @@ class AdsServer:
             raise ListenError(f"can't listen on {address}") from error
         await server.start()
         self._server = server
+        self._looking = asyncio.create_task(self._look_for_stuck())
         return int(port)
 
     async def stop(self) -> None:
         """End every stream and stop listening."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         if self._server is not None:
             await self._server.stop(grace=None)
+
+    async def _look_for_stuck(self) -> None:
+        """End the streams on which a write takes too long. One who looks is cheaper than a timer for each write."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_FOR_STUCK_S)
+            for stream in list(self._streams):
+                if stream.writing_since is not None and loop.time() - stream.writing_since > WRITE_TIMEOUT_S:
+                    stream.end(f"it took nothing for {WRITE_TIMEOUT_S:.0f} s")
 
     def _handler(self, *, delta: bool) -> Callable[[Any, Any], Awaitable[None]]:
         async def handle(_requests: Any, context: Any) -> None:
             # Cancelled is what a handler is whose client left; passed on, grpc would print it as an error.
+            stream = _Stream(self._registry, context, self._turns, delta=delta)
+            self._streams.add(stream)
             try:
-                await _Stream(self._registry, context, delta=delta).run()
+                await stream.run()
             except asyncio.CancelledError:
                 log.debug("stream from %s ended", context.peer())
+            finally:
+                self._streams.discard(stream)
 
         return handle
 
@@ -149,16 +175,49 @@ async def _check_free(address: str) -> None:
         raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
 
 
+class Turns:
+    """Whose turn it is to make a large response: one at a time, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Event, None] = {}
+
+    def ask(self, wake: asyncio.Event) -> None:
+        """Have ``wake`` set when it is its turn."""
+        self._waiting.setdefault(wake)
+
+    def has(self, wake: asyncio.Event) -> bool:
+        """Whether it is its turn."""
+        return next(iter(self._waiting), None) is wake
+
+    def done(self, wake: asyncio.Event) -> None:
+        """It needs no turn any more."""
+        had = self.has(wake)
+        self._waiting.pop(wake, None)
+        if had and self._waiting:
+            next(iter(self._waiting)).set()
+
+
 class _Stream:
     """One stream, from its first message to its end."""
 
-    def __init__(self, registry: Registry, context: Any, *, delta: bool) -> None:
+    def __init__(self, registry: Registry, context: Any, turns: Turns, *, delta: bool) -> None:
+        self.writing_since: float | None = None
+        """When the write that is going on began (loop time)."""
         self._registry = registry
         self._context = context
+        self._turns = turns
         self._delta = delta
         self._sent_at: dict[str, float] = {}
+        self._task: asyncio.Task[Any] | None = None
+
+    def end(self, reason: str) -> None:
+        """End it from outside."""
+        log.warning("stream from %s ended: %s", self._context.peer(), reason)
+        if self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
+        self._task = asyncio.current_task()
         first = await self._context.read()
         if first is grpc.aio.EOF:
             return
@@ -182,10 +241,11 @@ class _Stream:
                 self._take(peer, request)
                 await self._read(peer)
                 writer.cancel()
-        except* (TimeoutError, codec.BadRequestError, grpc.RpcError) as errors:
+        except* (codec.BadRequestError, grpc.RpcError) as errors:
             reason = "; ".join(str(e) or type(e).__name__ for e in errors.exceptions)
             log.warning("stream of sidecar %s ended: %s", node.id, reason)
         finally:
+            self._turns.done(peer.wake)
             self._registry.disconnected(peer)
 
     async def _read(self, peer: Peer) -> None:
@@ -208,17 +268,37 @@ class _Stream:
         while True:
             peer.wake.clear()
             if peer.ready:
-                while (response := peer.session.next_response()) is not None:
-                    message = codec.encode_response(response, delta=self._delta)
-                    self._sent_at[response.type_url] = loop.time()
-                    self._registry.sent(peer, response, len(message))
-                    async with asyncio.timeout(WRITE_TIMEOUT_S):
-                        await self._context.write(message)
+                await self._send_all(peer)
             elif peer.incomplete and give_up_at is None:
                 give_up_at = loop.time() + FIRST_ANSWER_WAIT_S
+            if peer.ready or give_up_at is None:
+                await peer.wake.wait()
+                continue
             try:
-                async with asyncio.timeout_at(give_up_at if not peer.ready else None):
+                async with asyncio.timeout_at(give_up_at):
                     await peer.wake.wait()
             except TimeoutError:
                 give_up_at = None
                 peer.stop_waiting()
+
+    async def _send_all(self, peer: Peer) -> None:
+        """Send what there is to send; the large ones when it is this stream's turn, the small ones meanwhile."""
+        turns, wake = self._turns, peer.wake
+        while True:
+            turn = turns.has(wake)
+            response = peer.session.next_response(None if turn else SMALL)
+            if response is None:
+                break
+            message = codec.encode_response(response, delta=self._delta)
+            if turn:
+                turns.done(wake)
+            self.writing_since = self._sent_at[response.type_url] = asyncio.get_running_loop().time()
+            self._registry.sent(peer, response, len(message))
+            await self._context.write(message)
+            self.writing_since = None
+        if peer.session.held_back:
+            turns.ask(wake)
+            if turns.has(wake):
+                wake.set()
+        else:
+            turns.done(wake)

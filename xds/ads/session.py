@@ -20,11 +20,12 @@ of which asks for ``delta``; the rules hold for both:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
 from typing import Protocol
 
 from xds.ads.messages import Received, Rejection, Request, Response
+from xds.ads.state import TypeState
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, TYPE_NAMES, Resource
 
 WILDCARD = "*"
@@ -39,6 +40,7 @@ FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 Envoy)."""
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 """The types that an empty first subscription means everything for (xDS specification)."""
+_name = attrgetter("name")
 REFUSED_KEPT = 16
 PARTLY_TAKEN = "adding/updating"
 """In Envoy's words when it took a response but for the resources that it names. Otherwise it took nothing of it."""
@@ -52,47 +54,21 @@ class ResourceView(Protocol):
     def get(self, type_url: str, name: str) -> Resource | None:
         """The resource of that name, ``None`` where there is none."""
 
+    def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
+        """Those of these resources that there are, in any order; what `get` says of each, for a thousand at a time."""
+
     def names(self, type_url: str) -> Iterable[str]:
-        """Every name of that type."""
+        """Every name of that type that a wildcard stands for."""
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether clusters are sent to who asks for them by name, those of the proxy itself apart."""
+
+    def asked_as(self, name: str) -> str | None:
+        """On demand, the name by which a cluster has to be asked for; ``None`` where the wildcard stands for it."""
 
     def complete(self) -> bool:
         """Whether everything that is meant for the proxy has been read."""
-
-
-@dataclass(slots=True)
-class TypeState:
-    """What a proxy has asked for and what it has, of one type."""
-
-    wildcard: bool = False
-    named: set[str] = field(default_factory=set)
-    has: dict[str, str] = field(default_factory=dict)
-    """Name to version: what the proxy has once it acknowledged ``in_flight``. Empty: it knows there is none."""
-    good: dict[str, Resource] = field(default_factory=dict)
-    """State of the world only: the last resource under each name that was not rejected, to be listed again."""
-    rejected: dict[str, Rejection] = field(default_factory=dict)
-    """The last rejection under each name, unless something newer was accepted."""
-    refused: dict[str, list[str]] = field(default_factory=dict)
-    """The versions that were rejected under each name, the last few."""
-    inherited: set[str] = field(default_factory=set)
-    """Names that the proxy brought along, and that nobody here has spoken of yet."""
-    owed: set[str] = field(default_factory=set)
-    """Names to send when this type is first asked for, even if the proxy has them."""
-    dirty: set[str] = field(default_factory=set)
-    suspects: list[str] = field(default_factory=list)
-    """Names from a rejected response whose culprit is unknown, to be tried one by one."""
-    in_flight: Response | None = None
-    flying: tuple[Response, frozenset[str]] | None = None
-    """The names of what is in flight, worked out once."""
-    clusters: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By name, the clusters that the last accepted version names."""
-    last_nonce: str = ""
-    asked: bool = False
-    answered: bool = False
-    acknowledged: int = 0
-    sent: int = 0
-
-    def wants(self, name: str) -> bool:
-        return self.wildcard or name in self.named
 
 
 class Session:
@@ -103,6 +79,11 @@ class Session:
         self.delta = delta
         self._types: dict[str, TypeState] = {type_url: TypeState() for type_url in MAKE_ORDER}
         self._nonce = 0
+        self._returned = False
+        """Whether the proxy brought something along."""
+        self._most: int | None = None
+        self.held_back = False
+        """Whether the last `next_response` left something out because it is large."""
 
     def state(self, type_url: str) -> TypeState:
         """What the proxy asked for and has of one type, for inspection."""
@@ -129,22 +110,31 @@ class Session:
     def _first_request(self, state: TypeState, request: Request) -> None:
         state.asked = True
         # A proxy that kept its resources over a reconnect waits for no first answer; a fresh one does, even if empty.
-        state.answered = bool(request.initial_versions)
+        self._returned |= bool(request.initial_versions)
+        state.answered = self._returned
         wanted = request.subscribe if request.names is None else request.names
+        self._bring_along(state, request.type_url, request.initial_versions)
         if request.type_url in WILDCARD_TYPES and not wanted:
-            state.wildcard = True
-            state.dirty.update(self._view.names(request.type_url))
-        for name, version in request.initial_versions.items():
-            state.has[name] = UNCERTAIN if name in state.owed else version
-            state.dirty.add(name)
-        state.owed.clear()
-        state.inherited = set(request.initial_versions)
-        self._seen(state, request.type_url, request.initial_versions)
+            self._set_wildcard(state, request.type_url, wildcard=True)
         if request.names is not None:
             state.named.update(n for n in request.names if n != WILDCARD)
             state.dirty.update(state.named)
             if WILDCARD in request.names:
                 self._set_wildcard(state, request.type_url, wildcard=True)
+
+    def _bring_along(self, state: TypeState, type_url: str, known: Mapping[str, str]) -> None:
+        """Take over what the proxy says it has. A thousand that come back at once mostly have what they should."""
+        found = {resource.name: resource for resource in self._view.select(type_url, known)}
+        state.inherited = {n for n in known if n not in found or found[n].of_all_upstreams}
+        # The names and versions that are kept are those of the resources, which all sessions share.
+        state.has = {n: r.version for n, r in found.items() if known[n] == r.version and n not in state.owed}
+        for name, version in known.items():
+            if name not in state.has:
+                state.has[name] = UNCERTAIN if name in state.owed else version
+                state.dirty.add(name)
+        state.owed.clear()
+        if self._is_on_demand(type_url):
+            state.dirty.update(known)  # some of it may not be meant for it any more unless it asks
 
     def _replace_subscription(self, state: TypeState, request: Request) -> None:
         if request.nonce and request.nonce != state.last_nonce:
@@ -165,23 +155,37 @@ class Session:
             elif name in state.named:
                 state.named.discard(name)
                 self._forget(state, name)
-        for name in request.subscribe:
-            if name == WILDCARD:
-                self._set_wildcard(state, request.type_url, wildcard=True)
-                continue
-            state.named.add(name)
-            # Asking for a name means not having it, whatever was sent before, unless the version comes along.
-            if name not in request.initial_versions:
-                state.has.pop(name, None)
-            state.dirty.add(name)
+        if not request.subscribe:
+            return
+        if WILDCARD in request.subscribe:
+            self._set_wildcard(state, request.type_url, wildcard=True)
+        named = {name for name in request.subscribe if name != WILDCARD}
+        state.named |= named
+        # Asking for a name means not having it, whatever was sent before, unless the version comes along.
+        fresh = named.difference(request.initial_versions)
+        for name in fresh:
+            state.has.pop(name, None)
+        state.dirty |= fresh
+        if self._is_on_demand(request.type_url):
+            for resource in self._view.select(CLUSTER, fresh):
+                state.dirty.update(resource.clusters)  # what it can't do without comes with it
 
     def _set_wildcard(self, state: TypeState, type_url: str, wildcard: bool) -> None:
         was, state.wildcard = state.wildcard, wildcard
         if wildcard and not was:
-            state.dirty.update(self._view.names(type_url))
+            state.dirty.update(name for name in self._view.names(type_url) if name not in state.has)
         elif was and not wildcard:
             for name in [n for n in state.has if n not in state.named]:
                 self._forget(state, name)
+
+    def _is_on_demand(self, type_url: str) -> bool:
+        return type_url == CLUSTER and self._view.on_demand
+
+    def _wants(self, state: TypeState, type_url: str, name: str) -> bool:
+        if name in state.named:
+            return True
+        asked_as = self._view.asked_as(name) if self._is_on_demand(type_url) else None
+        return state.wildcard if asked_as is None else asked_as in state.named
 
     @staticmethod
     def _forget(state: TypeState, name: str) -> None:
@@ -199,16 +203,20 @@ class Session:
         state.in_flight = None
         if request.error is None:
             state.acknowledged += 1
-            for resource in response.resources:
-                if state.has.get(resource.name) == resource.version:
-                    state.rejected.pop(resource.name, None)
-                if not self.delta:
-                    state.good[resource.name] = resource
-                if resource.clusters:
-                    state.clusters[resource.name] = resource.clusters
+            if state.rejected or not self.delta or request.type_url in REFERRING:
+                self._accepted(state, response)
             return Received(acknowledged=request.type_url)
         rejections = self._reject(state, response, request.error)
         return Received(rejections=rejections, unexplained=None if rejections else request.error)
+
+    def _accepted(self, state: TypeState, response: Response) -> None:
+        for resource in response.resources:
+            if state.has.get(resource.name) == resource.version:
+                state.rejected.pop(resource.name, None)
+            if not self.delta:
+                state.good[resource.name] = resource
+            if resource.clusters:
+                state.clusters[resource.name] = resource.clusters
 
     def _reject(self, state: TypeState, response: Response, reason: str) -> tuple[Rejection, ...]:
         fresh = [r for r in response.resources if self.delta or state.good.get(r.name) != r]
@@ -232,31 +240,49 @@ class Session:
             state.dirty.update(response.removed)
         return rejections
 
-    def changed(self, type_url: str, names: Iterable[str]) -> None:
-        """These resources may differ from what the view held before: look at them for the next response."""
+    def changed(self, type_url: str, names: Collection[str]) -> bool:
+        """These resources may differ from what the view held before: look at them for the next response.
+
+        Returns:
+            Whether any of them matters to the proxy.
+        """
         state = self._types[type_url]
-        if state.asked:
-            known = list(names)
-            state.dirty.update(known)
-            self._seen(state, type_url, known)
+        if not state.asked:
+            return False
+        if self._is_on_demand(type_url):
+            names = [n for n in names if n in state.has or self._wants(state, type_url, n)]
+        elif not state.wildcard:
+            names = [n for n in names if n in state.named or n in state.has]
+        state.dirty.update(names)
+        if state.inherited:
+            self._seen(state, type_url, names)
+        return bool(names)
 
     def _seen(self, state: TypeState, type_url: str, names: Iterable[str]) -> None:
         """What the view holds is no longer merely inherited; but for a listener that may lack what is not read yet."""
-        for name in [n for n in names if n in state.inherited]:
-            resource = self._view.get(type_url, name)
-            if resource is not None and not resource.of_all_upstreams:
-                state.inherited.discard(name)
+        for resource in self._view.select(type_url, [n for n in names if n in state.inherited]):
+            if not resource.of_all_upstreams:
+                state.inherited.discard(resource.name)
 
     # -- what goes out ------------------------------------------------------------------------------------------
 
-    def next_response(self) -> Response | None:
-        """The response to send now, which is then outstanding; ``None`` when there is nothing to send."""
-        if self._view.complete():
+    def next_response(self, most: int | None = None) -> Response | None:
+        """The response to send now, which is then outstanding; ``None`` when there is nothing to send.
+
+        Args:
+            most: leave out what takes a response of more resources than this. Of what is to be sent beside it, changes
+                of what the proxy has go first: whoever has to wait for a large addition gets removals and denials
+                meanwhile. `held_back` says whether anything was left out.
+        """
+        self.held_back = False
+        self._most = most
+        if any(state.inherited for state in self._types.values()) and self._view.complete():
             for state in self._types.values():
                 state.inherited.clear()
         for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
             for type_url in order:
-                if self._types[type_url].in_flight is None:
+                state = self._types[type_url]
+                if state.in_flight is None and (state.dirty or state.suspects or not state.answered):
                     response = attempt(type_url)
                     if response is not None:
                         return response
@@ -267,7 +293,10 @@ class Session:
         if type_url in REFERRING:
             return True
         referring = [(t, self._types[t]) for t in REFERRING]
-        return not any(state.in_flight or self._pending(t) or self._gone(state, t) for t, state in referring)
+        return not any(
+            state.in_flight or ((state.dirty or state.suspects) and (self._pending(t) or self._gone(state, t)))
+            for t, state in referring
+        )
 
     def _what_it_names_is_there(self, resource: Resource) -> bool:
         """Whether the proxy has acknowledged what ``resource`` names; that of it that exists."""
@@ -293,22 +322,31 @@ class Session:
     def _pending(self, type_url: str) -> bool:
         """Whether something of this type is still to be added or changed, and not held back until all is read."""
         state = self._types[type_url]
-        resources = (self._to_send(state, type_url, name) for name in state.dirty)
-        return bool(state.suspects) or any(r is not None and not self._is_held(state, r) for r in resources)
+        return bool(state.suspects) or any(not self._is_held(state, r) for r in self._all_to_send(state, type_url))
 
     @staticmethod
     def _is_held(state: TypeState, resource: Resource) -> bool:
         return resource.of_all_upstreams and resource.name in state.inherited
 
     def _to_send(self, state: TypeState, type_url: str, name: str) -> Resource | None:
-        if not state.wants(name):
-            return None
         resource = self._view.get(type_url, name)
-        if resource is None or state.has.get(name) == resource.version:
+        if resource is None or state.has.get(name) == resource.version or not self._wants(state, type_url, name):
             return None
         if resource.version in state.refused.get(name, ()):
             return None
         return resource
+
+    def _all_to_send(self, state: TypeState, type_url: str) -> list[Resource]:
+        """`_to_send` of every dirty name, in the order of names; for a thousand at a time."""
+        has = state.has
+        found = [r for r in self._view.select(type_url, state.dirty) if has.get(r.name) != r.version]
+        if self._is_on_demand(type_url):
+            found = [r for r in found if self._wants(state, type_url, r.name)]
+        elif not state.wildcard:
+            found = [r for r in found if r.name in state.named]
+        if state.refused:
+            found = [r for r in found if r.version not in state.refused.get(r.name, ())]
+        return sorted(found, key=_name)
 
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
@@ -316,16 +354,23 @@ class Session:
             return None
         found, waiting = self._next_suspect(state, type_url), False
         if not found:
-            wanted = [r for name in sorted(state.dirty) if (r := self._to_send(state, type_url, name)) is not None]
-            found = [r for r in wanted if self._may_make(state, r)]
-            waiting = len(found) < len(wanted)
-        removed = [] if not self.delta else self._unknown_names(state, type_url)
+            found = wanted = self._all_to_send(state, type_url)
+            if type_url in REFERRING:
+                found = [r for r in wanted if self._may_make(state, r)]
+                waiting = len(found) < len(wanted)
+        if self._most is not None and len(found) > self._most and self.delta:
+            self.held_back = True
+            found = [r for r in found if state.has.get(r.name)]
+            if not 0 < len(found) <= self._most:
+                return None
+        rest = len(state.dirty) > len(found)  # else there is nothing that could be gone
+        removed = self._unknown_names(state, type_url) if self.delta and rest else []
         first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta) and not waiting
         if not found and not removed and not first:
-            if not waiting:
+            if not waiting and not self.held_back:
                 self._settle(state, type_url)
             return None
-        if (self.delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):
+        if rest and (self.delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):
             # In a message that goes out anyway, lest removals wait for ever behind additions that never end.
             removed += self._take_gone(state, type_url)
         return self._send(state, type_url, found, removed)
@@ -344,23 +389,28 @@ class Session:
 
     def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
         """Names that were asked for and do not exist: a delta client is told so once, rather than left waiting."""
-        return [
-            name
-            for name in sorted(state.dirty & state.named)
-            if name not in state.has and self._view.get(type_url, name) is None
-        ]
+        asked = [name for name in state.dirty if name in state.named and name not in state.has]
+        there = {resource.name for resource in self._view.select(type_url, asked)} if asked else ()
+        return sorted(name for name in asked if name not in there)
 
     def _settle(self, state: TypeState, type_url: str) -> None:
         """Drop the names from ``dirty`` that nothing is to be done about: neither to send nor to remove."""
-        state.dirty = {name for name in state.dirty if self._is_gone(state, type_url, name)}
+        state.dirty = set(self._all_gone(state, type_url))
 
-    def _is_gone(self, state: TypeState, type_url: str, name: str) -> bool:
-        return bool(state.has.get(name)) and self._view.get(type_url, name) is None
+    def _all_gone(self, state: TypeState, type_url: str) -> list[str]:
+        """Of the dirty names, what the proxy has and is not to have."""
+        had = [name for name in state.dirty if state.has.get(name)]
+        if not had:
+            return []
+        meant = {resource.name for resource in self._view.select(type_url, had)}
+        if self._is_on_demand(type_url):
+            meant = {name for name in meant if self._wants(state, type_url, name)}
+        return [name for name in had if name not in meant]
 
     def _gone(self, state: TypeState, type_url: str) -> list[str]:
-        gone = sorted(name for name in state.dirty if self._is_gone(state, type_url, name))
+        gone = self._all_gone(state, type_url)
         kept = self._in_use_by_what_was_kept() if gone and type_url == CLUSTER else frozenset()
-        return [name for name in gone if name not in state.inherited and name not in kept]
+        return sorted(name for name in gone if name not in state.inherited and name not in kept)
 
     def _in_use_by_what_was_kept(self) -> frozenset[str]:
         """The clusters that a proxy still uses because it rejected what would have replaced their users."""
@@ -389,11 +439,13 @@ class Session:
         return self._send(state, type_url, [], gone)
 
     def _send(self, state: TypeState, type_url: str, resources: list[Resource], removed: list[str]) -> Response:
-        for resource in resources:
-            if type_url == CLUSTER and resource.endpoints and resource.name in state.has:
-                self._resend(ENDPOINT, resource.endpoints)
-            state.has[resource.name] = resource.version
-            state.dirty.discard(resource.name)
+        if type_url == CLUSTER:
+            for resource in resources:
+                if resource.endpoints and resource.name in state.has:
+                    self._resend(ENDPOINT, resource.endpoints)
+        sent = {resource.name: resource.version for resource in resources}
+        state.has.update(sent)
+        state.dirty.difference_update(sent)
         for name in removed:
             if state.has.get(name):
                 del state.has[name]
@@ -422,7 +474,7 @@ class Session:
         state = self._types[type_url]
         if not state.asked:
             state.owed.add(name)
-        elif state.wants(name):
+        elif self._wants(state, type_url, name):
             state.has.pop(name, None)
             state.dirty.add(name)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from xds.ads.codec import Node
 from xds.ads.session import Session
-from xds.control.views import Changes, OwnResources, ServiceView, SidecarInputs, differences, own_resources
+from xds.control.own import OwnResources, SidecarInputs, own_resources
+from xds.control.tables import Changes, differences
+from xds.control.views import ServiceView
+from xds.envoy.names import asked_as
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, Resource
 from xds.mesh.facts import Leaf, LeafKey, Sidecar
 from xds.mesh.settings import ProxyMode
@@ -44,8 +47,12 @@ class Proxy:
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"
         """Why nothing can be sent at all, if so."""
+        self.as_of = -1
+        """Of which news of its service its own resources are made."""
         self._view = view
         self._patient = True
+        self._waited_for = False
+        """Whether the server has been told that only upstreams are missing."""
         self._inputs: SidecarInputs | None = None
         self._own = OwnResources({})
 
@@ -70,19 +77,42 @@ class Proxy:
         """The resource of that name that is meant for this proxy."""
         mine = self._own.resources.get(type_url, {}).get(name)
         if mine is None and self.transparent:
-            return self._view.resources.get(type_url, {}).get(name)
+            return self._view.get(type_url, name)
         return mine
+
+    def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
+        """Those of these resources that are meant for this proxy."""
+        mine = self._own.resources.get(type_url, {})
+        if not self.transparent:
+            return [mine[name] for name in names if name in mine]
+        found = self._view.select(type_url, names)
+        if not mine:
+            return found
+        return [mine[name] for name in names if name in mine] + [each for each in found if each.name not in mine]
 
     def names(self, type_url: str) -> Iterable[str]:
         """The names of every resource of a type that is meant for this proxy."""
         mine = self._own.resources.get(type_url, {})
         if not self.transparent:
             return list(mine)
-        return [*mine, *self._view.resources.get(type_url, {})]
+        if type_url == CLUSTER and self.on_demand:
+            return [*mine, *self._view.egress.get(CLUSTER, ())]
+        return [*mine, *self._view.names(type_url)]
 
     def complete(self) -> bool:
         """Whether all of its upstreams have been read."""
-        return not (self.transparent and self._view.unknown) and not self._unread_explicit()
+        return not (self.transparent and not self._view.is_known()) and not self._unread_explicit()
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether it is sent the clusters of implicit upstreams when it asks for them by name."""
+        return self._inputs is not None and self._inputs.on_demand
+
+    def asked_as(self, name: str) -> str | None:
+        """On demand, the name by which a cluster has to be asked for; ``None`` for those that it always has."""
+        if name in self._own.resources.get(CLUSTER, {}) or name in self._view.egress.get(CLUSTER, {}):
+            return None
+        return asked_as(name)
 
     # -- what changes it ------------------------------------------------------------------------------------------
 
@@ -90,18 +120,25 @@ class Proxy:
         """Take new inputs for its own resources."""
         if inputs == self._inputs:
             return
-        was_transparent = self.transparent
+        way = self.transparent, self.on_demand
         made = own_resources(inputs)
         before, self._own, self._inputs = self._own, made, inputs
         self.changed(differences(before.resources, self._own.resources))
-        if was_transparent != self.transparent:
-            self.changed({type_url: set(names) for type_url, names in self._view.resources.items()})
+        if way != (self.transparent, self.on_demand):
+            self.changed({type_url: set(self._view.names(type_url)) for type_url in SERVED_TYPES})
 
     def changed(self, changes: Changes) -> None:
         """These of its resources may differ from what it has."""
-        for type_url, names in changes.items():
-            self.session.changed(type_url, names)
-        self.wake.set()
+        matters = [self.session.changed(type_url, names) for type_url, names in changes.items()]
+        if self.ready and any(matters):
+            self.wake.set()
+
+    def resume(self, before: Proxy) -> None:
+        """Take over from the same proxy on an earlier stream what was made for it; as long as it is still entitled."""
+        if before.client.node == self.client.node and before.client.token == self.client.token:
+            self.sidecar, self.registered = before.sidecar, before.registered
+            self._inputs, self._own, self.as_of = before._inputs, before._own, before.as_of
+            self.leaf = before.leaf
 
     def blocked_by(self, reason: str | None) -> bool:
         """Note what keeps it from being served, if anything does; whether that is news."""
@@ -112,13 +149,18 @@ class Proxy:
 
     def settle(self) -> None:
         """Begin serving as soon as the first answer would be whole, or waiting for that has been given up."""
-        if self.incomplete and not (self._patient and self.unread()):
-            self.ready = True
-        self.wake.set()
+        if self.ready:
+            if self.complete():
+                self.wake.set()  # what was held back until everything had been read need not wait any more
+        elif self.incomplete:
+            self.ready = not self._patient or self.complete()
+            if self.ready or not self._waited_for:
+                self._waited_for = True
+                self.wake.set()
 
     def unread(self) -> list[str]:
         """The upstreams that have not been read yet; a first answer without them would not be whole."""
-        return sorted({*self._unread_explicit(), *(self._view.unknown if self.transparent else ())})
+        return sorted({*self._unread_explicit(), *(self._view.unknown() if self.transparent else ())})
 
     def _unread_explicit(self) -> list[str]:
         return [

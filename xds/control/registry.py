@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from xds.ads.codec import Node
 from xds.ads.messages import Received, Response
-from xds.ads.session import describe
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client, Proxy
 
 log = logging.getLogger(__name__)
+
+LINGER_S = 60.0
+"""How long what is read and made for a proxy outlives its stream: a proxy that lost its server comes again soon."""
 
 
 class PlaneRegistry:
@@ -28,15 +31,15 @@ class PlaneRegistry:
         """Its stream ended."""
         log.info("sidecar %s disconnected", peer.client.node.id)
         self._plane.detach(peer)
+        asyncio.get_running_loop().call_later(LINGER_S, self._plane.let_go, peer)
 
     def received(self, peer: Proxy, received: Received, seconds: float | None) -> None:
         """It answered."""
         self._plane.note(peer, received)
         if seconds is not None and received.acknowledged is not None:
-            self._plane.metrics.acknowledgement_seconds.labels(describe(received.acknowledged)).observe(seconds)
+            self._plane.metrics.acknowledgement_seconds[received.acknowledged].observe(seconds)
 
     def sent(self, peer: Proxy, response: Response, size: int) -> None:  # noqa: ARG002 - the protocol's signature
         """A response is on its way to it."""
-        kind = describe(response.type_url)
-        self._plane.metrics.sent.labels(kind).inc()
-        self._plane.metrics.sent_bytes.labels(kind).inc(size)
+        self._plane.metrics.sent[response.type_url].inc()
+        self._plane.metrics.sent_bytes[response.type_url].inc(size)

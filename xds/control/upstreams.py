@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xds.envoy import endpoints, names
@@ -16,6 +16,7 @@ from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress, i
 from xds.mesh.mesh import Mesh
 from xds.mesh.settings import ConfigEntries, UpstreamSettings
 from xds.policy.proxies import effective_settings
+from xds.policy.upstreams import Candidates
 from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
 
@@ -28,7 +29,9 @@ class EncodedUpstream:
     hosts: frozenset[EgressHost] = frozenset()
     """The hosts outside the mesh that it stands for."""
     resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
-    """By type, then by name."""
+    """By type, then by name; no other service's have these names."""
+    egress: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
+    """What leads to the hosts outside the mesh, which other services may stand for as well."""
     problems: tuple[str, ...] = ()
     """What was set aside and why."""
     known: bool = False
@@ -56,6 +59,9 @@ class UpstreamCatalog:
         self._uses: dict[str, frozenset[str | Elsewhere]] = {}
         """By upstream, whose instances its chain ends at."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
+        self._elsewhere: set[str] = set()
+        self.candidates = Candidates()
+        """Who could be an upstream."""
 
     def get(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
         """``service`` as it is called with these settings."""
@@ -65,10 +71,17 @@ class UpstreamCatalog:
             found = variants[settings] = self._encode(service, settings)
         return found
 
-    def owner(self, name: str) -> str | None:
-        """The service that answers where a listener asks for ``name``, if that is named after an address."""
-        at = names.address_of(name)
-        return None if at is None else self._table.owners(at.ip).get(at.port)
+    def forget(self, service: str) -> None:
+        """Nobody calls ``service`` any more."""
+        self._encoded.pop(service, None)
+
+    def leads_to(self, service: str) -> frozenset[str | Elsewhere]:
+        """What has to be read for ``service`` beside itself."""
+        return self._uses.get(service, frozenset()) - {service}
+
+    def leading_elsewhere(self) -> Iterable[str]:
+        """The services of which `leads_to` says something."""
+        return self._elsewhere
 
     def refresh(self, changed: str | Elsewhere) -> frozenset[str]:
         """Take notice of other instances, or of another chain, of a service.
@@ -147,7 +160,6 @@ class UpstreamCatalog:
             (str(ipaddress.ip_address(each.address)), each.application_port): each
             for each in self._dialed_directly(instances)
         }
-        resources: dict[str, dict[str, Resource]] = {}
         owned = self._table.owned(service)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
         outside = self._outside(service)
@@ -157,20 +169,20 @@ class UpstreamCatalog:
             elif at.own and (at.ip, at.port) in alone:
                 made += encoder.alone(names.dialed(at), alone[at.ip, at.port])
         hosts = self._hosts(service, http=encoder.is_http)
-        for host in hosts:
-            made += encoder.outside(host.cluster, host.host, instances.instances)
-        for resource in made:
-            resources.setdefault(resource.type_url, {})[resource.name] = resource
+        egress = [r for host in hosts for r in encoder.outside(host.cluster, host.host, instances.instances)]
         problems += encoder.problems
-        dialed = dict.fromkeys(owned, chain.protocol)
-        return EncodedUpstream(dialed, hosts, resources, tuple(dict.fromkeys(problems)), known=True)
+        dialed, told = dict.fromkeys(owned, chain.protocol), tuple(dict.fromkeys(problems))
+        return EncodedUpstream(dialed, hosts, _by_type(made), _by_type(egress), told, known=True)
 
     def _note_uses(self, service: str, uses: frozenset[str | Elsewhere]) -> None:
         for used in uses:
             self._used_by.setdefault(used, set()).add(service)
         self._uses[service] = self._uses.get(service, frozenset()) | uses
+        if self._uses[service] - {service}:
+            self._elsewhere.add(service)
 
     def _forget_uses(self, service: str) -> None:
+        self._elsewhere.discard(service)
         for used in self._uses.pop(service, frozenset()):
             users = self._used_by[used]
             users.discard(service)
@@ -191,6 +203,13 @@ class UpstreamCatalog:
         reachable = any(endpoints.health_and_weight(instance)[0] for instance in there)
         health = Health.PASSING if reachable else Health.CRITICAL
         return tuple(replace(gateway, health=health) for gateway in (gateways.instances if gateways else ()))
+
+
+def _by_type(resources: Iterable[Resource]) -> dict[str, dict[str, Resource]]:
+    found: dict[str, dict[str, Resource]] = {}
+    for resource in resources:
+        found.setdefault(resource.type_url, {})[resource.name] = resource
+    return found
 
 
 def _in_words(used: str | Elsewhere) -> str:

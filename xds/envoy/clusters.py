@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Here:
     tls: TLSParameters = TLSParameters()
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def service_cluster(
     name: str,
     target: Target,
@@ -48,7 +50,7 @@ def service_cluster(
     settings: UpstreamSettings,
     balancer: LoadBalancer | None = None,
     *,
-    identities: Iterable[str] = (),
+    identities: tuple[str, ...] = (),
     stat_name: str = "",
 ) -> Resource:
     """A cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
@@ -57,6 +59,8 @@ def service_cluster(
 
     Each cluster has an endpoint resource of its own: two clusters that share one stall Envoy for
     ``initial_fetch_timeout`` (Envoy issue 13009).
+
+    It does not know the instances, and they are what changes all the time: what was made is kept.
     """
     datacenter = target.datacenter or here.datacenter
     consul_name = consul_name_of(target, here)
@@ -102,7 +106,7 @@ def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:
         lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
         connect_timeout=milliseconds(DEFAULT_CONNECT_TIMEOUT_MS),  # of nothing: its members have their own
     )
-    return encode(CLUSTER, name, message)
+    return encode(CLUSTER, name, message, clusters=tuple(config.clusters))
 
 
 def _breakers(settings: UpstreamSettings) -> cluster.CircuitBreakers:

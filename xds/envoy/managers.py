@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from xds.envoy import matchers, names
@@ -25,12 +26,15 @@ from xds.wire.envoy.extensions import (
     http_rbac_pb2,
     http_router_pb2,
     jwt_authn_pb2,
+    on_demand_pb2,
 )
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 
 Added = core.HeaderValueOption.HeaderAppendAction
 Manager = manager.HttpConnectionManager
 JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
+ON_DEMAND_TIMEOUT = Duration(seconds=2)
+"""How long a first connection waits for a cluster that it asked for: what a control plane that is away costs it."""
 RBAC_FILTER = "envoy.filters.http.rbac"
 
 
@@ -44,15 +48,20 @@ def http_filter(name: str, config: Message) -> manager.HttpFilter:
     return manager.HttpFilter(name=name, typed_config=typed(config))
 
 
-def outbound(stat_prefix: str, scope: str, *, grpc: bool) -> Manager:
+def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = False) -> Manager:
     """The manager of HTTP upstreams.
 
     Args:
         stat_prefix: what its statistics are named.
         scope: the name of the scope that has the routes; Envoy's command operators in it are replaced.
         grpc: whether to count by gRPC method, and to let HTTP/1.1 clients call gRPC.
+        on_demand: whether to ask for the clusters that routes name and that are not there.
     """
-    return _scoped(stat_prefix, scope, _grpc_filters() if grpc else [])
+    filters = _grpc_filters() if grpc else []
+    if on_demand:
+        clusters = on_demand_pb2.OnDemandCds(source=ads_source(), timeout=ON_DEMAND_TIMEOUT)
+        filters.append(http_filter("envoy.filters.http.on_demand", on_demand_pb2.OnDemand(odcds=clusters)))
+    return _scoped(stat_prefix, scope, filters)
 
 
 def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:

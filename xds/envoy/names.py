@@ -42,6 +42,16 @@ def address_of(name: str) -> VirtualAddress | None:
     return VirtualAddress(text, port)
 
 
+def failover_target(number: int, cluster: str) -> str:
+    """A member of an aggregate cluster."""
+    return f"failover-target~{number}~{cluster}"
+
+
+def asked_as(cluster: str) -> str:
+    """The cluster that somebody asks for who needs this one: that of which it is a member, else itself."""
+    return re.sub(r"^failover-target~\d+~", "", cluster)
+
+
 DIALED_ADDRESS = "vip:%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
 """`dialed` for any port, in Envoy's command operators."""
 DIALED_ADDRESS_AND_PORT = "vip:%DOWNSTREAM_LOCAL_ADDRESS%"

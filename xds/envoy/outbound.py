@@ -5,6 +5,9 @@ which names the upstream's cluster after that address; so a new upstream is a cl
 listener stays as it is. Only the addresses vary that are claimed outside the ranges, that carry HTTP, or at which the
 port decides, and they sit in the matcher: a changed matcher drains no connection, a changed chain would. All the chains
 that a matcher may ever name are there from the start.
+
+Where clusters come on demand, other chains of the same kinds take the connections: they ask for the cluster that they
+name, when there is none, and hold the connection until it comes.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from xds.envoy import managers, names
 from xds.envoy.clusters import socket_address
 from xds.envoy.egress import HTTP_CHAIN, TLS_CHAIN, EgressHost, inspectors
 from xds.envoy.overrides import listener_from
-from xds.envoy.tls import typed
+from xds.envoy.tls import ads_source, typed
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.settings import ClusterMode
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import (
@@ -61,6 +65,8 @@ class OutboundSettings:
     """From where exposed paths may be asked for; from everywhere where none are named."""
     passthrough_connect_timeout_ms: int = 5000
     """How long a connection to an address outside the mesh may take."""
+    clusters: ClusterMode = ClusterMode.EAGER
+    """When the clusters of implicit upstreams are sent, where a sidecar's registration says nothing else."""
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
         """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
@@ -84,6 +90,8 @@ def outbound(
     hosts: Collection[EgressHost] = (),
     *,
     dual_stack: bool = False,
+    mode: ClusterMode = ClusterMode.EAGER,
+    on_demand: bool = False,
 ) -> listener.Listener:
     """The listener that the kernel redirects outbound connections to.
 
@@ -92,10 +100,13 @@ def outbound(
         port: where it listens, on loopback.
         hosts: the hosts outside the mesh that are reached through a gateway.
         dual_stack: whether on that of IPv6 as well.
+        mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
+        on_demand: whether they are sent on demand now.
         listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
-    chains = [_mesh_chain(each, by_port=by_port) for each in KINDS for by_port in (False, True)]
+    ways = (False, True) if mode is ClusterMode.AUTO else (on_demand,)
+    chains = [_mesh_chain(each, by_port, way) for way in ways for each in KINDS for by_port in (False, True)]
     chains.append(
         listener.FilterChain(name=TLS_CHAIN, filters=_picked_connection(names.EGRESS_HOST, "upstream.egress"))
     )
@@ -119,7 +130,7 @@ def outbound(
         filter_chains=chains,
         # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
         enable_reuse_port=BoolValue(value=False),
-        filter_chain_matcher=_by_destination(settings, listed, hosts),
+        filter_chain_matcher=_by_destination(settings, listed, hosts, on_demand),
     )
 
 
@@ -138,37 +149,38 @@ def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[Egress
     return tuple(sorted(named | {names.egress_scope(host.port) for host in hosts if host.http}))
 
 
-def _chain(kind: str, *, by_port: bool) -> str:
-    return f"mesh-{kind}{'-by-port' if by_port else ''}"
+def _chain(kind: str, by_port: bool, on_demand: bool) -> str:
+    return f"mesh-{kind}{'-by-port' if by_port else ''}{'-on-demand' if on_demand else ''}"
 
 
-def _mesh_chain(kind: str, *, by_port: bool) -> listener.FilterChain:
+def _mesh_chain(kind: str, by_port: bool, on_demand: bool) -> listener.FilterChain:
     dialed = names.DIALED_ADDRESS_AND_PORT if by_port else names.DIALED_ADDRESS
     if kind == "tcp":
-        filters = _picked_connection(dialed, "upstream.mesh")
+        filters = _picked_connection(dialed, "upstream.mesh", on_demand=on_demand)
     else:
-        filters = [managers.network_filter(managers.outbound(f"upstream.mesh.{kind}", dialed, grpc=kind == "grpc"))]
-    return listener.FilterChain(name=_chain(kind, by_port=by_port), filters=filters)
+        requests = managers.outbound(f"upstream.mesh.{kind}", dialed, grpc=kind == "grpc", on_demand=on_demand)
+        filters = [managers.network_filter(requests)]
+    return listener.FilterChain(name=_chain(kind, by_port, on_demand), filters=filters)
 
 
 def _by_destination(
-    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost]
+    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost], on_demand: bool
 ) -> xds_matcher.Matcher:
     """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
     past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
-    by_kind: dict[str, list[IPNetwork]] = {_chain("tcp", by_port=False): list(settings.virtual_ranges)}
+    by_kind: dict[str, list[IPNetwork]] = {_chain("tcp", False, on_demand): list(settings.virtual_ranges)}
     ports: dict[str, dict[VirtualAddress, str]] = {}
     for at, protocol in sorted(listed.items()):
         if at.port == ANY_PORT:
-            by_kind.setdefault(_chain(kind(protocol), by_port=False), []).append(ipaddress.ip_network(at.ip))
+            by_kind.setdefault(_chain(kind(protocol), False, on_demand), []).append(ipaddress.ip_network(at.ip))
         else:
             ports.setdefault(at.ip, {})[at] = protocol
     ranges = [_range(networks, _go_to(chain)) for chain, networks in by_kind.items() if networks]
     for ip, there in sorted(ports.items()):
         otherwise = past
         if not all(at.own for at in there):
-            otherwise = _go_to(_chain("tcp", by_port=False))  # where no cluster is named after it: refused
-        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise)))
+            otherwise = _go_to(_chain("tcp", False, on_demand))  # where no cluster is named after it: refused
+        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise, on_demand)))
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_ip", network_inputs_pb2.DestinationIPInput()),
         custom_match=xds_core.TypedExtensionConfig(
@@ -217,8 +229,8 @@ def _exact(name: str, message: Message, chains: Mapping[str, str], otherwise: On
     return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
 
 
-def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None) -> OnMatch:
-    chains = {str(at.port): _go_to(_chain(kind(protocol), by_port=True)) for at, protocol in there.items()}
+def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, on_demand: bool) -> OnMatch:
+    chains = {str(at.port): _go_to(_chain(kind(protocol), True, on_demand)) for at, protocol in there.items()}
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_port", network_inputs_pb2.DestinationPortInput()),
         exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(map=chains),
@@ -248,9 +260,9 @@ def _go_to(chain: str) -> OnMatch:
     )
 
 
-def _picked_connection(name: str, stat_prefix: str) -> list[listener.Filter]:
+def _picked_connection(name: str, stat_prefix: str, *, on_demand: bool = False) -> list[listener.Filter]:
     """A connection to the cluster that is named after it. Where there is none of that name, it is reset."""
-    return [_pick_cluster(name), tcp_proxy(stat_prefix, cluster="unset")]
+    return [_pick_cluster(name), tcp_proxy(stat_prefix, cluster="unset", on_demand=on_demand)]
 
 
 def _pick_cluster(dialed: str) -> listener.Filter:
@@ -265,12 +277,13 @@ def _pick_cluster(dialed: str) -> listener.Filter:
     return listener.Filter(name="envoy.filters.network.set_filter_state", typed_config=typed(config))
 
 
-def tcp_proxy(stat_prefix: str, cluster: str) -> listener.Filter:
+def tcp_proxy(stat_prefix: str, cluster: str, *, on_demand: bool = False) -> listener.Filter:
     """A chain's last filter, for connections whose contents are nobody's business."""
-    return listener.Filter(
-        name="envoy.filters.network.tcp_proxy",
-        typed_config=typed(tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix, cluster=cluster)),
-    )
+    config = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix, cluster=cluster)
+    if on_demand:
+        config.on_demand.odcds_config.CopyFrom(ads_source())
+        config.on_demand.timeout.CopyFrom(managers.ON_DEMAND_TIMEOUT)
+    return listener.Filter(name="envoy.filters.network.tcp_proxy", typed_config=typed(config))
 
 
 def explicit_name(upstream: ExplicitUpstream) -> str:

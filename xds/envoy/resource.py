@@ -1,9 +1,13 @@
-"""A resource as it travels: encoded once, then shared by every proxy that uses it."""
+"""A resource as it travels: encoded once, then shared by every proxy that uses it.
+
+That goes for its frame as well. Protobuf's repeated fields concatenate, so a response is what is its own (a nonce)
+joined with parts that are ready: for each resource ``head``, then ``body``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
@@ -38,11 +42,42 @@ class Resource:
     endpoints: str = ""
     """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
     clusters: tuple[str, ...] = ()
-    """For a listener or routes: the clusters that they name, which have to be there before they are."""
+    """The clusters that it names: listeners and routes need them before themselves, a cluster beside itself."""
     routes: tuple[str, ...] = ()
     """For a listener: the routes that it names, likewise."""
     of_all_upstreams: bool = False
     """Whether its content is right only once all upstreams have been read."""
+    head: bytes = field(init=False, repr=False, compare=False)
+    """What goes before ``body`` where it stands in a delta response, as one of its ``resources``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", _head(self.type_url, self.name, self.version, len(self.body)))
+
+
+def _head(type_url: str, name: str, version: str, size: int) -> bytes:
+    """The beginning of field 2 of a DeltaDiscoveryResponse, a Resource, up to the value of its Any, which is last.
+
+    That holds ``version`` (field 1), ``name`` (3) and ``resource`` (2), whose own fields are ``type_url`` (1) and
+    ``value`` (2).
+    """
+    any_head = _text(1, type_url) + _tag(2, size)
+    inner = _text(1, version) + _text(3, name) + _tag(2, len(any_head) + size) + any_head
+    return _tag(2, len(inner) + size) + inner
+
+
+def _tag(number: int, size: int) -> bytes:
+    """The tag of a length-delimited field and its length (protobuf, "Encoding": varints, wire type 2)."""
+    found = bytearray([number << 3 | 2])
+    while size > 0x7F:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
+
+
+def _text(number: int, value: str) -> bytes:
+    encoded = value.encode()
+    return _tag(number, len(encoded)) + encoded
 
 
 def encode(

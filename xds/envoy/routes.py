@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from google.protobuf.wrappers_pb2 import BoolValue
+
 from xds.envoy import matchers
 from xds.envoy.clusters import milliseconds
 from xds.envoy.resource import SCOPED_ROUTE, Resource, encode
@@ -28,6 +30,8 @@ from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import route_pb2 as route
 
 SCOPE_HEADER = "x-gossamer-dialed"
+ANY_CLUSTER = BoolValue(value=False)
+"""Envoy would refuse a route to a cluster that is not there yet, and on demand none is before the first request."""
 
 Added = core.HeaderValueOption.HeaderAppendAction
 
@@ -62,6 +66,7 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
         name=name,
         virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=routes)],
         request_headers_to_remove=[SCOPE_HEADER],
+        validate_clusters=ANY_CLUSTER,
     )
 
 
@@ -72,6 +77,7 @@ def straight(name: str, cluster: str) -> route.RouteConfiguration:
         name=name,
         virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=[everything])],
         request_headers_to_remove=[SCOPE_HEADER],
+        validate_clusters=ANY_CLUSTER,
     )
 
 

@@ -140,7 +140,7 @@ class UpstreamEncoder:
 
     def _resolver(self, name: str, resolver: Resolver) -> Iterator[Resource]:
         keys = (resolver.target, *resolver.failover)
-        inner = [name] if len(keys) == 1 else [f"failover-target~{number}~{name}" for number in range(len(keys))]
+        inner = [name] if len(keys) == 1 else [names.failover_target(number, name) for number in range(len(keys))]
         for key, each in zip(keys, inner, strict=True):
             target = self._chain.targets[key]
             yield self._target_cluster(each, target, resolver)
@@ -157,7 +157,13 @@ class UpstreamEncoder:
             here = self._here
             identities = {names.spiffe_id(who, where or here.datacenter, here.trust_domain) for who, where in found}
         made = clusters.service_cluster(
-            name, target, self._here, self._chain.protocol, self._settings, balancer, identities=sorted(identities)
+            name,
+            target,
+            self._here,
+            self._chain.protocol,
+            self._settings,
+            balancer,
+            identities=tuple(sorted(identities)),
         )
         if not self._settings.cluster_json:
             return made

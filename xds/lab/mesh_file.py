@@ -25,7 +25,8 @@ class MeshFile:
     def __init__(self, folder: Path, default_policy: str) -> None:
         self.settings = FileSettings.resolve(folder / "mesh.yaml", None)
         self._default_policy = default_policy
-        self._services: dict[str, dict[str, Any]] = {}
+        self.services: dict[str, dict[str, Any]] = {}
+        """The definitions in the file, by service ID."""
         self._intentions: dict[str, dict[str, str]] = {}
         self._entries: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._tokens: dict[str, str] = {}
@@ -51,7 +52,7 @@ class MeshFile:
 
     def give_token(self, service_id: str) -> None:
         """Give a service a token of its own, as every one needs where others can connect."""
-        self._services[service_id]["token"] = str(uuid.uuid4())
+        self.services[service_id]["token"] = str(uuid.uuid4())
         self.write()
 
     async def register(self, node: str, address: str, service: Mapping[str, Any]) -> None:  # noqa: ARG002
@@ -60,17 +61,17 @@ class MeshFile:
         name = definition.get("proxy", {}).get("destination_service_name")
         if name:
             definition["token"] = await self.token_for(name)
-        self._services[definition["id"]] = definition
+        self.services[definition["id"]] = definition
         self.write()
 
     async def deregister(self, node: str, service_id: str) -> None:  # noqa: ARG002
         """Take it out again."""
-        self._services.pop(service_id, None)
+        self.services.pop(service_id, None)
         self.write()
 
     async def check(self, node: str, address: str, service_id: str, status: str) -> None:  # noqa: ARG002
         """Say how an instance is."""
-        self._services[service_id]["check"] = {"name": "health", "ttl": "1h", "status": status}
+        self.services[service_id]["check"] = {"name": "health", "ttl": "1h", "status": status}
         self.write()
 
     async def intention(self, source: str, destination: str, action: str | None) -> None:
@@ -95,7 +96,7 @@ class MeshFile:
         """The virtual IPs of a service: those in the file, else the one that it was given."""
         registered = [
             each["tagged_addresses"]["virtual"]["address"]
-            for each in self._services.values()
+            for each in self.services.values()
             if each.get("proxy", {}).get("destination_service_name") == service and "tagged_addresses" in each
         ]
         if registered:
@@ -125,7 +126,7 @@ class MeshFile:
         entries += [dict(entry) for entry in self._entries.values()]
         data = {
             "default_intention_policy": self._default_policy,
-            "services": list(self._services.values()),
+            "services": list(self.services.values()),
             "config_entries": {"bootstrap": entries},
         }
         new = self.settings.mesh.with_suffix(".new")

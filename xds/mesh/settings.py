@@ -16,6 +16,17 @@ class ProxyMode(enum.Enum):
     DIRECT = "direct"
 
 
+class ClusterMode(enum.Enum):
+    """When a sidecar is sent the clusters of its implicit upstreams."""
+
+    EAGER = "eager"
+    """At once, all of them."""
+    ON_DEMAND = "on-demand"
+    """Each when it is first dialed."""
+    AUTO = "auto"
+    """Eager as long as they are few."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExposedPath:
     """A path of the application that is reached in plain HTTP, past mutual TLS (Consul: ``Expose.Paths``)."""
@@ -92,6 +103,7 @@ class ProxySettings:
     fallback_mode: ProxyMode | None = None
     """``Config["mode"]``: where a Consul before 1.10, which refuses ``Proxy.Mode``, can carry it."""
     outbound_listener_port: int | None = None
+    clusters: ClusterMode | None = None
     bind_address: str | None = None
     bind_port: int | None = None
     protocol: str | None = None

@@ -9,7 +9,7 @@ Names are compared without regard to case, as Consul does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from xds.mesh.facts import WILDCARD
@@ -47,15 +47,76 @@ class Decisions:
         return [*self.exact.values(), *([self.otherwise] if self.otherwise else [])]
 
 
-class IntentionIndex:
-    """All intentions of a mesh, ready to answer for one source or one destination."""
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whom a source may call, so that a thousand sources with one rule for everybody share that rule.
 
-    def __init__(self, intentions: Iterable[Intention]) -> None:
-        self._by_source: dict[str, list[Intention]] = {}
-        self._by_destination: dict[str, list[Intention]] = {}
-        for intention in sorted(intentions, key=lambda i: (-precedence(i), i.source, i.destination)):
-            self._by_source.setdefault(intention.source.lower(), []).append(intention)
-            self._by_destination.setdefault(intention.destination.lower(), []).append(intention)
+    Names are in lower case. ``own`` speaks of the destinations that intentions of this very source name; ``shared`` of
+    those that intentions of every source do, and is one object for all; ``others`` of every other one.
+    """
+
+    own: Mapping[str, bool]
+    shared: Mapping[str, bool]
+    others: bool
+
+    def includes(self, name: str) -> bool:
+        """Whether it may call ``name``."""
+        key = name.lower()
+        found = self.own.get(key)
+        if found is None:
+            found = self.shared.get(key)
+        return self.others if found is None else found
+
+
+class IntentionIndex:
+    """All intentions of a mesh, ready to answer for one source or one destination. A change costs what changed."""
+
+    def __init__(self, intentions: Iterable[Intention] = ()) -> None:
+        self._all: frozenset[Intention] = frozenset()
+        self._by_source: dict[str, dict[str, Intention]] = {}
+        self._by_destination: dict[str, dict[str, Intention]] = {}
+        self.shared: Mapping[str, bool] = {}
+        """What holds for every source, by the destinations that its intentions name."""
+        self.replace(intentions)
+
+    def replace(self, intentions: Iterable[Intention]) -> tuple[frozenset[str], frozenset[str]]:
+        """Hold these instead.
+
+        Returns:
+            The sources and the destinations, in lower case, that an intention speaks of that came, went or changed.
+        """
+        before, self._all = self._all, frozenset(intentions)
+        changed = before ^ self._all
+        for intention in before - self._all:
+            source, destination = intention.source.lower(), intention.destination.lower()
+            _take(self._by_source, source, destination)
+            _take(self._by_destination, destination, source)
+        self._add(self._all - before)
+        if sum(map(len, self._by_source.values())) != len(self._all):
+            # Names that differ in case alone: which of them is left can't be told from what went.
+            self._by_source, self._by_destination = {}, {}
+            self._add(self._all)
+        sources = frozenset(intention.source.lower() for intention in changed)
+        if WILDCARD in sources:
+            self.shared = _verdicts(self._by_source.get(WILDCARD, {}))
+        return sources, frozenset(intention.destination.lower() for intention in changed)
+
+    def _add(self, intentions: Iterable[Intention]) -> None:
+        for intention in sorted(intentions, key=lambda i: (i.source, i.destination), reverse=True):
+            source, destination = intention.source.lower(), intention.destination.lower()
+            self._by_source.setdefault(source, {})[destination] = intention
+            self._by_destination.setdefault(destination, {})[source] = intention
+
+    def reach(self, source: str, *, default_allow: bool) -> Reach:
+        """Whom ``source`` may call; an intention with HTTP permissions counts as allow, as in Consul."""
+        mine = self._by_source.get(source.lower(), {})
+        general = mine.get(WILDCARD) or self._by_source.get(WILDCARD, {}).get(WILDCARD)
+        others = default_allow if general is None else general.action is not Action.DENY
+        return Reach(_verdicts(mine), self.shared, others)
+
+    def sources_named_by(self, destination: str) -> Iterable[str]:
+        """The sources, in lower case, that an intention to ``destination`` itself names."""
+        return self._by_destination.get(destination.lower(), {}).keys() - {WILDCARD}
 
     def from_source(self, source: str) -> Decisions:
         """What the intentions say of ``source`` calling each destination."""
@@ -66,9 +127,22 @@ class IntentionIndex:
         return _decide(self._matching(self._by_destination, destination), lambda intention: intention.source)
 
     @staticmethod
-    def _matching(index: dict[str, list[Intention]], name: str) -> list[Intention]:
-        found = [*index.get(name.lower(), ()), *(index.get(WILDCARD, ()) if name != WILDCARD else ())]
-        return sorted(found, key=precedence, reverse=True)
+    def _matching(index: dict[str, dict[str, Intention]], name: str) -> list[Intention]:
+        found = [*index.get(name.lower(), {}).values()]
+        if name != WILDCARD:
+            found += index.get(WILDCARD, {}).values()
+        return sorted(found, key=lambda i: (-precedence(i), i.source, i.destination))
+
+
+def _take(index: dict[str, dict[str, Intention]], key: str, other: str) -> None:
+    found = index.get(key, {})
+    found.pop(other, None)
+    if not found:
+        index.pop(key, None)
+
+
+def _verdicts(by_destination: Mapping[str, Intention]) -> dict[str, bool]:
+    return {name: i.action is not Action.DENY for name, i in by_destination.items() if name != WILDCARD}
 
 
 def _decide(in_order: list[Intention], other_side: Callable[[Intention], str]) -> Decisions:

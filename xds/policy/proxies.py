@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from xds.mesh.facts import ExplicitUpstream, Sidecar
@@ -29,11 +30,12 @@ def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]
     return (*(entries.proxy_defaults.extensions or ()), *(own.extensions or ()))
 
 
-def upstream_settings(service: str, upstream: str, entries: ConfigEntries) -> UpstreamSettings:
-    """How ``service`` calls ``upstream``: by its own service-defaults, ``Overrides`` before ``Defaults``."""
+def implicit_settings(service: str, entries: ConfigEntries) -> tuple[UpstreamSettings, Mapping[str, UpstreamSettings]]:
+    """How ``service`` calls its upstreams by its own service-defaults: in general, and those with ``Overrides``."""
     said = entries.service_defaults.get(service, ProxySettings())
-    override = (said.upstream_overrides or {}).get(upstream, UpstreamSettings())
-    return override.over(_defaults(said, None, entries))
+    defaults = _defaults(said, None, entries)
+    overridden = {name: each.over(defaults) for name, each in (said.upstream_overrides or {}).items()}
+    return defaults, {name: each for name, each in overridden.items() if each != defaults}
 
 
 def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[ExplicitUpstream, ...]:
@@ -59,3 +61,32 @@ def _defaults(said: ProxySettings, registered_gateway: str | None, entries: Conf
     general = UpstreamSettings(mesh_gateway=said.mesh_gateway or entries.proxy_defaults.mesh_gateway)
     defaults = (said.upstream_defaults or UpstreamSettings()).over(general)
     return UpstreamSettings(mesh_gateway=registered_gateway).over(defaults)
+
+
+class Differing:
+    """What two versions of the config entries differ in, so that a change costs only what it is about."""
+
+    def __init__(self, before: ConfigEntries, after: ConfigEntries) -> None:
+        self._before = before
+        self._after = after
+        tls = before.mesh.outgoing_tls != after.mesh.outgoing_tls
+        directly = before.proxy_defaults.dialed_directly != after.proxy_defaults.dialed_directly
+        self._upstreams = tls or directly
+        shared = [(each.proxy_defaults, each.mesh, each.token_providers) for each in (before, after)]
+        self._sidecars = shared[0] != shared[1]
+        problems = set(before.problems) ^ set(after.problems)
+        self._sidecars |= any(problem.kind != "service-defaults" for problem in problems)
+        self._about = {problem.name for problem in problems}
+
+    def as_upstream(self, service: str) -> bool:
+        """Whether ``service`` may be reached in another way, its discovery chain apart."""
+        if self._upstreams or self._before.destinations.get(service) != self._after.destinations.get(service):
+            return True
+        before, after = (each.service_defaults.get(service, ProxySettings()) for each in (self._before, self._after))
+        return before.dialed_directly != after.dialed_directly
+
+    def as_sidecar(self, service: str) -> bool:
+        """Whether the own resources of the sidecars of ``service`` may differ."""
+        if self._sidecars or service in self._about:
+            return True
+        return self._before.service_defaults.get(service) != self._after.service_defaults.get(service)

@@ -6,21 +6,77 @@ intention with HTTP permissions counting as allow whatever they say, minus the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from xds.mesh.intentions import Action
-from xds.policy.intentions import Decisions
+from xds.policy.intentions import Reach
 
 CONSUL = "consul"
 """The servers' own service: in every catalog, in no mesh."""
 
+GENERAL_KEPT = 4
+"""There is one for a default of allow and one for deny; those of intentions that no longer hold are of no use."""
 
-def implicit_upstreams(
-    service: str, decisions: Decisions, service_names: Iterable[str], *, default_allow: bool
-) -> frozenset[str]:
-    """The names among ``service_names`` that ``service`` may call, ``decisions`` being those with it as source."""
-    return frozenset(
-        name
-        for name in service_names
-        if name not in (service, CONSUL) and decisions.action(name, default_allow=default_allow) is not Action.DENY
-    )
+
+class Candidates:
+    """The names that could be upstreams; immutable. Intentions find them whatever the case they are written in."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = frozenset(names) - {CONSUL}
+        self._capitalized: dict[str, list[str]] = {}
+        for name in self.names:
+            if name.lower() != name:
+                self._capitalized.setdefault(name.lower(), []).append(name)
+        self._general: dict[tuple[int, bool], tuple[Reach, frozenset[str]]] = {}
+
+    def upstreams(self, service: str, reach: Reach) -> frozenset[str]:
+        """Those of them that ``service`` may call. What all sources have in common is worked out once."""
+        found = self._pick(reach.own, self._in_general(reach))
+        return found - {service} if service in found else found
+
+    def _in_general(self, reach: Reach) -> frozenset[str]:
+        key = id(reach.shared), reach.others
+        if key not in self._general:
+            if len(self._general) >= GENERAL_KEPT:
+                self._general.clear()
+            self._general[key] = reach, self._pick(reach.shared, self.names if reach.others else frozenset())
+        return self._general[key][1]
+
+    def reached_by_any(self, sources: Iterable[tuple[str, Reach]]) -> frozenset[str]:
+        """Those that any of these may call: the union of `upstreams`, at the cost of what sets the sources apart."""
+        found: set[str] = set()
+        not_by: dict[tuple[int, bool], Counter[str]] = {}
+        count: Counter[tuple[int, bool]] = Counter()
+        general: dict[tuple[int, bool], frozenset[str]] = {}
+        for service, reach in sources:
+            key = id(reach.shared), reach.others
+            if key not in general:
+                general[key], not_by[key] = self._in_general(reach), Counter()
+            count[key] += 1
+            mine = {name: allowed for own, allowed in reach.own.items() for name in self._spelled(own)} | {
+                service: False
+            }
+            found.update(name for name, allowed in mine.items() if allowed)
+            not_by[key].update(mine.keys())
+        for key, names in general.items():
+            found |= names - {name for name, times in not_by[key].items() if times == count[key]}
+        return frozenset(found)
+
+    def denied(self, service: str, reach: Reach) -> set[str]:
+        """Those that some intention singles out so that ``service`` may not call them, and itself."""
+        singled_out = (
+            name for verdicts in (reach.own, reach.shared) for key in verdicts for name in self._spelled(key)
+        )
+        return {service, *(name for name in singled_out if not reach.includes(name))}
+
+    def _pick(self, verdicts: Mapping[str, bool], among: frozenset[str]) -> frozenset[str]:
+        if not verdicts:
+            return among
+        denied = {name for key, allowed in verdicts.items() if not allowed for name in self._spelled(key)}
+        allowed = {name for key, allowed in verdicts.items() if allowed for name in self._spelled(key)}
+        return among - denied | allowed
+
+    def _spelled(self, key: str) -> Iterable[str]:
+        if key in self.names:
+            yield key
+        yield from self._capitalized.get(key, ())

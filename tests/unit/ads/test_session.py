@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from xds.ads.messages import Received, Request, Response
@@ -15,6 +17,7 @@ class View:
     def __init__(self) -> None:
         self.resources: dict[str, dict[str, Resource]] = {t: {} for t in (CLUSTER, ENDPOINT, LISTENER, SECRET)}
         self.is_complete = True
+        self.on_demand = False
 
     def complete(self) -> bool:
         return self.is_complete
@@ -22,8 +25,15 @@ class View:
     def get(self, type_url: str, name: str) -> Resource | None:
         return self.resources[type_url].get(name)
 
+    def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
+        return [resource for name in names if (resource := self.get(type_url, name)) is not None]
+
     def names(self, type_url: str) -> list[str]:
-        return list(self.resources[type_url])
+        own = type_url == CLUSTER and self.on_demand
+        return [name for name in self.resources[type_url] if not own or self.asked_as(name) is None]
+
+    def asked_as(self, name: str) -> str | None:
+        return None if name.startswith("own") else name.rpartition("~")[2]
 
 
 class Stream:

@@ -11,9 +11,9 @@ from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, ma
 from xds.ads.codec import Node
 from xds.control import proxy as proxy_module
 from xds.control.metrics import Metrics
+from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
-from xds.control.views import OwnResources, SidecarInputs, own_resources
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
 from xds.mesh import mesh
@@ -54,7 +54,7 @@ class Bench:
 
     def __init__(self, *, default_allow: bool = True) -> None:
         self.demand = Demand()
-        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics())
+        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), lambda then: then())
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
             {
@@ -95,6 +95,9 @@ class Bench:
 
     def intentions(self, *intentions: Intention) -> None:
         self.plane.apply({mesh.INTENTIONS: intentions})
+
+
+OUTBOUND = "outbound_listener:127.0.0.1:15001"
 
 
 def names(proxy: Proxy, type_url: str) -> set[str]:
@@ -339,9 +342,41 @@ def test_only_what_a_connected_proxy_serves_or_may_call_is_read(bench: Bench) ->
     first, second = bench.connect("web"), bench.connect("web", token="other")
     assert bench.demand == Demand(frozenset({"web", "api"}), frozenset({LeafKey("web", ""), LeafKey("web", "other")}))
     bench.plane.detach(first)
+    assert bench.demand.leaves == {LeafKey("web", ""), LeafKey("web", "other")}
+    bench.plane.let_go(first)
     assert bench.demand.leaves == {LeafKey("web", "other")}
     bench.plane.detach(second)
+    bench.plane.let_go(second)
     assert bench.demand == Demand()
+
+
+def test_a_proxy_that_comes_again_is_served_what_was_made_for_it(bench: Bench) -> None:
+    before = bench.connect("web")
+    bench.plane.detach(before)
+    again = bench.connect("web")
+    assert again.ready
+    assert again.get(LISTENER, OUTBOUND) is before.get(LISTENER, OUTBOUND)
+    bench.plane.let_go(before)
+    bench.service("db", "240.0.0.9")
+    assert "vip:240.0.0.9" in names(again, CLUSTER)
+
+
+def test_a_proxy_that_comes_again_gets_what_changed_meanwhile(bench: Bench) -> None:
+    before = bench.connect("web")
+    bench.plane.detach(before)
+    bench.service(
+        "web", instances=ServiceInstances("web", (make_instance("web", sidecar=make_sidecar("web", port=1)),))
+    )
+    assert "public_listener:10.0.0.1:1" in names(bench.connect("web"), LISTENER)
+
+
+def test_a_proxy_that_comes_again_with_a_token_that_was_revoked_gets_nothing(bench: Bench) -> None:
+    before = bench.connect("web")
+    bench.plane.detach(before)
+    bench.plane.apply({Key(Kind.LEAF, LeafKey("web", "")): LeafRefused("revoked")})
+    again = bench.connect("web")
+    assert not again.ready
+    assert not names(again, SECRET)
 
 
 def test_siblings_share_the_very_same_resources(bench: Bench) -> None:

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xds.mesh.intentions import Action, Intention
 from xds.policy.intentions import IntentionIndex
-from xds.policy.upstreams import implicit_upstreams
+from xds.policy.upstreams import Candidates
 
 NAMES = ["web", "api", "db", "consul", "web-sidecar-proxy"]
 
 
 def upstreams(*intentions: Intention, default_allow: bool) -> set[str]:
-    decisions = IntentionIndex(intentions).from_source("web")
-    return set(implicit_upstreams("web", decisions, NAMES, default_allow=default_allow))
+    reach = IntentionIndex(intentions).reach("web", default_allow=default_allow)
+    return set(Candidates(NAMES).upstreams("web", reach))
+
+
+NAME = st.sampled_from(["web", "api", "db", "Cart", "cart", "*"])
+INTENTION = st.builds(Intention, NAME, NAME, st.sampled_from(Action))
+
+
+@given(before=st.lists(INTENTION), after=st.lists(INTENTION), default_allow=st.booleans())
+def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says(
+    before: list[Intention], after: list[Intention], default_allow: bool
+) -> None:
+    index, candidates = IntentionIndex(before), Candidates([*NAMES, "Cart", "cart"])
+    earlier = {source: index.reach(source, default_allow=default_allow) for source in candidates.names}
+    sources, _ = index.replace(after)
+    now = {source: index.reach(source, default_allow=default_allow) for source in candidates.names}
+    for some in ([*now.items()][:2], [*now.items()]):
+        union = frozenset().union(*(candidates.upstreams(source, reach) for source, reach in some))
+        assert candidates.reached_by_any(some) == union
+    for source in candidates.names:
+        reach = index.reach(source, default_allow=default_allow)
+        decisions = IntentionIndex(after).from_source(source)
+        expected = {
+            name
+            for name in candidates.names - {source}
+            if decisions.action(name, default_allow=default_allow) is not Action.DENY
+        }
+        assert candidates.upstreams(source, reach) == expected
+        assert candidates.names - candidates.denied(source, reach) >= expected
+        assert {name for name in candidates.names - {source} if reach.includes(name)} == expected
+        if not {source.lower(), "*"} & sources:
+            assert reach == earlier[source]
 
 
 def test_with_default_allow_every_service_but_itself_and_consul() -> None:

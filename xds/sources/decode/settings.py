@@ -11,6 +11,7 @@ from xds.mesh.facts import is_ip
 from xds.mesh.intentions import TokenProvider
 from xds.mesh.settings import (
     AccessLogs,
+    ClusterMode,
     ConfigEntries,
     Destination,
     EntryProblem,
@@ -58,6 +59,7 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
     return ProxySettings(
         mode=_mode(said, "Mode"),
         fallback_mode=_mode(opaque, "mode"),
+        clusters=_cluster_mode(opaque),
         outbound_listener_port=transparent.port("OutboundListenerPort"),
         bind_address=opaque.text("bind_address") or None,
         bind_port=opaque.port("bind_port"),
@@ -90,6 +92,11 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
 def _mode(fields: Fields, field: str) -> ProxyMode | None:
     value = fields.choice(field, *(mode.value for mode in ProxyMode))
     return ProxyMode(value) if value else None
+
+
+def _cluster_mode(opaque: Fields) -> ClusterMode | None:
+    value = opaque.choice("gossamer_clusters", *(mode.value for mode in ClusterMode))
+    return ClusterMode(value) if value else None
 
 
 def _extensions(said: Fields) -> tuple[Extension, ...]:

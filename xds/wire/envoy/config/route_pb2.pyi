@@ -14,14 +14,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteConfiguration(_message.Message):
-    __slots__ = ("name", "virtual_hosts", "request_headers_to_remove")
+    __slots__ = ("name", "virtual_hosts", "validate_clusters", "request_headers_to_remove")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VIRTUAL_HOSTS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_CLUSTERS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_HEADERS_TO_REMOVE_FIELD_NUMBER: _ClassVar[int]
     name: str
     virtual_hosts: _containers.RepeatedCompositeFieldContainer[VirtualHost]
+    validate_clusters: _wrappers_pb2.BoolValue
     request_headers_to_remove: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., virtual_hosts: _Optional[_Iterable[_Union[VirtualHost, _Mapping]]] = ..., request_headers_to_remove: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., virtual_hosts: _Optional[_Iterable[_Union[VirtualHost, _Mapping]]] = ..., validate_clusters: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., request_headers_to_remove: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScopedRouteConfiguration(_message.Message):
     __slots__ = ("name", "key", "route_configuration")

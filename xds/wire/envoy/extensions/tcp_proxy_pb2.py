@@ -22,16 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from xds.wire.envoy.config import accesslog_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_accesslog__pb2
+from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)xds/wire/envoy/extensions/tcp_proxy.proto\x12-envoy.extensions.filters.network.tcp_proxy.v3\x1a%xds/wire/envoy/config/accesslog.proto\"\x81\x01\n\x08TcpProxy\x12\x13\n\x0bstat_prefix\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x12\x38\n\naccess_log\x18\x05 \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLogB\x13\n\x11\x63luster_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)xds/wire/envoy/extensions/tcp_proxy.proto\x12-envoy.extensions.filters.network.tcp_proxy.v3\x1a\x1egoogle/protobuf/duration.proto\x1a%xds/wire/envoy/config/accesslog.proto\x1a xds/wire/envoy/config/core.proto\"\xc8\x02\n\x08TcpProxy\x12\x13\n\x0bstat_prefix\x18\x01 \x01(\t\x12\x11\n\x07\x63luster\x18\x02 \x01(\tH\x00\x12\x38\n\naccess_log\x18\x05 \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLog\x12S\n\ton_demand\x18\x0e \x01(\x0b\x32@.envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand\x1ap\n\x08OnDemand\x12\x38\n\x0codcds_config\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11\x63luster_specifierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.extensions.tcp_proxy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TCPPROXY']._serialized_start=132
-  _globals['_TCPPROXY']._serialized_end=261
+  _globals['_TCPPROXY']._serialized_start=198
+  _globals['_TCPPROXY']._serialized_end=526
+  _globals['_TCPPROXY_ONDEMAND']._serialized_start=393
+  _globals['_TCPPROXY_ONDEMAND']._serialized_end=505
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,157 @@
+"""Clusters that a sidecar is sent when they are first dialed, and the change-over from sending them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.integration.helpers import answers
+from tests.integration.requests import Answer, request, until
+from xds.control.views import LARGE
+from xds.lab.application import who_answers
+from xds.lab.mesh import Lab, Member
+from xds.lab.mesh_file import MeshFile
+from xds.lab.processes import eventually
+
+ADDRESSES = {"api": "240.0.0.11", "shop": "240.0.0.12", "spare": "240.0.0.13", "later": "240.0.0.14"}
+
+
+@dataclass
+class OnDemand:
+    """web calls api, a TCP service, and shop, an HTTP service; primary fails over to spare."""
+
+    lab: Lab
+    web: Member
+    api: Member
+
+    async def clusters(self) -> set[str]:
+        """Those of web's clusters that are named after addresses, or that are members of these."""
+        resources = (await self.lab.sidecars())[self.web.sidecar_id]["resources"]["clusters"]
+        return {name for name in resources["sent"] if "vip:" in name}
+
+    async def dial(self, address: str) -> tuple[str | None, float]:
+        """Who answers, and after how many seconds that or a refusal came."""
+        began = time.monotonic()
+        return await who_answers(self.web.host, address, 80), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+async def mesh() -> AsyncIterator[OnDemand]:
+    async with Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "on-demand")) as lab:
+        await lab.catalog.entry({"Kind": "service-defaults", "Name": "shop", "Protocol": "http"})
+        await lab.catalog.entry(
+            {"Kind": "service-resolver", "Name": "primary", "Failover": {"*": {"Service": "spare"}}}
+        )
+        members = await asyncio.gather(
+            lab.member("web"),
+            lab.member("api", virtual_ip=ADDRESSES["api"]),
+            lab.member("shop", virtual_ip=ADDRESSES["shop"], speaks="http"),
+            lab.member("spare", virtual_ip=ADDRESSES["spare"]),
+        )
+        await lab.served(*members)
+        yield OnDemand(lab, members[0], members[1])
+
+
+async def test_nothing_is_there_until_it_is_dialed_and_then_only_that(mesh: OnDemand) -> None:
+    assert await mesh.clusters() == set()
+    assert (await mesh.dial(ADDRESSES["api"]))[0] == "api-1", "the first dial waits for its cluster"
+    assert await mesh.clusters() == {f"vip:{ADDRESSES['api']}"}
+
+
+async def test_requests_ask_for_their_clusters_as_well(mesh: OnDemand) -> None:
+    async def ask() -> Answer:
+        return await request(mesh.web.host, f"http://{ADDRESSES['shop']}/", "POST")
+
+    await until(ask, "shop", lambda found: found.service == "shop-1")
+
+
+async def test_what_a_cluster_is_made_of_comes_with_it(mesh: OnDemand) -> None:
+    primary = (await mesh.lab.catalog.virtual_ips("primary"))[0]
+    await answers(mesh.web.host, primary, 80, "spare-1")
+    assert f"failover-target~1~vip:{primary}" in await mesh.clusters()
+
+
+async def test_an_address_that_nobody_has_is_remembered_until_somebody_does(mesh: OnDemand) -> None:
+    assert (await mesh.dial(ADDRESSES["later"]))[0] is None
+    await mesh.lab.served(await mesh.lab.member("later", virtual_ip=ADDRESSES["later"]))
+    await answers(mesh.web.host, ADDRESSES["later"], 80, "later-1")
+
+
+async def test_what_is_denied_is_taken_back_and_comes_again_when_it_is_allowed(mesh: OnDemand) -> None:
+    await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
+    await mesh.lab.catalog.intention("web", "api", "deny")
+    await answers(mesh.web.host, ADDRESSES["api"], 80, None)
+    assert f"vip:{ADDRESSES['api']}" not in await mesh.clusters()
+    await mesh.lab.catalog.intention("web", "api", None)
+    await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
+
+
+async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_rest_fails_soon(mesh: OnDemand) -> None:
+    await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
+    await mesh.lab.stop_gossamer()
+    try:
+        assert (await mesh.dial(ADDRESSES["api"]))[0] == "api-1"
+        answered, seconds = await mesh.dial(ADDRESSES["spare"])
+        assert answered is None
+        assert seconds < 5
+    finally:
+        await mesh.lab.start_gossamer()
+    await answers(mesh.web.host, ADDRESSES["spare"], 80, "spare-1")
+    await mesh.lab.served(mesh.web)
+    found = await mesh.clusters()
+    assert {f"vip:{ADDRESSES[name]}" for name in ("api", "spare")} <= found, "what it has is remembered"
+
+
+async def test_a_registration_may_say_otherwise_than_the_server(mesh: OnDemand) -> None:
+    eager = await mesh.lab.member("eager", config={"gossamer_clusters": "eager"})
+    await mesh.lab.served(eager)
+    sent = (await mesh.lab.sidecars())[eager.sidecar_id]["resources"]["clusters"]["sent"]
+    assert f"vip:{ADDRESSES['api']}" in sent
+
+
+async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_for() -> None:
+    async with Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "auto")) as lab:
+        web, api = await asyncio.gather(lab.member("web"), lab.member("api", virtual_ip=ADDRESSES["api"]))
+        await lab.served(web, api)
+        await answers(web.host, ADDRESSES["api"], 80, "api-1")
+        catalog = lab.catalog
+        assert isinstance(catalog, MeshFile)
+        socket = web.host.socket()
+        await asyncio.get_running_loop().sock_connect(socket, (ADDRESSES["api"], 80))
+        reader, writer = await asyncio.open_connection(sock=socket)
+        try:
+            assert await reader.readline() == b"api-1\n"
+
+            async def clusters() -> set[str]:
+                resources: dict[str, Any] = (await lab.sidecars())[web.sidecar_id]["resources"]["clusters"]
+                return {name for name in resources["acknowledged"] if name.startswith("vip:")}
+
+            assert f"vip:{ADDRESSES['api']}" in await clusters()
+            fill(catalog, LARGE + 1)
+            await eventually("the change-over", clusters, until=lambda found: not found)
+            writer.write(b"still there?\n")
+            assert await asyncio.wait_for(reader.readline(), 10), "the connection from before goes on"
+            await answers(web.host, ADDRESSES["api"], 80, "api-1")
+            fill(catalog, 0)
+            await eventually("the way back", clusters, until=lambda found: found == {f"vip:{ADDRESSES['api']}"})
+            writer.write(b"and now?\n")
+            assert await asyncio.wait_for(reader.readline(), 10)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+def fill(catalog: MeshFile, count: int) -> None:
+    """Have so many more services, with nobody behind them."""
+    for name in [name for name in catalog.services if name.startswith("more-")]:
+        del catalog.services[name]
+    for number in range(count):
+        catalog.services[f"more-{number}"] = {"id": f"more-{number}", "name": f"more-{number}", "port": 80}
+    catalog.write()

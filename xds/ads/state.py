@@ -1,0 +1,41 @@
+"""What a session remembers of one type of resources: what the proxy asked for, what it has, what is to be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xds.ads.messages import Rejection, Response
+from xds.envoy.resource import Resource
+
+
+@dataclass(slots=True)
+class TypeState:
+    """What a proxy has asked for and what it has, of one type."""
+
+    wildcard: bool = False
+    named: set[str] = field(default_factory=set)
+    has: dict[str, str] = field(default_factory=dict)
+    """Name to version: what the proxy has once it acknowledged ``in_flight``. Empty: it knows there is none."""
+    good: dict[str, Resource] = field(default_factory=dict)
+    """State of the world only: the last resource under each name that was not rejected, to be listed again."""
+    rejected: dict[str, Rejection] = field(default_factory=dict)
+    """The last rejection under each name, unless something newer was accepted."""
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """The versions that were rejected under each name, the last few."""
+    inherited: set[str] = field(default_factory=set)
+    """Names that the proxy brought along, and that nobody here has spoken of yet."""
+    owed: set[str] = field(default_factory=set)
+    """Names to send when this type is first asked for, even if the proxy has them."""
+    dirty: set[str] = field(default_factory=set)
+    suspects: list[str] = field(default_factory=list)
+    """Names from a rejected response whose culprit is unknown, to be tried one by one."""
+    in_flight: Response | None = None
+    flying: tuple[Response, frozenset[str]] | None = None
+    """The names of what is in flight, worked out once."""
+    clusters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name, the clusters that the last accepted version names."""
+    last_nonce: str = ""
+    asked: bool = False
+    answered: bool = False
+    acknowledged: int = 0
+    sent: int = 0

@@ -1,0 +1,250 @@
+"""What is one sidecar's alone: its listeners, its certificate, its application, the upstreams that it names itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from xds.control.tables import ResourcesByType
+from xds.envoy import clusters, jwt, names, outbound, tls
+from xds.envoy.clusters import Here
+from xds.envoy.dns import Named, dns_listener, unanswerable
+from xds.envoy.egress import EgressHost
+from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
+from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
+from xds.envoy.inbound import Admission, inbound_routes, public, public_address
+from xds.envoy.observe import Observation
+from xds.envoy.outbound import OutboundSettings
+from xds.envoy.overrides import OverrideError, cluster_from
+from xds.envoy.resource import CLUSTER, LISTENER, SCOPED_ROUTE, Resource, encode
+from xds.envoy.upstreams import UpstreamEncoder
+from xds.mesh.chains import DiscoveryChain, Target
+from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress, is_ip
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.settings import ClusterMode, MeshSettings, ProxyMode, ProxySettings
+
+
+@dataclass(frozen=True, slots=True)
+class ExplicitTarget:
+    """What is known of an explicit upstream: its chain, and the instances that the chain ends at."""
+
+    upstream: ExplicitUpstream
+    chain: DiscoveryChain | None
+    instances: tuple[tuple[Target, tuple[Instance, ...]], ...] = ()
+    unread: bool = False
+    """Whether something about it has not been read yet."""
+    problems: tuple[str, ...] = ()
+    """What keeps some of its instances from being called."""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarInputs:
+    """Everything that one sidecar's own resources are made of; equal inputs, equal resources."""
+
+    sidecar: Sidecar
+    settings: ProxySettings
+    mesh: MeshSettings
+    admission: Admission
+    problems: tuple[str, ...]
+    """What can't be followed of the config entries and intentions that are about it."""
+    roots: Roots
+    leaf: Leaf
+    here: Here
+    outbound: OutboundSettings
+    listed: tuple[tuple[VirtualAddress, str], ...]
+    """The addresses that the outbound listener has to be told of, each with its protocol."""
+    explicit: tuple[ExplicitTarget, ...]
+    hosts: frozenset[EgressHost] = frozenset()
+    """The hosts outside the mesh that are reached through a gateway."""
+    dual_stack: bool = False
+    clusters: ClusterMode = ClusterMode.EAGER
+    on_demand: bool = False
+    """Whether the clusters of implicit upstreams are sent when they are first dialed."""
+    dns_port: int = 0
+    named: tuple[Named, ...] = ()
+    """For DNS, where it is answered: the upstreams and their virtual IPs."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnResources:
+    """A sidecar's own resources, and what of its registration could not be followed."""
+
+    resources: ResourcesByType
+    problems: tuple[str, ...] = ()
+
+
+def own_resources(inputs: SidecarInputs) -> OwnResources:
+    """Encode what is ``inputs.sidecar``'s alone."""
+    made: dict[str, dict[str, Resource]] = {}
+    problems = [*inputs.sidecar.problems, *inputs.problems]
+    for resource in _own_resources(inputs, problems.append):
+        made.setdefault(resource.type_url, {})[resource.name] = resource
+    return OwnResources(made, tuple(dict.fromkeys(problems)))
+
+
+def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings = inputs.sidecar, inputs.settings
+    yield tls.leaf_secret(inputs.leaf)
+    yield tls.roots_secret(inputs.roots)
+    extensions = Extensions(settings.extensions or ())
+    for each in extensions.problems:
+        problem(each)
+    yield from extensions.clusters()
+    try:
+        observation = Observation(settings, extensions)
+    except OverrideError as error:
+        problem(str(error))
+        observation = Observation(ProxySettings(), extensions)
+    wrong = _public_problem(sidecar, settings)
+    if wrong is None:
+        for resource in _inbound(inputs, observation, problem):
+            patchable = resource.type_url in (CLUSTER, SCOPED_ROUTE)
+            yield extensions.patched(resource, INBOUND) if patchable else resource
+    else:
+        problem(wrong)
+    if settings.mode is ProxyMode.TRANSPARENT:
+        port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
+        listed = dict(inputs.listed)
+        listener = outbound.outbound(
+            inputs.outbound, port, listed, inputs.hosts,
+            dual_stack=inputs.dual_stack, mode=inputs.clusters, on_demand=inputs.on_demand,
+        )  # fmt: skip
+        named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
+        scopes_named = outbound.outbound_routes(listed, inputs.hosts)
+        yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
+        if not inputs.outbound.destinations_only:
+            yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
+        if inputs.dns_port:
+            for service in unanswerable(inputs.named):
+                problem(f"upstream {service!r} can't be a name in DNS; the sidecar does not answer for it")
+            made = dns_listener(inputs.dns_port, inputs.named, inputs.here.datacenter, dual_stack=inputs.dual_stack)
+            yield encode(LISTENER, made.name, made, of_all_upstreams=True)
+    for target in inputs.explicit:
+
+        def upstream_problem(text: str, name: str = target.upstream.name) -> None:
+            problem(f"upstream {name!r}: {text}")
+
+        for resource in _guarded(_explicit(target, inputs.here, observation, upstream_problem), upstream_problem):
+            patchable = resource.type_url != LISTENER
+            yield extensions.patched(resource, OUTBOUND, target.upstream.name) if patchable else resource
+
+
+def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings, trust_domain = inputs.sidecar, inputs.settings, inputs.roots.trust_domain
+    application = clusters.local_app(sidecar, settings)
+    if settings.local_cluster_json:
+        try:
+            application = cluster_from("envoy_local_cluster_json", settings.local_cluster_json, application)
+        except OverrideError as error:
+            problem(f"{error}; the generated cluster is used")
+    yield application
+    if settings.protocol in HTTP_PROTOCOLS or settings.public_listener_json:
+        providers = inputs.admission.used_providers()
+        yield from jwt.key_clusters(providers)
+        yield jwt.authentication(providers)
+    if settings.protocol in HTTP_PROTOCOLS:
+        yield inbound_routes(settings, inputs.admission, trust_domain)
+    try:
+        listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain, dual_stack=inputs.dual_stack)
+        scoped = (names.INBOUND_SCOPE,) if settings.protocol in HTTP_PROTOCOLS else ()
+        yield observation.encode(listener, (names.LOCAL_APP,), INBOUND, routes=scoped)
+    except OverrideError as error:
+        problem(f"{error}; it is refused, and nobody reaches the application through the mesh")
+    if settings.permissive_mtls and not inputs.mesh.allow_permissive_mtls:
+        problem(
+            "MutualTLSMode 'permissive' has no effect: the mesh entry does not say AllowEnablingPermissiveMutualTLS"
+        )
+    yield from _guarded(_exposed(inputs, observation, problem), problem)
+
+
+def _guarded(resources: Iterator[Resource], problem: Callable[[str], None]) -> Iterator[Resource]:
+    """What is beside the main thing: whatever is wrong with it, everything else is brought up to date."""
+    try:
+        made = list(resources)
+    except ExtensionError:
+        raise
+    except Exception as error:
+        problem(f"can't be turned into Envoy's configuration: {error!r}")
+        return
+    yield from made
+
+
+def _exposed(inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]) -> Iterator[Resource]:
+    sidecar, settings = inputs.sidecar, inputs.settings
+    exposed, more = exposable(sidecar, settings)
+    for each in more:
+        problem(each)
+    yield from exposed_clusters(sidecar, settings, exposed)
+    for listener, named in exposed_listeners(sidecar, settings, exposed, inputs.outbound.probe_sources):
+        yield observation.encode(listener, named, INBOUND)
+
+
+def _explicit(
+    target: ExplicitTarget, here: Here, observation: Observation, problem: Callable[[str], None]
+) -> Iterator[Resource]:
+    upstream = target.upstream
+    encoder = _explicit_encoder(target, here)
+    wrong = _explicit_problem(target, encoder)
+    if wrong is not None:
+        problem(wrong)
+    if encoder is None or encoder.refusal() is not None or target.chain is None:
+        return
+    name = outbound.explicit_name(upstream)
+    settings, protocol = upstream.settings, target.chain.protocol
+    if settings.listener_json and (protocol in HTTP_PROTOCOLS or not target.chain.is_default):
+        problem("envoy_listener_json is only for a service without routes, and of TCP; the generated listener is used")
+        upstream = replace(upstream, settings=replace(settings, listener_json=None))
+    if upstream.settings.listener_json:
+        # Whoever writes such a listener names the cluster as Consul does.
+        name = encoder.consul_name()
+    try:
+        listener = outbound.explicit(upstream, protocol, here.datacenter)
+    except OverrideError as error:
+        problem(f"{error}; the generated listener is used")
+        name, upstream = (
+            outbound.explicit_name(upstream),
+            replace(upstream, settings=replace(settings, listener_json=None)),
+        )
+        listener = outbound.explicit(upstream, protocol, here.datacenter)
+    yield from encoder.resources([name])
+    for each in (*encoder.problems, *target.problems):
+        problem(each)
+    http = protocol in HTTP_PROTOCOLS
+    yield observation.encode(listener, () if http else (name,), OUTBOUND, routes=(name,) if http else ())
+
+
+def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:
+    address, port = public_address(sidecar, settings)
+    if not is_ip(address):
+        return f"the public listener can't bind {address!r}: not an IP address; set bind_address in Proxy.Config"
+    if not 0 < port < 65536:
+        return f"the public listener can't bind port {port}: expected 1 to 65535"
+    if sidecar.local_service_socket_path:
+        return None
+    if not is_ip(sidecar.local_service_address):
+        return f"LocalServiceAddress {sidecar.local_service_address!r} is not an IP address"
+    if not 0 < sidecar.local_service_port < 65536:
+        return f"LocalServicePort {sidecar.local_service_port} is not between 1 and 65535"
+    return None
+
+
+def _explicit_encoder(target: ExplicitTarget, here: Here) -> UpstreamEncoder | None:
+    """Encodes an explicit upstream, once it has been read and if it can be served."""
+    if target.upstream.refusal is not None or target.chain is None or target.unread:
+        return None
+    instances = dict(target.instances)
+    owner = outbound.explicit_name(target.upstream)
+    return UpstreamEncoder(target.chain, target.upstream.settings, here, lambda each: instances.get(each, ()), owner)
+
+
+def _explicit_problem(target: ExplicitTarget, encoder: UpstreamEncoder | None) -> str | None:
+    if target.upstream.refusal is not None:
+        return target.upstream.refusal
+    if encoder is None:
+        return "not read from Consul yet"
+    refusal = encoder.refusal()
+    if refusal is not None:
+        return refusal
+    if not any(instances for _, instances in target.instances):
+        return "has no instances; connections to it are refused until one is registered"
+    return None

@@ -41,6 +41,8 @@ Envoy)."""
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 """The types that an empty first subscription means everything for (xDS specification)."""
 _name = attrgetter("name")
+SORTED = 64
+"""Up to so many resources are sent in the order of their names; of a thousand nobody asks that, and it takes long."""
 REFUSED_KEPT = 16
 PARTLY_TAKEN = "adding/updating"
 """In Envoy's words when it took a response but for the resources that it names. Otherwise it took nothing of it."""
@@ -322,7 +324,9 @@ class Session:
     def _pending(self, type_url: str) -> bool:
         """Whether something of this type is still to be added or changed, and not held back until all is read."""
         state = self._types[type_url]
-        return bool(state.suspects) or any(not self._is_held(state, r) for r in self._all_to_send(state, type_url))
+        return bool(state.suspects) or any(
+            not self._is_held(state, r) for r in self._all_to_send(state, type_url, state.dirty)
+        )
 
     @staticmethod
     def _is_held(state: TypeState, resource: Resource) -> bool:
@@ -336,38 +340,42 @@ class Session:
             return None
         return resource
 
-    def _all_to_send(self, state: TypeState, type_url: str) -> list[Resource]:
-        """`_to_send` of every dirty name, in the order of names; for a thousand at a time."""
+    def _all_to_send(self, state: TypeState, type_url: str, names: Collection[str]) -> list[Resource]:
+        """`_to_send` of each of these names; for a thousand at a time."""
         has = state.has
-        found = [r for r in self._view.select(type_url, state.dirty) if has.get(r.name) != r.version]
+        found = [r for r in self._view.select(type_url, names) if has.get(r.name) != r.version]
         if self._is_on_demand(type_url):
             found = [r for r in found if self._wants(state, type_url, r.name)]
         elif not state.wildcard:
             found = [r for r in found if r.name in state.named]
         if state.refused:
             found = [r for r in found if r.version not in state.refused.get(r.name, ())]
-        return sorted(found, key=_name)
+        return sorted(found, key=_name) if len(found) <= SORTED else found
 
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
         if not state.asked:
             return None
+        names: Collection[str] = state.dirty
+        large = self._most is not None and self.delta and len(names) > self._most
+        if large:
+            self.held_back = True
+            names = [name for name in names if state.has.get(name)]
+            if len(names) > (self._most or 0):
+                return None
         found, waiting = self._next_suspect(state, type_url), False
         if not found:
-            found = wanted = self._all_to_send(state, type_url)
+            found = wanted = self._all_to_send(state, type_url, names)
             if type_url in REFERRING:
                 found = [r for r in wanted if self._may_make(state, r)]
                 waiting = len(found) < len(wanted)
-        if self._most is not None and len(found) > self._most and self.delta:
-            self.held_back = True
-            found = [r for r in found if state.has.get(r.name)]
-            if not 0 < len(found) <= self._most:
-                return None
+        if large:
+            return self._send(state, type_url, found, []) if found else None
         rest = len(state.dirty) > len(found)  # else there is nothing that could be gone
         removed = self._unknown_names(state, type_url) if self.delta and rest else []
         first = not state.answered and (type_url in WILDCARD_TYPES or not self.delta) and not waiting
         if not found and not removed and not first:
-            if not waiting and not self.held_back:
+            if not waiting:
                 self._settle(state, type_url)
             return None
         if rest and (self.delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):

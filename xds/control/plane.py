@@ -50,7 +50,6 @@ from xds.mesh.mesh import (
     SERVICE_NAMES,
     Batch,
     Demand,
-    Kind,
     Mesh,
 )
 from xds.mesh.settings import ClusterMode, ConfigEntries, Extension, UpstreamSettings
@@ -109,6 +108,8 @@ class ControlPlane:
         """By service and service ID, proxies that may come again."""
         self._news: dict[str, int] = {}
         """By service, how often something about its sidecars changed."""
+        self._waiting_for: dict[str, dict[ServiceView, None]] = {}
+        """By upstream that has not been read, the views that wait for it (and maybe for others)."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
         """The proxies whose registration names upstreams, and what is read for these."""
@@ -137,6 +138,7 @@ class ControlPlane:
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         if proxy.as_of == self._news.get(service, 0):
             proxy.blocked_by(None)  # nothing has changed since it left
+            self._see_what_it_waits_for(self._views[service])
         else:
             self._update(proxy)
         self._want_demand()
@@ -232,8 +234,9 @@ class ControlPlane:
             about = Differing(entries_before or ConfigEntries(), self.mesh.config_entries or ConfigEntries())
             moved |= {each for each in self._demand.services if about.as_upstream(each)}
             stale |= {each for each in self._proxies if about.as_sidecar(each)}
-        self._demand_stale |= any(key.kind in (Kind.CHAIN, Kind.CONFIG_ENTRIES) for key in changed)
+        led = self._catalog.led
         touched, more = self._refresh_upstreams(moved)
+        self._demand_stale |= led != self._catalog.led
         moved |= touched
         stale |= more | {each for each in moved if isinstance(each, str)}
         proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}
@@ -266,7 +269,7 @@ class ControlPlane:
             callers = self._callers(name)
             relisted |= {view.service for view in callers if view.count(view.size - 1)}
             for table in {view.table_of(name) for view in callers}:
-                relisted |= self._renew(table, name, callers, forget=True)
+                relisted |= self._renew(table, name, forget=True)
         for name in now.names - before.names:
             callers = self._callers(name)
             for view in callers:
@@ -301,6 +304,7 @@ class ControlPlane:
             changes = view.assign(reach, table, special)
             self._demand_stale = True
             self._tell(view, changes)
+            self._see_what_it_waits_for(view)
             relisted.add(service)
         return relisted
 
@@ -335,19 +339,22 @@ class ControlPlane:
             touched |= self._catalog.refresh(key)
         relisted: set[str] = set()
         for upstream in touched & self._catalog.candidates.names:
-            callers = self._callers(upstream)
+            forget = upstream not in self._demand.services and not self._callers(upstream)
             for table in [table for table in self._tables.values() if upstream in table.encoded]:
-                relisted |= self._renew(table, upstream, callers, forget=not callers)
+                relisted |= self._renew(table, upstream, forget=forget)
         return touched, relisted
 
-    def _renew(self, table: UpstreamTable, upstream: str, callers: Iterable[ServiceView], *, forget: bool) -> set[str]:
+    def _renew(self, table: UpstreamTable, upstream: str, *, forget: bool) -> set[str]:
         """Bring what stands of an upstream in a table up to date, and tell its callers; who has addresses to list."""
-        was_known, listing, addresses = upstream not in table.unknown, table.listing, table.addresses
+        listing, addresses = table.listing, table.addresses
         changes = table.forget(upstream) if forget else table.refresh(upstream)
+        if upstream not in table.unknown:
+            for view in self._waiting_for.pop(upstream, ()):
+                self._see_what_it_waits_for(view)
         relisted: set[str] = set()
-        if not changes and was_known and (listing, addresses) == (table.listing, table.addresses):
+        if not changes and (listing, addresses) == (table.listing, table.addresses):
             return relisted
-        for view in callers:
+        for view in self._callers(upstream):
             if view.table_of(upstream) is not table:
                 continue
             if table.listing != listing:
@@ -370,10 +377,23 @@ class ControlPlane:
         return any(proxy.client.node.dns_port for proxy in self._proxies.get(view.service, ()))
 
     def _tell(self, view: ServiceView, changes: Changes) -> None:
-        for proxy in self._proxies.get(view.service, ()):
-            if changes and proxy.transparent:
+        for proxy in self._proxies.get(view.service, ()) if changes else ():
+            if proxy.transparent:
                 proxy.changed(changes)
-            proxy.settle()
+
+    def _see_what_it_waits_for(self, view: ServiceView) -> None:
+        """Note one upstream that a view waits for; once it waits for none, its proxies need not either.
+
+        One is enough: whoever waits for a thousand is looked at again when that one has been read, not a thousand
+        times.
+        """
+        proxies = self._proxies.get(view.service, set())
+        waits_for = view.first_unknown()
+        if waits_for is None:
+            for proxy in proxies:
+                proxy.settle()
+        elif any(proxy.waits_for_upstreams for proxy in proxies):
+            self._waiting_for.setdefault(waits_for, {})[view] = None
 
     def _update(self, proxy: Proxy) -> None:
         """Bring one proxy's own resources up to date, or note what keeps it from being served.
@@ -393,6 +413,8 @@ class ControlPlane:
                 if proxy.ready:
                     log.error("sidecar %s keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         news = proxy.blocked_by(blocker.reason if blocker else None)
+        if proxy.waits_for_upstreams:
+            self._see_what_it_waits_for(self._views[proxy.service])
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)

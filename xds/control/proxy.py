@@ -158,6 +158,11 @@ class Proxy:
                 self._waited_for = True
                 self.wake.set()
 
+    @property
+    def waits_for_upstreams(self) -> bool:
+        """Whether anything is held back until all upstreams have been read."""
+        return self.transparent and not (self.ready and self.complete())
+
     def unread(self) -> list[str]:
         """The upstreams that have not been read yet; a first answer without them would not be whole."""
         return sorted({*self._unread_explicit(), *(self._view.unknown() if self.transparent else ())})

@@ -15,7 +15,7 @@ from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, 
 from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress, is_ip
 from xds.mesh.mesh import Mesh
 from xds.mesh.settings import ConfigEntries, UpstreamSettings
-from xds.policy.proxies import effective_settings
+from xds.policy.proxies import is_dialed_directly
 from xds.policy.upstreams import Candidates
 from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
@@ -60,6 +60,8 @@ class UpstreamCatalog:
         """By upstream, whose instances its chain ends at."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
         self._elsewhere: set[str] = set()
+        self.led = 0
+        """Moves whenever `leads_to` says something else."""
         self.candidates = Candidates()
         """Who could be an upstream."""
 
@@ -125,7 +127,7 @@ class UpstreamCatalog:
             instance
             for instance in instances.instances
             if instance.sidecar is not None
-            and effective_settings(instance.sidecar, entries).dialed_directly
+            and is_dialed_directly(instance.sidecar, entries)
             and endpoints.unreachable(instance) is None
             and not ipaddress.ip_address(instance.address).is_loopback  # which is everybody's own
         ]
@@ -180,9 +182,12 @@ class UpstreamCatalog:
         self._uses[service] = self._uses.get(service, frozenset()) | uses
         if self._uses[service] - {service}:
             self._elsewhere.add(service)
+            self.led += 1
 
     def _forget_uses(self, service: str) -> None:
-        self._elsewhere.discard(service)
+        if service in self._elsewhere:
+            self._elsewhere.discard(service)
+            self.led += 1
         for used in self._uses.pop(service, frozenset()):
             users = self._used_by[used]
             users.discard(service)

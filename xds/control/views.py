@@ -46,6 +46,7 @@ class ServiceView:
         self._catalog = catalog
         self._outbound = outbound
         self._hidden: tuple[object, Mapping[str, set[str]]] = (None, {})
+        self._shown: tuple[object, Mapping[str, set[str]]] = (None, {})
         self._listed: tuple[object, tuple[tuple[VirtualAddress, str], ...]] = (None, ())
 
     # -- whom it calls ----------------------------------------------------------------------------------------------
@@ -126,7 +127,11 @@ class ServiceView:
         table = self.table.resources.get(type_url)
         if table is None:
             return []
-        if len(names) <= FEW or self.special or self.egress or not self._reaches_most():
+        if len(names) <= FEW or self.special or self.egress:
+            return [found for name in names if (found := self.get(type_url, name)) is not None]
+        if not self.reach.others and len(self.reach.own) + len(self.reach.shared) < len(names):
+            return [table[name] for name in self._shown_names().get(type_url, set()).intersection(names)]
+        if not self._reaches_most():
             return [found for name in names if (found := self.get(type_url, name)) is not None]
         hidden = self._hidden_names().get(type_url, ())
         if not hidden:
@@ -150,13 +155,24 @@ class ServiceView:
             self._hidden = key, self.table.names_of(self.candidates.denied(self.service, self.reach))
         return self._hidden[1]
 
+    def _shown_names(self) -> Mapping[str, set[str]]:
+        """What of the table belongs to those that it may call; asked for where these are few."""
+        key = self.reach, self.candidates, self.table, self.table.revision
+        if self._shown[0] != key:
+            self._shown = key, self.table.names_of(self.upstreams())
+        return self._shown[1]
+
     def unknown(self) -> list[str]:
         """The upstreams that have not been read yet."""
         return sorted(self._unknown())
 
     def is_known(self) -> bool:
         """Whether every upstream has been read."""
-        return next(self._unknown(), None) is None
+        return self.first_unknown() is None
+
+    def first_unknown(self) -> str | None:
+        """An upstream that has not been read yet, if there is one."""
+        return next(self._unknown(), None)
 
     def _unknown(self) -> Iterator[str]:
         unknown = self.table.unknown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from xds.envoy import names
 from xds.envoy.resource import CLUSTER, Resource, encode
 from xds.envoy.tls import ads_source, typed, upstream_transport_socket
 from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
-from xds.mesh.facts import Sidecar
+from xds.mesh.facts import Sidecar, canonical_ip
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
 from xds.wire.envoy.config import cluster_pb2 as cluster
@@ -216,4 +215,4 @@ def milliseconds(value: int) -> Duration:
 
 def socket_address(address: str, port: int) -> core.Address:
     """A TCP address; ``address`` is an IP."""
-    return core.Address(socket_address=core.SocketAddress(address=str(ipaddress.ip_address(address)), port_value=port))
+    return core.Address(socket_address=core.SocketAddress(address=canonical_ip(address) or address, port_value=port))

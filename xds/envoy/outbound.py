@@ -153,6 +153,7 @@ def _chain(kind: str, by_port: bool, on_demand: bool) -> str:
     return f"mesh-{kind}{'-by-port' if by_port else ''}{'-on-demand' if on_demand else ''}"
 
 
+@functools.cache
 def _mesh_chain(kind: str, by_port: bool, on_demand: bool) -> listener.FilterChain:
     dialed = names.DIALED_ADDRESS_AND_PORT if by_port else names.DIALED_ADDRESS
     if kind == "tcp":

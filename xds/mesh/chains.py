@@ -196,6 +196,11 @@ class DiscoveryChain:
         target = self.targets.get(resolver.target)
         return target is not None and (target.service, target.subset, target.datacenter) == (self.service, "", "")
 
+    def of(self, service: str) -> DiscoveryChain:
+        """The same for another service, where it `is_default`; but for the virtual IPs, which are its own."""
+        targets = {key: replace(target, service=service) for key, target in self.targets.items()}
+        return replace(self, service=service, targets=targets, virtual_ips=())
+
     def speaking(self, protocol: str | None) -> DiscoveryChain:
         """The same chain for a caller that speaks ``protocol`` (Consul: ``Protocol`` of an upstream's settings)."""
         if protocol is None or protocol == self.protocol:

@@ -7,6 +7,7 @@ questions about themselves; who may call whom is `xds.policy`, how it looks in E
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 from dataclasses import dataclass, field
 
@@ -21,13 +22,18 @@ def usable_name(name: str) -> bool:
     return bool(name) and name.isprintable() and name not in (".", "..") and not set("/\\?#%") & set(name)
 
 
+@functools.lru_cache(maxsize=1 << 17)
+def canonical_ip(text: str) -> str | None:
+    """The one way to write the IP address ``text``, ``None`` where it is none. Each is asked for again and again."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
 def is_ip(text: str) -> bool:
     """Whether ``text`` is an IP address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return canonical_ip(text) is not None
 
 
 class Health(enum.Enum):

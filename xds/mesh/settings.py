@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 from xds.mesh.intentions import TokenProvider
 
@@ -79,8 +80,7 @@ class UpstreamSettings:
 
     def over(self, lower: UpstreamSettings) -> UpstreamSettings:
         """These settings, with what they leave open taken from ``lower``."""
-        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(lower, **said)
+        return _over(self, lower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,18 @@ class ProxySettings:
 
     def over(self, lower: ProxySettings) -> ProxySettings:
         """These settings, with what they leave open taken from ``lower``."""
-        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(lower, **said)
+        return _over(self, lower)
+
+
+_FIELDS = {each: tuple(field.name for field in fields(each)) for each in (UpstreamSettings, ProxySettings)}
+_Settings = TypeVar("_Settings", UpstreamSettings, ProxySettings)
+
+
+def _over(upper: _Settings, lower: _Settings) -> _Settings:
+    """Asked of every sidecar whenever config entries or intentions change, so without `dataclasses.replace`."""
+    names = _FIELDS[type(upper)]
+    values = ((getattr(upper, name), getattr(lower, name)) for name in names)
+    return type(upper)(*(below if above is None else above for above, below in values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,13 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
     )
 
 
+def is_dialed_directly(sidecar: Sidecar, entries: ConfigEntries) -> bool:
+    """`effective_settings` of ``dialed_directly`` alone: asked of every instance of every upstream."""
+    defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
+    levels = (sidecar.settings, defaults, entries.proxy_defaults)
+    return next((each.dialed_directly for each in levels if each.dialed_directly is not None), False)
+
+
 def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]:
     """The extensions of the sidecars of a service: of the proxy-defaults, then of its service-defaults."""
     own = entries.service_defaults.get(service, ProxySettings())

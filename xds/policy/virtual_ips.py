@@ -9,12 +9,11 @@ came about, so a restart changes no owner. Claims are known of services that som
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from xds.mesh.chains import DiscoveryChain
-from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress
+from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress, canonical_ip
 
 NEVER = 1 << 63
 """Later than any Consul index: a claim whose beginning is unknown."""
@@ -51,11 +50,11 @@ def claims(
     claimed += [(at, first) for at in outside]
     claimed += [(VirtualAddress(ip), first) for ip in (chain.virtual_ips if chain else ())]
     for at, index in claimed:
-        try:
-            canonical = replace(at, ip=str(ipaddress.ip_address(at.ip)))
-        except ValueError:
+        ip = canonical_ip(at.ip)
+        if ip is None:
             malformed.append(at.ip)
             continue
+        canonical = at if ip == at.ip else replace(at, ip=ip)
         since[canonical] = min(since.get(canonical, NEVER), index)
     return Claims(since, tuple(sorted(set(malformed))))
 
@@ -97,8 +96,6 @@ class VirtualIPTable:
     def owners(self, ip: str) -> dict[int, str]:
         """The services that answer at ``ip``, by port; under `ANY_PORT` whoever does at all others."""
         claimants = self._claimants.get(ip, {})
-        if not claimants:
-            return {}
         if not claimants:
             return {}
         first: dict[int, tuple[int, str]] = {}

@@ -97,7 +97,14 @@ class Script:
 
 def watch(script: Script, deliver: Callable[[Reply], object], replaced: Callable[[], None] = lambda: None) -> Watch:
     return Watch(
-        "test", script.read, deliver, on_replaced=replaced, tell=lambda *_: None, pace_s=0, chance=random.Random(1)
+        "test",
+        script.read,
+        deliver,
+        on_replaced=replaced,
+        tell=lambda *_: None,
+        pace_s=0,
+        patience=lambda: 30.0,
+        chance=random.Random(1),
     )
 
 

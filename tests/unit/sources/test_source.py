@@ -18,7 +18,7 @@ from xds.mesh import mesh
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
-from xds.sources.consul import services
+from xds.sources.consul import chains
 from xds.sources.consul.client import Consul, ConsulError
 from xds.sources.consul.config_entries import FOLLOWED
 from xds.sources.consul.settings import ConsulSettings
@@ -190,7 +190,7 @@ async def test_services_that_went_are_believed_only_of_a_token_that_may_see_them
 async def test_a_chain_that_can_not_be_read_is_said_once(
     reading: Reading, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(services, "CHAIN_RETRY_S", 0.01)
+    monkeypatch.setattr(chains, "RETRY_S", 0.01)
     reading.consul.say("/v1/health/connect/web", [])
     reading.consul.say("/v1/discovery-chain/web", "no", status=403)
     reading.source.demand(Demand(services=frozenset({"web"})))

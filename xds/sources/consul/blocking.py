@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str, ConsulError], None]
 """Told what could not be read and why, for the operator."""
 
-WAIT_S = (30.0, 60.0)
-"""Bounds how long a query can sleep on a stale index, and how long a dead client's slot is held."""
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
 FORBIDDEN_BACKOFF_S = 10.0
@@ -108,6 +106,8 @@ class Watch:
         deliver: takes each answer; it may raise `ConsulError` to refuse one, which is then treated like a failure.
         on_replaced: called when an answer shows that Consul's state was replaced.
         on_failed: told of every failure.
+        patience: how many seconds a query waits for a change, at the least; twice that at the most. It bounds how long
+            it can sleep on a stale index, and how long a dead client's slot is held.
         tell: told the watch's name and a failure when it is a new one, for the operator.
         pace_s: the average time between two reads, at the least.
         chance: jitter.
@@ -123,6 +123,7 @@ class Watch:
         on_failed: Callable[[ConsulError], None] | None = None,
         tell: Tell,
         pace_s: float,
+        patience: Callable[[], float],
         chance: random.Random,
     ) -> None:
         self.name = name
@@ -135,6 +136,7 @@ class Watch:
         self._tell = tell
         self._pace = Pace(pace_s)
         self._chance = chance
+        self._patience = patience
         self._rules = IndexRules()
         self._backoff = Backoff(chance)
         self._again = asyncio.Event()
@@ -152,7 +154,7 @@ class Watch:
         """One read and what follows from it, the pause before the next one included."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        wait_s = round(self._chance.uniform(*WAIT_S))
+        wait_s = round(self._chance.uniform(1.0, 2.0) * self._patience())
         if self._again.is_set():
             self._again.clear()
             self._rules.forget()

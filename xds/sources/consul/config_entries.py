@@ -82,10 +82,13 @@ class ConfigEntryReader:
     Args:
         client: where to read.
         deliver: takes the facts.
-        on_changed: told when an entry that shapes discovery chains may have changed.
+        on_changed: told when an entry that shapes discovery chains may have changed, and of which services such
+            entries speak.
     """
 
-    def __init__(self, client: Consul, deliver: Callable[[Batch], None], on_changed: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Consul, deliver: Callable[[Batch], None], on_changed: Callable[[frozenset[str]], None]
+    ) -> None:
         self._client = client
         self._deliver = deliver
         self._on_changed = on_changed
@@ -116,7 +119,7 @@ class ConfigEntryReader:
             for problem in found.problems:
                 log.warning("config entry %s", problem)
             if before is None or _indices(before) != _indices(entries):
-                self._on_changed()
+                self._on_changed(found.chain_names)
             self._deliver({CONFIG_ENTRIES: found})
 
         return take

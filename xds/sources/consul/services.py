@@ -1,21 +1,23 @@
-"""One watch a service: its instances by blocking query, its discovery chain whenever that may have changed.
+"""One watch a service: its instances by blocking query.
 
 A service that the catalog does not know, and a name that turns out to be a proxy's own, is read once and then parked
 until the catalog's names change: polling an absent name wakes on every change of the whole catalog (Consul before
-1.10), and proxies' names are half of a catalog.
+1.10), and proxies' names are half of a catalog. Those are read last, since most are known by then from the instances
+of their services, and need no reading.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
-from xds.mesh.chains import DiscoveryChain
-from xds.mesh.facts import ServiceInstances
+from xds.mesh.chains import default_chain
+from xds.mesh.facts import ANY_PORT, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell, Watch
+from xds.sources.consul.chains import ChainReader
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 
 PACE_S = 0.1
@@ -23,9 +25,10 @@ READS_AT_ONCE = 16
 """Reads that do not block, over all services: a cold start must not be a storm."""
 PARKED_S = 60.0
 """How long a parked name is not looked at, at the most."""
-CHAIN_RETRY_S = 5.0
-CHAIN_EVERY_S = 30.0
-"""Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
+LOOKS_A_SECOND = 2.0
+"""At parked names, all together: where there are many, each is looked at less often."""
+PROXY_SUFFIX = "-sidecar-proxy"
+"""What Consul calls a sidecar that is given no name."""
 
 
 class MakeWatch(Protocol):
@@ -54,15 +57,16 @@ class ServiceWatches:
         self._watches: dict[str, Watch] = {}
         self._parked: dict[str, asyncio.Event] = {}
         self._nodes: dict[str, frozenset[str]] = {}
-        self._chains_being_read: set[str] = set()
-        self._chain_read_at: dict[str, float] = {}
-        self._chain_errors: dict[str, str] = {}
+        self._proxies_of: dict[str, frozenset[str]] = {}
+        """By service, the names that its sidecars are registered under."""
+        self._to_be_read: set[str] = set()
+        """The services whose first read is still to come; not those that look like a proxy's own."""
+        self._others_read = asyncio.Event()
         self._names: frozenset[str] | None = None
         self._names_known = asyncio.Event()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
         self._shapes: dict[str, object] = {}
-        self._stale_chains: set[str] = set()
-        self._chains_stale = asyncio.Event()
+        self.chains = ChainReader(client, deliver, tell, self._reading)
 
     def watches(self) -> list[Watch]:
         """The watches that there are."""
@@ -75,7 +79,10 @@ class ServiceWatches:
             watch.wanted = service in wanted
             if not watch.wanted and service in self._parked:
                 self._parked[service].set()
-        for service in sorted(wanted - self._watches.keys()):
+        fresh = sorted(wanted - self._watches.keys())
+        self._to_be_read |= {service for service in fresh if not service.endswith(PROXY_SUFFIX)}
+        self._see_whether_others_are_read()
+        for service in fresh:
             self._watches[service] = self._watch(service)
             tasks.create_task(self._keep(service, self._watches[service], tasks))
 
@@ -89,9 +96,8 @@ class ServiceWatches:
             if service in moved or service not in names:
                 event.set()
 
-    def config_changed(self) -> None:
-        """Some config entry differs: every discovery chain may."""
-        self._refresh_chains(self._watches)
+    def _see_whether_others_are_read(self) -> None:
+        (self._others_read.clear if self._to_be_read else self._others_read.set)()
 
     # -- instances ------------------------------------------------------------------------------------------------
 
@@ -123,18 +129,31 @@ class ServiceWatches:
         shape = [(i.node, i.service_id, i.virtual_ips) for i in instances.instances]
         if self._shapes.get(service) != shape:
             self._shapes[service] = shape
-            self._refresh_chains([service])
+            self._proxies_of[service] = frozenset(
+                i.name for i in instances.instances if i.sidecar and i.name != service
+            )
+            tagged = any(at.port == ANY_PORT for i in instances.instances for at in i.virtual_ips)
+            self.chains.follow(service, tagged=tagged if shape else None)
         self._deliver({Key(Kind.INSTANCES, service): instances})
 
     async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:
         """Watch one service until nobody wants it."""
-        loop = asyncio.get_running_loop()
         await self._names_known.wait()
+        if service.endswith(PROXY_SUFFIX):
+            await self._others_read.wait()
+            if watch.wanted and self._is_a_proxys(service):
+                # Its own reading would say no more than that nobody is reached by this name.
+                empty = ServiceInstances(service)
+                self._deliver({Key(Kind.INSTANCES, service): empty, Key(Kind.CHAIN, service): default_chain(service)})
+                await self._park(service)
         while watch.wanted:
             names = self._names
             await watch.turn()
-            if watch.state.error is None and loop.time() - self._chain_read_at.get(service, 0.0) > CHAIN_EVERY_S:
-                self._refresh_chains([service])
+            if service in self._to_be_read:
+                self._to_be_read.discard(service)
+                self._see_whether_others_are_read()
+            if watch.state.error is None:
+                self.chains.look_again(service)
             if watch.state.answered and watch.state.error is None and await self._idle(service):
                 if watch.wanted and names is self._names:
                     await self._park(service)
@@ -142,11 +161,17 @@ class ServiceWatches:
         del self._watches[service]
         self._shapes.pop(service, None)
         self._nodes.pop(service, None)
-        self._chain_read_at.pop(service, None)
-        self._chain_errors.pop(service, None)
+        self._proxies_of.pop(service, None)
+        self._to_be_read.discard(service)
+        self._see_whether_others_are_read()
+        self.chains.let_go(service)
         self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
         if service in self._wanted:
             self.follow(self._wanted, tasks)
+
+    def _is_a_proxys(self, name: str) -> bool:
+        """Whether the sidecars of the service that it is named after are registered under this name."""
+        return name in self._proxies_of.get(name.removesuffix(PROXY_SUFFIX), ())
 
     async def _idle(self, service: str) -> bool:
         """Whether there is nothing to wait for at this name before the catalog changes."""
@@ -165,56 +190,9 @@ class ServiceWatches:
     async def _park(self, service: str) -> None:
         event = self._parked[service] = asyncio.Event()
         try:
-            async with asyncio.timeout(PARKED_S):
+            async with asyncio.timeout(max(PARKED_S, len(self._parked) / LOOKS_A_SECOND)):
                 await event.wait()
         except TimeoutError:
             return
         finally:
             del self._parked[service]
-
-    # -- discovery chains -----------------------------------------------------------------------------------------
-
-    def _refresh_chains(self, services: Iterable[str]) -> None:
-        self._stale_chains.update(services)
-        self._chains_stale.set()
-
-    async def keep_chains(self) -> None:
-        """Read every chain that may have changed, a bounded number at once, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._chains_stale.wait()
-                self._chains_stale.clear()
-                stale = self._stale_chains - self._chains_being_read
-                self._stale_chains -= stale
-                self._chains_being_read |= stale
-                for service in sorted(stale):
-                    tasks.create_task(self._read_chain_once(service))
-
-    async def _read_chain_once(self, service: str) -> None:
-        """One read of a service's chain at a time, so that an older answer can't come after a newer one."""
-        self._chain_read_at[service] = asyncio.get_running_loop().time()
-        await self._read_chain(service)
-        self._chains_being_read.discard(service)
-        self._chains_stale.set()
-
-    async def _read_chain(self, service: str) -> None:
-        try:
-            async with self._reading:
-                if service not in self._watches:
-                    return
-                reply = await self._client.read(f"/v1/discovery-chain/{service}")
-        except ConsulError as error:
-            if self._chain_errors.get(service) != str(error):
-                self._chain_errors[service] = str(error)
-                self._tell(f"discovery chain of {service}", error)
-            await asyncio.sleep(CHAIN_RETRY_S)
-            self._refresh_chains([service])
-            return
-        self._chain_errors.pop(service, None)
-        try:
-            with understanding():
-                chain = decode.chain(service, reply.data)
-        except ConsulError as error:
-            chain = DiscoveryChain(service, refusal=f"its discovery chain: {error}")
-        if service in self._watches:
-            self._deliver({Key(Kind.CHAIN, service): chain})

@@ -38,6 +38,11 @@ SHARED_PACE_S = 0.1
 NAMES_PACE_S = 1.0
 """The catalog's names wake on every change of any instance, and cost the whole catalog each time."""
 AGENT_EVERY_S = 60.0
+LEAST_WAIT_S = 30.0
+MOST_WAIT_S = 600.0
+"""Consul's own limit for a blocking query."""
+QUERIES_A_SECOND = 10.0
+"""As many are asked again where nothing changes, if that lets each wait long enough."""
 FIRST_LEAVES_AT_ONCE = 16
 """Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
 
@@ -85,7 +90,7 @@ class ConsulSource:
         }
         self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
         self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell)
-        entries = ConfigEntryReader(client, self.deliver, self._services.config_changed)
+        entries = ConfigEntryReader(client, self.deliver, self._services.chains.entries_changed)
         for kind in FOLLOWED:
             name = f"{kind} entries"
             self._base[name] = self.watch(name, entries.reader(kind), entries.taker(kind), SHARED_PACE_S)
@@ -104,7 +109,7 @@ class ConsulSource:
             self._tasks = tasks
             tasks.create_task(self._client.follow_token_file())
             tasks.create_task(self._follow_agent())
-            tasks.create_task(self._services.keep_chains())
+            tasks.create_task(self._services.chains.run())
             for watch in self._base.values():
                 tasks.create_task(watch.run())
             self._follow_demand(tasks)
@@ -149,8 +154,13 @@ class ConsulSource:
             on_failed=on_failed,
             tell=self._tell,
             pace_s=pace_s,
+            patience=self._patience,
             chance=self._chance,
         )
+
+    def _patience(self) -> float:
+        """How many seconds a query waits at the least: with many, each is asked again less often."""
+        return min(max(LEAST_WAIT_S, self._count_of_watches() / QUERIES_A_SECOND), MOST_WAIT_S / 2)
 
     def _tell(self, name: str, error: ConsulError) -> None:
         """Log a failure: once an outage where it is not about this one watch."""
@@ -197,9 +207,11 @@ class ConsulSource:
         self._count()
 
     def _count(self) -> None:
-        self._on_watches(
-            len(self._base) + len(self._services.watches()) + len(self._elsewhere.watches()) + len(self._leaves)
-        )
+        self._on_watches(self._count_of_watches())
+
+    def _count_of_watches(self) -> int:
+        services, elsewhere = self._services.watches(), self._elsewhere.watches()
+        return len(self._base) + len(services) + len(elsewhere) + len(self._leaves)
 
     # -- base facts -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,147 @@
+"""Discovery chains: read whenever they may have changed, and not at all where they can be told.
+
+Most services are plain: no config entry speaks of them. Consul's answers for these differ in nothing but the name, so
+one of them is read and the others are told by it; a mesh of ten thousand services has a handful of chains to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from xds.mesh.chains import DiscoveryChain
+from xds.mesh.mesh import Batch, Key, Kind
+from xds.sources import decode
+from xds.sources.consul.blocking import Tell
+from xds.sources.consul.client import Consul, ConsulError, understanding
+
+RETRY_S = 5.0
+EVERY_S = 30.0
+"""Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
+LOOKS_A_SECOND = 2.0
+"""For all services together: with many, each is looked at less often."""
+
+
+class ChainReader:
+    """Reads the chains of the services that are watched.
+
+    Args:
+        client: where to read.
+        deliver: takes the facts.
+        tell: told of what can't be read.
+        reading: bounds how many reads go on at once.
+    """
+
+    def __init__(
+        self, client: Consul, deliver: Callable[[Batch], None], tell: Tell, reading: asyncio.Semaphore
+    ) -> None:
+        self._client = client
+        self._deliver = deliver
+        self._tell = tell
+        self._reading = reading
+        self._watched: dict[str, bool | None] = {}
+        """Whether a service's instances carry its virtual IP; ``None`` where there are none."""
+        self._spoken_of: frozenset[str] | None = None
+        self._plain: DiscoveryChain | None = None
+        self._stale: set[str] = set()
+        self._woken = asyncio.Event()
+        self._being_read: set[str] = set()
+        self._read_at: dict[str, float] = {}
+        self._errors: dict[str, str] = {}
+
+    def follow(self, service: str, *, tagged: bool | None) -> None:
+        """Read the chain of ``service``, whose instances carry its virtual IP or not (``None``: there are none)."""
+        self._watched[service] = tagged
+        self._refresh([service])
+
+    def let_go(self, service: str) -> None:
+        """Nobody wants it any more."""
+        self._watched.pop(service, None)
+        self._read_at.pop(service, None)
+        self._errors.pop(service, None)
+
+    def entries_changed(self, spoken_of: frozenset[str]) -> None:
+        """Some config entry differs, so every chain may; the entries that make chains speak of these services."""
+        self._spoken_of, self._plain = spoken_of, None
+        self._refresh(self._watched)
+
+    def look_again(self, service: str) -> None:
+        """Read it if that was long ago."""
+        read_at = self._read_at.get(service)
+        patience = max(EVERY_S, len(self._read_at) / LOOKS_A_SECOND)
+        if read_at is not None and asyncio.get_running_loop().time() - read_at > patience:
+            self._refresh([service])
+
+    def _refresh(self, services: Iterable[str]) -> None:
+        self._stale.update(services)
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Read every chain that may have changed, a bounded number at once, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                stale = self._stale - self._being_read
+                self._stale -= stale
+                told = {Key(Kind.CHAIN, each): chain for each in stale if (chain := self._told(each)) is not None}
+                if told:
+                    self._deliver(told)
+                    for key in told:
+                        self._read_at.pop(str(key.of), None)
+                for service in sorted(stale):
+                    if Key(Kind.CHAIN, service) not in told:
+                        self._being_read.add(service)
+                        tasks.create_task(self._read_once(service))
+
+    def _is_plain(self, service: str) -> bool:
+        """Whether no entry speaks of it, so that its chain is as any other plain one's."""
+        return self._spoken_of is not None and service not in self._spoken_of and self._watched.get(service) is not None
+
+    def _told(self, service: str) -> DiscoveryChain | None:
+        """Its chain by that of another plain service."""
+        if self._plain is None or not self._is_plain(service):
+            return None
+        if self._plain.virtual_ips and not self._watched[service]:
+            return None  # it has virtual IPs that its instances don't carry
+        return self._plain.of(service)
+
+    async def _read_once(self, service: str) -> None:
+        """One read of a service's chain at a time, so that an older answer can't come after a newer one."""
+        self._read_at[service] = asyncio.get_running_loop().time()
+        await self._read(service)
+        self._being_read.discard(service)
+        self._woken.set()
+
+    async def _read(self, service: str) -> None:
+        spoken_of = self._spoken_of
+        try:
+            async with self._reading:
+                if service not in self._watched:
+                    return
+                told = self._told(service)
+                if told is not None:
+                    self._read_at.pop(service, None)
+                    self._deliver({Key(Kind.CHAIN, service): told})
+                    return
+                reply = await self._client.read(f"/v1/discovery-chain/{service}")
+        except ConsulError as error:
+            if self._errors.get(service) != str(error):
+                self._errors[service] = str(error)
+                self._tell(f"discovery chain of {service}", error)
+            await asyncio.sleep(RETRY_S)
+            self._refresh([service])
+            return
+        self._errors.pop(service, None)
+        try:
+            with understanding():
+                chain = decode.chain(service, reply.data)
+        except ConsulError as error:
+            chain = DiscoveryChain(service, refusal=f"its discovery chain: {error}")
+        if service not in self._watched:
+            return
+        self._deliver({Key(Kind.CHAIN, service): chain})
+        # Addresses that an operator gives by hand (Consul 1.18) wake nobody and are each service's own.
+        by_hand = "ManualVirtualIPs" in reply.data["Chain"] if chain.refusal is None else True
+        if spoken_of is self._spoken_of and self._is_plain(service) and chain.is_default and not by_hand:
+            self._plain = chain

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from xds.admin.server import AdminServer
-from xds.ads.server import AdsServer, ListenError
+from xds.ads.server import ListenError
 from xds.control.metrics import Metrics
-from xds.control.plane import ControlPlane
-from xds.control.registry import PlaneRegistry
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.source import FileSettings, FileSource
+from xds.workers.pool import WorkerPool
+from xds.workers.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class ServeSettings:
     outbound: OutboundSettings = OutboundSettings()
     default_allow: bool | None = None
     """What holds where no intention matches; ``None`` is what the source says."""
+    workers: int = 1
+    """How many processes serve; more than one read nothing themselves, this one reads for all."""
 
 
 class Source(Protocol):
@@ -74,30 +76,28 @@ class Gossamer:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
-        metrics = Metrics()
-        self.plane = ControlPlane(settings.outbound, self._demand, metrics, self._soon)
-        self._source = _source(settings, self.plane.apply, metrics)
-        self._ads = AdsServer(PlaneRegistry(self.plane))
-        self._admin = AdminServer(self.plane, self._source.troubles)
-        self._reading: asyncio.Task[None] | None = None
+        self._serving: Serving | WorkerPool = (
+            Serving(settings.outbound, self._demand)
+            if settings.workers == 1
+            else WorkerPool(settings.outbound, self._demand, settings.workers)
+        )
+        self._source = _source(settings, self._serving.apply, self._serving.metrics)
+        self._admin = AdminServer(self._serving, self._source.troubles)
+        self._running: asyncio.Task[None] | None = None
 
     def _demand(self, demand: Demand) -> None:
         self._source.demand(demand)
 
-    @staticmethod
-    def _soon(then: Callable[[], None]) -> None:
-        asyncio.get_running_loop().call_soon(then)
-
     async def __aenter__(self) -> Gossamer:
         listen, admin = self.settings.listen, self.settings.admin
         try:
-            listen = (listen[0], await self._ads.start(join_host_port(listen)))
+            listen = (listen[0], await self._serving.start(join_host_port(listen)))
             admin = (admin[0], await self._admin.start(*admin))
         except ListenError:
             await self._stop()
             raise
         self.settings = replace(self.settings, listen=listen, admin=admin)
-        self._reading = asyncio.create_task(self._source.run())
+        self._running = asyncio.create_task(self._run())
         log.info(
             "serving xDS on %s, admin on http://%s, from %s",
             join_host_port(listen), join_host_port(admin), _named(self.settings.source),
@@ -109,6 +109,11 @@ class Gossamer:
     async def __aexit__(self, *_exception: object) -> None:
         await self._stop()
 
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._source.run())
+            tasks.create_task(self._serving.watch())
+
     async def serve(self, until: asyncio.Event) -> None:
         """Serve until ``until`` is set.
 
@@ -116,19 +121,19 @@ class Gossamer:
             BaseExceptionGroup: the source failed in a way that nothing accounts for; better to be started anew than
                 to go on serving what no longer follows the mesh.
         """
-        assert self._reading is not None
+        assert self._running is not None
         stopped = asyncio.create_task(until.wait())
-        await asyncio.wait({stopped, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopped, self._running}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if self._reading.done():
-            self._reading.result()
+        if self._running.done():
+            self._running.result()
 
     async def _stop(self) -> None:
-        await self._ads.stop()
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        await self._serving.stop()
         await self._admin.stop()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
         await self._source.close()
 
 

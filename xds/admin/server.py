@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from xds.admin import status
 from xds.ads.server import ListenError
-from xds.control.plane import ControlPlane
+
+
+class Inspected(Protocol):
+    """Whose state is told."""
+
+    def missing(self) -> tuple[str, ...]:
+        """The base facts that have not been read yet, by name."""
+
+    async def sidecars(self) -> list[dict[str, Any]]:
+        """Every connected sidecar, as plain data."""
+
+    async def families(self) -> Iterable[Metric]:
+        """What is counted."""
+
+
+class _Collected(Collector):
+    """Metrics that have been collected already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class AdminServer:
-    """Serves one control plane's state over HTTP.
+    """Serves the state of what serves over HTTP.
 
     Args:
-        plane: whose state.
+        inspected: whose state.
         troubles: what the source can't read right now.
     """
 
-    def __init__(self, plane: ControlPlane, troubles: Callable[[], dict[str, str]]) -> None:
-        self._plane = plane
+    def __init__(self, inspected: Inspected, troubles: Callable[[], dict[str, str]]) -> None:
+        self._inspected = inspected
         self._troubles = troubles
         app = web.Application()
         app.router.add_get("/ready", self._ready)
@@ -47,12 +71,14 @@ class AdminServer:
         await self._runner.cleanup()
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        ready, about = status.readiness(self._plane, self._troubles())
+        ready, about = status.readiness(self._inspected.missing(), self._troubles())
         return web.json_response(about, status=200 if ready else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        body = generate_latest(self._plane.metrics.registry)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collected(await self._inspected.families()))
+        body = generate_latest(registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _sidecars(self, _request: web.Request) -> web.Response:
-        return web.json_response(status.sidecars(self._plane))
+        return web.json_response(await self._inspected.sidecars())

@@ -35,7 +35,6 @@ SMALL = 64
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
 OPTIONS = (
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", -1),
     # A peer that went away without a word is noticed only with all three; the first two alone are not enough.
@@ -93,8 +92,8 @@ class AdsServer:
         self._turns = Turns()
         self._looking: asyncio.Task[None] | None = None
 
-    async def start(self, address: str) -> int:
-        """Listen on ``address`` (``host:port``, port 0 for a free one).
+    async def start(self, address: str, *, shared: bool = False) -> int:
+        """Listen on ``address`` (``host:port``, port 0 for a free one); ``shared`` with other processes.
 
         Returns:
             The port.
@@ -102,7 +101,7 @@ class AdsServer:
         Raises:
             ListenError: the address can't be listened on.
         """
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=(("grpc.so_reuseport", int(shared)), *OPTIONS))
         server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(
@@ -114,7 +113,8 @@ class AdsServer:
                 ),
             )
         )
-        await _check_free(address)
+        if not shared:
+            await check_free(address)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
@@ -156,7 +156,7 @@ class AdsServer:
         return handle
 
 
-async def _check_free(address: str) -> None:
+async def check_free(address: str) -> None:
     """See that ``address`` can be listened on: gRPC itself does not say why it can't.
 
     Raises:

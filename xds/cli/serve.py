@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import signal
@@ -20,11 +19,9 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError
+from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")
-
-GARBAGE = (50_000, 20, 50)
-"""How many more objects there have to be before the young, the middle-aged and the old are looked through."""
 
 
 class Network(click.ParamType[IPNetwork]):
@@ -82,6 +79,13 @@ class Network(click.ParamType[IPNetwork]):
     " long as they are few.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="How many processes serve sidecars. With more than one, one more reads the mesh for all of them.",
+)
+@click.option(
     "--probe-source",
     "probe_sources",
     type=Network(),
@@ -115,6 +119,7 @@ def serve(
     mesh_destinations_only: bool,
     strict_ports: bool,
     clusters: str,
+    workers: int,
     probe_sources: tuple[IPNetwork, ...],
     passthrough_connect_timeout: int,
     default_intention_policy: str | None,
@@ -149,6 +154,7 @@ def serve(
             ClusterMode(clusters),
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
+        workers=workers,
     )
     try:
         asyncio.run(run_until_signal(settings))
@@ -163,10 +169,7 @@ async def run_until_signal(settings: ServeSettings) -> None:
         ListenError: an address can't be listened on.
         SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be used.
     """
-    # What is kept is kept for long, and refers to itself in few places: looking through it all for what nobody can
-    # reach any more took an eighth of the CPU of a change for a thousand sidecars.
-    gc.freeze()
-    gc.set_threshold(*GARBAGE)
+    prepare_process()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

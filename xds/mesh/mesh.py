@@ -7,7 +7,7 @@ An answer that says the same as before therefore costs a comparison and nothing 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -67,6 +67,35 @@ class Demand:
     chains: frozenset[InstancesOf] = frozenset()
     """Discovery chains as other datacenters compile them."""
 
+    def includes(self, key: Key) -> bool:
+        """Whether the fact ``key`` is part of it."""
+        match key.kind:
+            case Kind.INSTANCES:
+                return key.of in self.services or key.of in self.elsewhere
+            case Kind.CHAIN:
+                return key.of in self.services or key.of in self.chains
+            case Kind.LEAF:
+                return key.of in self.leaves
+        return False
+
+    def keys_beside(self, other: Demand) -> Iterator[Key]:
+        """The facts that it names and ``other`` does not."""
+        services = self.services - other.services
+        yield from (Key(Kind.INSTANCES, each) for each in services | (self.elsewhere - other.elsewhere))
+        yield from (Key(Kind.CHAIN, each) for each in services | (self.chains - other.chains))
+        yield from (Key(Kind.LEAF, each) for each in self.leaves - other.leaves)
+
+    @classmethod
+    def union(cls, demands: Iterable[Demand]) -> Demand:
+        """What all of them name."""
+        many = list(demands)
+        return cls(
+            frozenset().union(*(each.services for each in many)),
+            frozenset().union(*(each.leaves for each in many)),
+            frozenset().union(*(each.elsewhere for each in many)),
+            frozenset().union(*(each.chains for each in many)),
+        )
+
 
 class Mesh:
     """Holds the current facts. A fact that was never read is ``None``, which is not the same as an empty one."""
@@ -87,6 +116,10 @@ class Mesh:
     def missing(self) -> tuple[str, ...]:
         """The base facts that have not been read yet, by name."""
         return tuple(key.kind.value for key in BASE_FACTS if key not in self._facts)
+
+    def fact(self, key: Key) -> object | None:
+        """Whatever is known under ``key``."""
+        return self._facts.get(key)
 
     def _get(self, key: Key, _type: type[Fact]) -> Fact | None:
         return cast("Fact | None", self._facts.get(key))

@@ -1,0 +1,95 @@
+"""What the process that reads and a worker say to each other: Python objects over a socket that only they have."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.mesh import Batch, Demand
+
+_LENGTH = struct.Struct(">Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To a worker, first of all: what to serve."""
+
+    outbound: OutboundSettings
+    address: str
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """From a worker: it serves, or why it can't."""
+
+    port: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """To a worker."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """From a worker: what its sidecars need."""
+
+    demand: Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """To a worker: tell of your sidecars, or of what you count."""
+
+    number: int
+    about: str
+    """``sidecars`` or ``families``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """From a worker."""
+
+    number: int
+    data: Any
+
+
+class Link:
+    """One end of the socket."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, end: socket.socket) -> Link:
+        """Talk over ``end``."""
+        return cls(*await asyncio.open_connection(sock=end))
+
+    def say(self, message: object) -> None:
+        """Send something, as soon as the other end takes it."""
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        self._writer.write(_LENGTH.pack(len(body)) + body)
+
+    async def hear(self) -> object | None:
+        """What the other end said next; ``None`` once it has gone."""
+        try:
+            head = await self._reader.readexactly(_LENGTH.size)
+            body = await self._reader.readexactly(_LENGTH.unpack(head)[0])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        said: object = pickle.loads(body)  # noqa: S301 - of a process of ours, over a socket that nobody else has
+        return said
+
+    def close(self) -> None:
+        """Hang up."""
+        self._writer.close()

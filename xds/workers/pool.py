@@ -1,0 +1,237 @@
+"""Several workers that share one port, and the process that reads the mesh for all of them.
+
+The kernel gives each new connection to one of the processes that listen (``SO_REUSEPORT``). Each worker says what its
+sidecars need; what all of them need together is read once, and each is told what it asked for. A worker that ends is
+replaced, and its sidecars, which connect again to whoever listens, lose nothing but the moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import Metric
+
+from xds.ads.server import ListenError, check_free
+from xds.control.metrics import Metrics
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
+from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
+"""Before a worker that ended is replaced: longer for one that does so again and again."""
+LIVED_S = 30.0
+"""Who lived as long did not fail at once."""
+ANSWER_WITHIN_S = 10.0
+
+
+class Worker:
+    """One of them, as long as its process lives."""
+
+    def __init__(self, link: Link, process: asyncio.subprocess.Process) -> None:
+        self.link = link
+        self.process = process
+        self.demand = Demand()
+        self.answers: dict[int, asyncio.Future[Any]] = {}
+
+
+class WorkerPool:
+    """Serves from ``count`` worker processes.
+
+    Args:
+        outbound: what holds for the outbound listeners of the whole mesh.
+        on_demand: told what all sidecars together need whenever that changes.
+        count: how many workers.
+    """
+
+    def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None], count: int) -> None:
+        self.metrics = Metrics()
+        self._outbound = outbound
+        self._on_demand = on_demand
+        self._count = count
+        self._mesh = Mesh()
+        self._demand = Demand()
+        self._workers: dict[int, Worker] = {}
+        self._questions = itertools.count()
+        self._address = ""
+        self._reserved: socket.socket | None = None
+
+    async def start(self, address: str) -> int:
+        """Start the workers; the port on which all of them listen.
+
+        Raises:
+            ListenError: the address can't be listened on.
+        """
+        await check_free(address)
+        host, _, port = address.rpartition(":")
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        # Bound here and listened on there, so that the port stays ours when port 0 asks for a free one.
+        self._reserved = socket.socket(found[0][0], socket.SOCK_STREAM)
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(found[0][4])
+        chosen = int(self._reserved.getsockname()[1])
+        self._address = f"{host}:{chosen}"
+        try:
+            for number in range(self._count):
+                self._workers[number] = await self._start_one()
+        except BaseException:
+            await self.stop()
+            raise
+        return chosen
+
+    async def stop(self) -> None:
+        """End every worker."""
+        workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.link.close()
+        for worker in workers:
+            await _ended(worker.process)
+        if self._reserved is not None:
+            self._reserved.close()
+
+    async def _start_one(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "xds.workers.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+        worker = Worker(await Link.over(ours), process)
+        worker.link.say(Start(self._outbound, self._address, logging.getLogger().level))
+        said = await worker.link.hear()
+        if not isinstance(said, Listening) or said.refusal:
+            worker.link.close()
+            await _ended(process)
+            raise ListenError(said.refusal if isinstance(said, Listening) else "a worker ended before it could listen")
+        worker.link.say(Facts({key: fact for key in BASE_FACTS if (fact := self._mesh.fact(key)) is not None}))
+        return worker
+
+    async def watch(self) -> None:
+        """Listen to the workers, and replace those that end, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self._count):
+                tasks.create_task(self._keep(number))
+
+    async def _keep(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE_S
+        while True:
+            began = loop.time()
+            worker = self._workers.get(number)
+            if worker is not None:
+                await self._listen_to(worker)
+                code = await _ended(worker.process)
+                self._take_demand(worker, Demand())
+                del self._workers[number]
+                log.error("worker %d ended with code %s; another one takes its place", worker.process.pid, code)
+            pause = FIRST_PAUSE_S if loop.time() - began > LIVED_S else min(pause * 2, LAST_PAUSE_S)
+            await asyncio.sleep(pause)
+            try:
+                self._workers[number] = await self._start_one()
+            except (ListenError, OSError) as error:
+                log.error("a worker can't be started: %s", error)  # noqa: TRY400 - nobody's fault in this code
+
+    async def _listen_to(self, worker: Worker) -> None:
+        while (said := await worker.link.hear()) is not None:
+            match said:
+                case Wanted(demand):
+                    self._take_demand(worker, demand)
+                case Answer(number, data) if number in worker.answers:
+                    worker.answers.pop(number).set_result(data)
+        for answer in worker.answers.values():
+            answer.cancel()
+
+    # -- facts ------------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> None:
+        """Take a batch of facts, and tell each worker what it asked for of it."""
+        changed = self._mesh.apply(batch)
+        for worker in self._workers.values():
+            told = {key: batch[key] for key in changed if key in BASE_FACTS or worker.demand.includes(key)}
+            if told:
+                worker.link.say(Facts(told))
+
+    def _take_demand(self, worker: Worker, demand: Demand) -> None:
+        """A worker needs something else: tell it what is known of that, and have the rest read."""
+        before, worker.demand = worker.demand, demand
+        told: dict[Any, object] = {key: self._mesh.fact(key) for key in demand.keys_beside(before)}
+        told = {key: fact for key, fact in told.items() if fact is not None}
+        told |= dict.fromkeys(before.keys_beside(demand))
+        if told:
+            worker.link.say(Facts(told))
+        together = Demand.union(each.demand for each in self._workers.values())
+        if together != self._demand:
+            self._demand = together
+            self._on_demand(together)
+
+    def missing(self) -> tuple[str, ...]:
+        """The base facts that have not been read yet, by name."""
+        return self._mesh.missing()
+
+    # -- what they say of themselves ----------------------------------------------------------------------------------
+
+    async def _ask(self, about: str) -> list[Any]:
+        async def one(worker: Worker) -> Any:
+            number = next(self._questions)
+            worker.answers[number] = asyncio.get_running_loop().create_future()
+            worker.link.say(Question(number, about))
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    return await worker.answers[number]
+            except TimeoutError:
+                return []
+            finally:
+                worker.answers.pop(number, None)
+
+        found = await asyncio.gather(*map(one, list(self._workers.values())), return_exceptions=True)
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def sidecars(self) -> list[dict[str, Any]]:
+        """Every connected sidecar, as plain data."""
+        return sorted(itertools.chain(*await self._ask("sidecars")), key=lambda each: (each["id"], each["address"]))
+
+    async def families(self) -> Iterable[Metric]:
+        """What all of them count, added up."""
+        return added_up([list(self.metrics.registry.collect()), *await self._ask("families")])
+
+
+def added_up(everybody: Iterable[Iterable[Metric]]) -> list[Metric]:
+    """The metrics of several processes as those of one; a time at which something began is the earliest one's."""
+    families: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for metrics in everybody:
+        for metric in metrics:
+            families.setdefault(metric.name, metric)
+            sums = values.setdefault(metric.name, {})
+            for sample in metric.samples:
+                key = sample.name, tuple(sample.labels.items())
+                before = sums.get(key)
+                if before is None:
+                    sums[key] = sample.value
+                elif sample.name.endswith("_created"):
+                    sums[key] = min(before, sample.value)
+                else:
+                    sums[key] = before + sample.value
+    found = []
+    for name, metric in families.items():
+        family = Metric(name, metric.documentation, metric.type)
+        for (sample_name, labels), value in values[name].items():
+            family.add_sample(sample_name, dict(labels), value)
+        found.append(family)
+    return found
+
+
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Wait until it ends, and help if it does not; its exit code."""
+    try:
+        async with asyncio.timeout(5):
+            return await process.wait()
+    except TimeoutError:
+        process.kill()
+        return await process.wait()

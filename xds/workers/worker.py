@@ -1,0 +1,54 @@
+"""A worker process: serves its share of the streams from facts that another process reads.
+
+``python -m xds.workers.worker FD`` is given one end of a socket pair. It ends when the other end is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+
+from xds.ads.server import ListenError
+from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
+from xds.workers.serving import Serving, prepare_process
+
+
+async def work(end: socket.socket) -> None:
+    """Serve until the other end has gone."""
+    link = await Link.over(end)
+    start = await link.hear()
+    assert isinstance(start, Start)
+    logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)-7s worker %(process)d: %(message)s")
+    logging.getLogger("grpc").setLevel(logging.ERROR)
+    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)))
+    try:
+        port = await serving.start(start.address, shared=True)
+    except ListenError as error:
+        link.say(Listening(0, str(error)))
+        return
+    link.say(Listening(port))
+    try:
+        while (said := await link.hear()) is not None:
+            match said:
+                case Facts(batch):
+                    serving.apply(batch)
+                case Question(number, about):
+                    found = await (serving.sidecars() if about == "sidecars" else serving.families())
+                    link.say(Answer(number, found))
+    finally:
+        await serving.stop()
+
+
+def main() -> None:
+    """Work."""
+    # Who started it says when it ends: a terminal's Ctrl-C reaches everybody.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_process()
+    asyncio.run(work(socket.socket(fileno=int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

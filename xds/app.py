@@ -129,11 +129,11 @@ class Gossamer:
             self._running.result()
 
     async def _stop(self) -> None:
+        await self._serving.stop()
+        await self._admin.stop()
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        await self._serving.stop()
-        await self._admin.stop()
         await self._source.close()
 
 

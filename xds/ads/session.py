@@ -81,8 +81,6 @@ class Session:
         self.delta = delta
         self._types: dict[str, TypeState] = {type_url: TypeState() for type_url in MAKE_ORDER}
         self._nonce = 0
-        self._returned = False
-        """Whether the proxy brought something along."""
         self._most: int | None = None
         self.held_back = False
         """Whether the last `next_response` left something out because it is large."""
@@ -112,8 +110,7 @@ class Session:
     def _first_request(self, state: TypeState, request: Request) -> None:
         state.asked = True
         # A proxy that kept its resources over a reconnect waits for no first answer; a fresh one does, even if empty.
-        self._returned |= bool(request.initial_versions)
-        state.answered = self._returned
+        state.answered = bool(request.initial_versions)
         wanted = request.subscribe if request.names is None else request.names
         self._bring_along(state, request.type_url, request.initial_versions)
         if request.type_url in WILDCARD_TYPES and not wanted:

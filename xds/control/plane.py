@@ -25,22 +25,18 @@ whole before anything is sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from weakref import WeakValueDictionary
+from collections.abc import Callable
 
 from xds.ads.messages import Received
 from xds.ads.session import describe
+from xds.control.callers import Callers
+from xds.control.inputs import Blocker, OwnInputs
 from xds.control.metrics import Metrics
-from xds.control.own import ExplicitTarget, SidecarInputs
 from xds.control.proxy import Client, Proxy
-from xds.control.tables import Changes, UpstreamTable, merge
-from xds.control.upstreams import UpstreamCatalog, here, target_problems
-from xds.control.views import ServiceView
-from xds.envoy.inbound import Admission
+from xds.control.upstreams import UpstreamCatalog
 from xds.envoy.outbound import OutboundSettings
-from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
-from xds.mesh.facts import WILDCARD, ExplicitUpstream, Leaf, LeafKey, LeafRefused
+from xds.mesh.chains import Elsewhere, InstancesOf
+from xds.mesh.facts import WILDCARD, LeafKey
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -52,20 +48,10 @@ from xds.mesh.mesh import (
     Demand,
     Mesh,
 )
-from xds.mesh.settings import ClusterMode, ConfigEntries, Extension, UpstreamSettings
-from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
-from xds.policy.proxies import Differing, effective_settings, explicit_upstreams, extensions_of, implicit_settings
-from xds.policy.upstreams import Candidates
+from xds.mesh.settings import ConfigEntries
+from xds.policy.proxies import Differing
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """What keeps a proxy from being served. A ``passing`` one is a matter of reading on; others want an operator."""
-
-    reason: str
-    passing: bool = False
 
 
 class ControlPlane:
@@ -88,19 +74,11 @@ class ControlPlane:
     ) -> None:
         self.mesh = Mesh()
         self.metrics = metrics
-        self._outbound = outbound
         self._on_demand = on_demand
         self._soon = soon
         self._demand = Demand()
         self._demand_stale = False
         self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
-        self._tables: WeakValueDictionary[object, UpstreamTable] = WeakValueDictionary()
-        self._index = IntentionIndex()
-        self._views: dict[str, ServiceView] = {}
-        self._spelled: dict[str, set[str]] = {}
-        """The services with a view, by their name in lower case."""
-        self._wide: set[str] = set()
-        """The services with a view that may call everybody whom no intention singles out."""
         self._live: set[str] = set()
         """The services of which a proxy was given its certificate: nothing is read on behalf of the others."""
         self._proxies: dict[str, set[Proxy]] = {}
@@ -108,25 +86,19 @@ class ControlPlane:
         """By service and service ID, proxies that may come again."""
         self._news: dict[str, int] = {}
         """By service, how often something about its sidecars changed."""
-        self._waiting_for: dict[str, dict[ServiceView, None]] = {}
-        """By upstream that has not been read, the views that wait for it (and maybe for others)."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
         """The proxies whose registration names upstreams, and what is read for these."""
         self._readers: dict[str | Elsewhere, set[Proxy]] = {}
+        self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies)
+        self._inputs = OwnInputs(self.mesh, self._catalog, outbound, self._callers.index, self._callers.views)
 
     # -- proxies come and go --------------------------------------------------------------------------------------
 
     def attach(self, client: Client) -> Proxy:
         """A proxy connected. It is served as soon as everything about it is known."""
         service = client.node.cluster
-        if service not in self._views:
-            self._views[service] = ServiceView(
-                service, self._catalog, self._table(UpstreamSettings(), ()), self._outbound
-            )
-            self._spelled.setdefault(service.lower(), set()).add(service)
-            self._assign([service])
-        proxy = Proxy(client, self._views[service])
+        proxy = Proxy(client, self._callers.add(service))
         self._proxies.setdefault(service, set()).add(proxy)
         self._demand_stale |= proxy.leaf_key not in self._by_leaf
         self._by_leaf.setdefault(proxy.leaf_key, set()).add(proxy)
@@ -138,7 +110,7 @@ class ControlPlane:
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         if proxy.as_of == self._news.get(service, 0):
             proxy.blocked_by(None)  # nothing has changed since it left
-            self._see_what_it_waits_for(self._views[service])
+            self._callers.see_what_it_waits_for(self._callers.views[service])
         else:
             self._update(proxy)
         self._want_demand()
@@ -162,10 +134,9 @@ class ControlPlane:
         del left[proxy.client.node.id]
         self._drop(proxy)
         if not left and not self._proxies[proxy.service]:
-            del self._left[proxy.service], self._proxies[proxy.service], self._views[proxy.service]
-            self._spelled[proxy.service.lower()].discard(proxy.service)
+            del self._left[proxy.service], self._proxies[proxy.service]
+            self._callers.drop(proxy.service)
             self._demand_stale = True
-            self._wide.discard(proxy.service)
             self._live.discard(proxy.service)
             self._news.pop(proxy.service, None)
         self._want_demand()
@@ -204,11 +175,8 @@ class ControlPlane:
 
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts and bring every proxy that depends on them up to date."""
-        names_before, entries_before, assigned = (
-            self._catalog.candidates,
-            self.mesh.config_entries,
-            self._is_assignable(),
-        )
+        callers, names_before, entries_before = self._callers, self._catalog.candidates, self.mesh.config_entries
+        assigned, before = callers.is_assignable(), (callers.changed, self._catalog.led)
         changed = self.mesh.apply(batch)
         if not changed:
             return
@@ -217,26 +185,25 @@ class ControlPlane:
         stale: set[str] = set()
         """The services whose sidecars' own resources may differ."""
         if changed & {INTENTIONS, SERVICE_NAMES, CONFIG_ENTRIES}:
-            self._catalog.candidates = self._candidates(names_before)
-            stale |= self._rename(names_before)
+            self._catalog.candidates = callers.candidates(names_before)
+            stale |= callers.rename(names_before)
         sources, destinations = frozenset[str](), frozenset[str]()
         if INTENTIONS in changed:
-            sources, destinations = self._index.replace(self.mesh.intentions or ())
-        if self._is_assignable():
+            sources, destinations = callers.index.replace(self.mesh.intentions or ())
+        if callers.is_assignable():
             everybody = not assigned or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
-            stale |= self._assign(self._views if everybody else self._having_views(sources))
+            stale |= callers.assign(callers.views if everybody else callers.having(sources))
         if not assigned or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
             stale |= self._proxies.keys()
-        stale |= self._having_views(destinations)
+        stale |= callers.having(destinations)
         if changed & {ROOTS, DATACENTER}:
             moved |= self._demand.services
         if CONFIG_ENTRIES in changed:
             about = Differing(entries_before or ConfigEntries(), self.mesh.config_entries or ConfigEntries())
             moved |= {each for each in self._demand.services if about.as_upstream(each)}
             stale |= {each for each in self._proxies if about.as_sidecar(each)}
-        led = self._catalog.led
-        touched, more = self._refresh_upstreams(moved)
-        self._demand_stale |= led != self._catalog.led
+        touched, more = callers.refresh(moved, self._demand.services)
+        self._demand_stale |= before != (callers.changed, self._catalog.led)
         moved |= touched
         stale |= more | {each for each in moved if isinstance(each, str)}
         proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}
@@ -251,160 +218,19 @@ class ControlPlane:
             self._update(proxy)
         self._want_demand()
 
-    def _candidates(self, before: Candidates) -> Candidates:
-        """The names that could be upstreams: of the catalog, and those that config entries or intentions speak of.
-
-        In Consul (``agent/consul/state/catalog.go``) these have a virtual IP, with or without instances.
-        """
-        names, entries = self.mesh.service_names or frozenset(), self.mesh.config_entries
-        spoken_of = {intention.destination for intention in self.mesh.intentions or ()} - {WILDCARD}
-        found = Candidates(names | spoken_of | (entries.chain_names if entries else frozenset()))
-        return before if found.names == before.names else found
-
-    def _rename(self, before: Candidates) -> set[str]:
-        """Follow the names that came and went; the services whose outbound listener may have new addresses to list."""
-        now = self._catalog.candidates
-        relisted: set[str] = set()
-        for name in before.names - now.names:
-            callers = self._callers(name)
-            relisted |= {view.service for view in callers if view.count(view.size - 1)}
-            for table in {view.table_of(name) for view in callers}:
-                relisted |= self._renew(table, name, forget=True)
-        for name in now.names - before.names:
-            callers = self._callers(name)
-            for view in callers:
-                view.hold(frozenset([name]))
-                relisted |= {view.service} if view.count(view.size + 1) else set()
-                relisted |= self._tell_of(view, name)
-        self._demand_stale |= before.names != now.names
-        return relisted
-
-    def _is_assignable(self) -> bool:
-        """Whether it is known whom anybody may call."""
-        mesh = self.mesh
-        known = (mesh.service_names, mesh.default_allow, mesh.intentions, mesh.config_entries)
-        return all(each is not None for each in known)
-
-    def _assign(self, services: Iterable[str]) -> set[str]:
-        """Work out anew whom these may call; those whose outbound listener may have new addresses to list."""
-        default_allow, entries = self.mesh.default_allow, self.mesh.config_entries
-        relisted: set[str] = set()
-        if default_allow is None or entries is None or not self._is_assignable():
-            return relisted
-        for service in services:
-            view = self._views[service]
-            reach = self._index.reach(service, default_allow=default_allow)
-            general, overridden = implicit_settings(service, entries)
-            extensions = extensions_of(service, entries)
-            table = self._table(general, extensions)
-            special = {name: self._table(settings, extensions) for name, settings in overridden.items()}
-            if (reach, table, special) == (view.reach, view.table, view.special):
-                continue
-            (self._wide.add if reach.others else self._wide.discard)(service)
-            changes = view.assign(reach, table, special)
-            self._demand_stale = True
-            self._tell(view, changes)
-            self._see_what_it_waits_for(view)
-            relisted.add(service)
-        return relisted
-
-    def _table(self, settings: UpstreamSettings, extensions: tuple[Extension, ...]) -> UpstreamTable:
-        key = settings, extensions
-        found = self._tables.get(key)
-        if found is None:
-            found = self._tables[key] = UpstreamTable(self._catalog, self._outbound, settings, extensions)
-        return found
-
-    def _having_views(self, keys: Iterable[str]) -> set[str]:
-        """The services with a view, by names in lower case."""
-        return {service for key in keys for service in self._spelled.get(key, ())}
-
-    def _callers(self, upstream: str) -> list[ServiceView]:
-        """The views of the services that may call ``upstream``, or might if there were one of that name."""
-        shared = self._index.shared.get(upstream.lower())
-        services = set(self._wide) if shared is None else set(self._views) if shared else set()
-        for service in self._having_views(self._index.sources_named_by(upstream)):
-            (services.add if self._views[service].reach.includes(upstream) else services.discard)(service)
-        services.discard(upstream)
-        return [self._views[service] for service in services]
-
-    def _refresh_upstreams(self, moved: Iterable[str | Elsewhere]) -> tuple[set[str], set[str]]:
-        """Take notice of what moved.
-
-        Returns:
-            The upstreams that may differ, and the services whose outbound listener may have new addresses to list.
-        """
-        touched: set[str] = set()
-        for key in moved:
-            touched |= self._catalog.refresh(key)
-        relisted: set[str] = set()
-        for upstream in touched & self._catalog.candidates.names:
-            forget = upstream not in self._demand.services and not self._callers(upstream)
-            for table in [table for table in self._tables.values() if upstream in table.encoded]:
-                relisted |= self._renew(table, upstream, forget=forget)
-        return touched, relisted
-
-    def _renew(self, table: UpstreamTable, upstream: str, *, forget: bool) -> set[str]:
-        """Bring what stands of an upstream in a table up to date, and tell its callers; who has addresses to list."""
-        listing, addresses = table.listing, table.addresses
-        changes = table.forget(upstream) if forget else table.refresh(upstream)
-        if upstream not in table.unknown:
-            for view in self._waiting_for.pop(upstream, ()):
-                self._see_what_it_waits_for(view)
-        relisted: set[str] = set()
-        if not changes and (listing, addresses) == (table.listing, table.addresses):
-            return relisted
-        for view in self._callers(upstream):
-            if view.table_of(upstream) is not table:
-                continue
-            if table.listing != listing:
-                merge(changes, view.refresh_hosts())
-            if table.listing != listing or (table.addresses != addresses and self._answers_names(view)):
-                relisted.add(view.service)
-            self._tell(view, changes)
-        return relisted
-
-    def _tell_of(self, view: ServiceView, upstream: str) -> set[str]:
-        """Tell a view of an upstream that is a new one to it; whether its listener may have addresses to list."""
-        table = view.table_of(upstream)
-        changes, encoded = table.names_of([upstream]), table.encoded[upstream]
-        merge(changes, view.refresh_hosts() if encoded.hosts else {})
-        self._tell(view, changes)
-        is_told = encoded.hosts or any(self._outbound.lists(at, protocol) for at, protocol in encoded.dialed.items())
-        return {view.service} if is_told or self._answers_names(view) else set()
-
-    def _answers_names(self, view: ServiceView) -> bool:
-        return any(proxy.client.node.dns_port for proxy in self._proxies.get(view.service, ()))
-
-    def _tell(self, view: ServiceView, changes: Changes) -> None:
-        for proxy in self._proxies.get(view.service, ()) if changes else ():
-            if proxy.transparent:
-                proxy.changed(changes)
-
-    def _see_what_it_waits_for(self, view: ServiceView) -> None:
-        """Note one upstream that a view waits for; once it waits for none, its proxies need not either.
-
-        One is enough: whoever waits for a thousand is looked at again when that one has been read, not a thousand
-        times.
-        """
-        proxies = self._proxies.get(view.service, set())
-        waits_for = view.first_unknown()
-        if waits_for is None:
-            for proxy in proxies:
-                proxy.settle()
-        elif any(proxy.waits_for_upstreams for proxy in proxies):
-            self._waiting_for.setdefault(waits_for, {})[view] = None
-
     def _update(self, proxy: Proxy) -> None:
         """Bring one proxy's own resources up to date, or note what keeps it from being served.
 
         Whatever its registration may hold, it is nobody else's problem.
         """
-        blocker = self._blocker(proxy)
+        blocker = self._inputs.blocker(proxy)
+        if proxy.leaf is not None and proxy.service not in self._live:
+            self._live.add(proxy.service)
+            self._demand_stale = True
         if blocker is None:
             try:
-                self._read_for(proxy, self._reads(proxy))
-                inputs = self._inputs(proxy)
+                self._read_for(proxy, self._inputs.reads(proxy))
+                inputs = self._inputs.of(proxy)
                 if inputs is not None:
                     proxy.update(inputs)
                     proxy.as_of = self._news.get(proxy.service, 0)
@@ -414,149 +240,10 @@ class ControlPlane:
                     log.error("sidecar %s keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         news = proxy.blocked_by(blocker.reason if blocker else None)
         if proxy.waits_for_upstreams:
-            self._see_what_it_waits_for(self._views[proxy.service])
+            self._callers.see_what_it_waits_for(self._callers.views[proxy.service])
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)
-
-    def _blocker(self, proxy: Proxy) -> Blocker | None:
-        node = proxy.client.node
-        missing = self.mesh.missing()
-        if missing:
-            return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
-        # First whether it may have its key at all: nothing else is read on behalf of someone who may not.
-        match self.mesh.leaf(proxy.leaf_key):
-            case Leaf() as leaf:
-                proxy.leaf = leaf
-                if proxy.service not in self._live:
-                    self._live.add(proxy.service)
-                    self._demand_stale = True
-            case LeafRefused(reason=reason) if proxy.leaf is None:
-                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
-            case None if proxy.leaf is None:
-                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
-        self._find_registration(proxy)
-        if proxy.sidecar is None:
-            if self.mesh.instances(node.cluster) is None:
-                return Blocker(f"the instances of service {node.cluster!r} have not been read yet", passing=True)
-            where = f" on node {node.node_name!r}" if node.node_name else ""
-            return Blocker(
-                f"no sidecar with service ID {node.id!r}{where} is registered for service {node.cluster!r};"
-                " it is served the moment it is registered"
-            )
-        return None
-
-    def _find_registration(self, proxy: Proxy) -> None:
-        """Look up the registration. One that disappears goes on being followed as it last was."""
-        node = proxy.client.node
-        found = self.mesh.instances(node.cluster)
-        registered = None
-        for instance in found.instances if found else ():
-            sidecar = instance.sidecar
-            if (
-                sidecar
-                and sidecar.service == node.cluster
-                and sidecar.service_id == node.id
-                and node.node_name in ("", sidecar.node)
-            ):
-                registered = sidecar
-                break
-        if proxy.registered and registered is None:
-            log.warning("sidecar %s is no longer registered; it keeps its last registration", node.id)
-        if registered is not None and proxy.sidecar is not None and not proxy.registered:
-            log.info("sidecar %s is registered again", node.id)
-        proxy.registered = registered is not None
-        if registered is not None:
-            proxy.sidecar = registered
-
-    def _inputs(self, proxy: Proxy) -> SidecarInputs | None:
-        mesh, sidecar, leaf, place = self.mesh, proxy.sidecar, proxy.leaf, here(self.mesh)
-        entries, roots, default_allow = mesh.config_entries, mesh.roots, mesh.default_allow
-        if (
-            sidecar is None
-            or leaf is None
-            or entries is None
-            or roots is None
-            or place is None
-            or default_allow is None
-        ):
-            return None
-        decisions = self._index.to_destination(sidecar.service)
-        settings = effective_settings(sidecar, entries)
-        mode = settings.clusters or self._outbound.clusters
-        admission = Admission(
-            connection_policy(decisions, default_allow=default_allow),
-            request_policy(decisions, default_allow=default_allow),
-            entries.token_providers,
-        )
-        return SidecarInputs(
-            sidecar=sidecar,
-            settings=settings,
-            mesh=entries.mesh,
-            admission=admission,
-            problems=(
-                *(str(problem) for problem in entries.problems if problem.concerns(sidecar.service)),
-                *admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers()),
-            ),
-            roots=roots,
-            leaf=leaf,
-            here=place,
-            outbound=self._destinations_only(entries.mesh.destinations_only),
-            listed=self._views[proxy.service].listed(),
-            explicit=tuple(self._explicit_target(upstream) for upstream in explicit_upstreams(sidecar, entries)),
-            hosts=self._views[proxy.service].hosts,
-            dual_stack=proxy.client.node.dual_stack,
-            clusters=mode,
-            on_demand=self._is_on_demand(proxy, mode),
-            dns_port=proxy.client.node.dns_port,
-            named=self._views[proxy.service].named() if proxy.client.node.dns_port else (),
-        )
-
-    def _is_on_demand(self, proxy: Proxy, mode: ClusterMode) -> bool:
-        """Whether its clusters are sent on demand; state of the world has no words for that."""
-        large = mode is ClusterMode.AUTO and self._views[proxy.service].is_large
-        return proxy.client.delta and (large or mode is ClusterMode.ON_DEMAND)
-
-    def _served_upstreams(self, proxy: Proxy) -> list[ExplicitUpstream]:
-        """The upstreams that its registration names and that can be served."""
-        sidecar, entries = proxy.sidecar, self.mesh.config_entries
-        if sidecar is None or entries is None:
-            return []
-        return [each for each in explicit_upstreams(sidecar, entries) if each.refusal is None]
-
-    def _chain_of(self, upstream: ExplicitUpstream) -> DiscoveryChain | None:
-        """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
-        if upstream.prepared_query:
-            return query_chain(upstream.name, upstream.settings.protocol or "tcp")
-        chain = self.mesh.chain(self._chain_key(upstream))
-        return chain.speaking(upstream.settings.protocol) if chain is not None else None
-
-    def _chain_key(self, upstream: ExplicitUpstream) -> str | InstancesOf:
-        elsewhere = upstream.datacenter not in ("", self.mesh.datacenter)
-        return InstancesOf(upstream.name, upstream.datacenter) if elsewhere else upstream.name
-
-    def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
-        chain = self._chain_of(upstream)
-        if upstream.refusal is not None or chain is None or chain.refusal is not None:
-            return ExplicitTarget(upstream, chain, unread=chain is None)
-        mode = upstream.settings.mesh_gateway
-        unread = any(isinstance(each, str) and self.mesh.instances(each) is None for each in chain.reads(mode))
-        found = tuple(
-            (target, self._catalog.instances_of(target, upstream.settings)) for target in chain.targets.values()
-        )
-        problems = tuple(target_problems(self.mesh, upstream.name, chain, mode))
-        return ExplicitTarget(upstream, chain, found, unread, problems)
-
-    def _reads(self, proxy: Proxy) -> frozenset[str | Elsewhere]:
-        """What is read because its registration names upstreams, their chains apart."""
-        found: set[str | Elsewhere] = set()
-        for upstream in self._served_upstreams(proxy):
-            if not upstream.prepared_query:
-                found.add(self._chain_key(upstream))
-            chain = self._chain_of(upstream)
-            if chain is not None:
-                found |= chain.reads(upstream.settings.mesh_gateway)
-        return frozenset(found)
 
     def _read_for(self, proxy: Proxy, found: frozenset[str | Elsewhere]) -> None:
         """Note what is read on behalf of one proxy alone."""
@@ -575,11 +262,6 @@ class ControlPlane:
             del self._reading[proxy]
         self._demand_stale = True
 
-    def _destinations_only(self, by_entry: bool) -> OutboundSettings:
-        if not by_entry or self._outbound.destinations_only:
-            return self._outbound
-        return replace(self._outbound, destinations_only=True)
-
     # -- what has to be read --------------------------------------------------------------------------------------
 
     def _want_demand(self) -> None:
@@ -590,7 +272,9 @@ class ControlPlane:
         if not self._demand_stale:
             return
         self._demand_stale = False
-        implicit = self._catalog.candidates.reached_by_any((each, self._views[each].reach) for each in self._live)
+        implicit = self._catalog.candidates.reached_by_any(
+            (each, self._callers.views[each].reach) for each in self._live
+        )
         ends: set[str | Elsewhere] = {*self._live, *implicit}
         for upstream in self._catalog.leading_elsewhere():
             if upstream in implicit:
@@ -599,8 +283,7 @@ class ControlPlane:
         for proxy, read in self._reading.items():
             if proxy.leaf is not None:
                 ends |= read
-                keys = {self._chain_key(each) for each in self._served_upstreams(proxy) if not each.prepared_query}
-                chains |= {key for key in keys if isinstance(key, InstancesOf)}
+                chains |= self._inputs.chains_elsewhere(proxy)
         services = frozenset(end for end in ends if isinstance(end, str))
         elsewhere = frozenset(end for end in ends if not isinstance(end, str))
         demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains))

@@ -127,6 +127,8 @@ class WorkerPool:
             if worker is not None:
                 await self._listen_to(worker)
                 code = await _ended(worker.process)
+                if number not in self._workers:
+                    return  # it was told to
                 self._take_demand(worker, Demand())
                 del self._workers[number]
                 log.error("worker %d ended with code %s; another one takes its place", worker.process.pid, code)

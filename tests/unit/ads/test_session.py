@@ -539,3 +539,111 @@ def test_state_of_the_world_ignores_the_names_of_an_answer_that_was_overtaken() 
     stream.ack(second, "a", "b")
     stream.put(ENDPOINT, "b", "2")
     assert sent(stream.next()) == ["b@2"]
+
+
+# -- on demand ------------------------------------------------------------------------------------------------------
+
+
+def names_in(response: Response) -> list[str]:
+    return [resource.name for resource in response.resources]
+
+
+@pytest.fixture
+def asking() -> Stream:
+    """A stream on which clusters come on demand, but for the proxy's own; it has subscribed to everything."""
+    stream = Stream()
+    stream.view.on_demand = True
+    for name in ("own", "a", "b", "failover-target~0~a"):
+        stream.cluster(name, "1")
+        stream.put(ENDPOINT, name, "1")
+    stream.subscribe(CLUSTER, "*")
+    return stream
+
+
+def test_on_demand_a_wildcard_stands_for_the_proxys_own(asking: Stream) -> None:
+    assert names_in(asking.next()) == ["own"]
+
+
+def test_on_demand_a_name_is_answered_and_followed_from_then_on(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.cluster("b", "2")
+    assert asking.session.next_response() is None, "nobody asked for it"
+    asking.subscribe(CLUSTER, "b")
+    response = asking.next()
+    assert names_in(response) == ["b"]
+    asking.ack(response)
+    asking.cluster("b", "3")
+    assert names_in(asking.next()) == ["b"]
+
+
+def test_on_demand_what_a_cluster_names_comes_with_it(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.put(CLUSTER, "a", "2", clusters=("failover-target~0~a",))
+    asking.subscribe(CLUSTER, "a")
+    assert names_in(asking.next()) == ["a", "failover-target~0~a"]
+
+
+def test_on_demand_an_absent_name_is_answered_at_once_and_sent_when_it_appears(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.subscribe(CLUSTER, "later")
+    response = asking.next()
+    assert response.removed == ("later",)
+    asking.ack(response)
+    asking.cluster("later", "1")
+    assert names_in(asking.next()) == ["later"]
+
+
+def test_on_demand_what_is_taken_back_is_removed_and_remembered(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.subscribe(CLUSTER, "b")
+    asking.ack(asking.next())
+    asking.drop(CLUSTER, "b")
+    response = asking.next()
+    assert response.removed == ("b",)
+    asking.ack(response)
+    asking.cluster("b", "9")
+    assert names_in(asking.next()) == ["b"]
+
+
+def test_on_demand_what_a_proxy_brings_along_stays_if_it_asks_for_it_and_goes_otherwise(asking: Stream) -> None:
+    stream = Stream()
+    stream.view = asking.view
+    stream.session = Session(stream.view, delta=True)
+    stream.subscribe(CLUSTER, "*", "b", known={"own": "1", "a": "1", "b": "1"})
+    response = stream.next()
+    assert (names_in(response), response.removed) == ([], ("a",))
+    stream.ack(response)
+    assert stream.session.next_response() is None
+
+
+def test_changing_over_takes_what_nobody_asked_for(stream: Stream) -> None:
+    for name in ("own", "a", "b"):
+        stream.cluster(name, "1")
+    stream.subscribe(CLUSTER, "*")
+    stream.ack(stream.next())
+    stream.subscribe(CLUSTER, "b")
+    stream.ack(stream.next())
+    stream.view.on_demand = True
+    stream.session.changed(CLUSTER, ["a", "b"])
+    assert stream.next().removed == ("a",)
+
+
+# -- large responses ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_large_is_held_back_and_what_the_proxy_has_passes_it(stream: Stream) -> None:
+    stream.put(ENDPOINT, "known", "1")
+    stream.subscribe(ENDPOINT, "known", *map(str, range(9)))
+    stream.ack(stream.next())
+    for name in map(str, range(9)):
+        stream.put(ENDPOINT, name, "1")
+    assert stream.session.next_response(most=4) is None
+    assert stream.session.held_back
+    stream.put(ENDPOINT, "known", "2")
+    response = stream.session.next_response(most=4)
+    assert response is not None
+    assert names_in(response) == ["known"]
+    stream.ack(response)
+    assert stream.session.next_response(most=4) is None
+    assert len(names_in(stream.next())) == 9
+    assert not stream.session.held_back

@@ -289,3 +289,53 @@ async def test_a_kind_that_had_entries_is_not_unknown_all_at_once(reading: Readi
     assert "invalid config entry kind" in await reading.until_trouble("mesh entries")
     assert reading.mesh.config_entries is not None
     assert reading.mesh.config_entries.mesh.destinations_only
+
+
+def entry_of(service: str) -> dict[str, Any]:
+    """What Consul says of an instance of ``service`` that has a sidecar."""
+    return {
+        "Node": {"Node": "n", "Address": "10.0.0.1"},
+        "Service": {
+            "Kind": "connect-proxy",
+            "ID": f"{service}-1-sidecar-proxy",
+            "Service": f"{service}-sidecar-proxy",
+            "Port": 20000,
+            "TaggedAddresses": {"consul-virtual": {"Address": "240.0.0.1", "Port": 20000}},
+            "Proxy": {"DestinationServiceName": service},
+        },
+        "Checks": [],
+    }
+
+
+@pytest.mark.parametrize("size", [20, 60])
+async def test_a_mesh_is_read_with_one_request_a_service_and_one_that_waits(reading: Reading, size: int) -> None:
+    services = [f"s-{number}" for number in range(size)]
+    names: dict[str, list[str]] = {"web": [], "db": []}
+    names |= {name: [] for service in services for name in (service, f"{service}-sidecar-proxy")}
+    for service in services:
+        reading.consul.say(f"/v1/health/connect/{service}", [entry_of(service)])
+        target = f"{service}.default.default.dc1"
+        compiled = {
+            "ServiceName": service,
+            "Datacenter": "dc1",
+            "StartNode": "resolver",
+            "Nodes": {
+                "resolver": {"Type": "resolver", "Name": target, "Resolver": {"Default": True, "Target": target}}
+            },
+            "Targets": {target: {"Service": service, "Datacenter": "dc1"}},
+        }
+        reading.consul.say(f"/v1/discovery-chain/{service}", {"Chain": compiled})
+    reading.consul.say("/v1/catalog/services", names)
+    await reading.until_true(lambda: reading.mesh.service_names == frozenset(names))
+    reading.consul.tokens.clear()
+    wanted = frozenset(names) - {"web", "db"}
+    reading.source.demand(Demand(services=wanted))
+    await reading.until_true(lambda: all(reading.mesh.instances(n) and reading.mesh.chain(n) for n in wanted))
+    asked = [path for path, _ in reading.consul.tokens]
+    assert len([path for path in asked if path.startswith("/v1/discovery-chain/")]) <= 16, "plain ones are told"
+    assert not [path for path in asked if path.endswith("-sidecar-proxy")], "nobody is reached by such a name"
+    assert len(asked) <= 2 * size + 16 + 20
+    for service in services:
+        chain = reading.mesh.chain(service)
+        assert chain is not None
+        assert [target.service for target in chain.targets.values()] == [service]

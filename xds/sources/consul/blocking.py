@@ -194,6 +194,8 @@ class Watch:
 
     async def _interruptible(self, wait_s: float) -> Reply | None:
         """The answer, or ``None`` when a fresh read was asked for meanwhile."""
+        if self._rules.index is None:
+            return await self._read(None, wait_s)  # it does not block, so there is nothing to interrupt
         query = asyncio.ensure_future(self._read(self._rules.index, wait_s))
         again = asyncio.ensure_future(self._again.wait())
         try:

@@ -49,10 +49,17 @@ class ChainReader:
         self._read_at: dict[str, float] = {}
         self._errors: dict[str, str] = {}
 
-    def follow(self, service: str, *, tagged: bool | None) -> None:
-        """Read the chain of ``service``, whose instances carry its virtual IP or not (``None``: there are none)."""
+    def follow(self, service: str, *, tagged: bool | None) -> DiscoveryChain | None:
+        """Follow the chain of ``service``, whose instances carry its virtual IP or not (``None``: there are none).
+
+        Returns:
+            The chain where it can be told; otherwise it is read and delivered.
+        """
         self._watched[service] = tagged
-        self._refresh([service])
+        told = self._told(service) if service not in self._being_read else None
+        if told is None:
+            self._refresh([service])
+        return told
 
     def let_go(self, service: str) -> None:
         """Nobody wants it any more."""

@@ -68,6 +68,10 @@ class ServiceWatches:
         self._shapes: dict[str, object] = {}
         self.chains = ChainReader(client, deliver, tell, self._reading)
 
+    def count(self) -> int:
+        """How many watches there are."""
+        return len(self._watches)
+
     def watches(self) -> list[Watch]:
         """The watches that there are."""
         return list(self._watches.values())
@@ -133,7 +137,10 @@ class ServiceWatches:
                 i.name for i in instances.instances if i.sidecar and i.name != service
             )
             tagged = any(at.port == ANY_PORT for i in instances.instances for at in i.virtual_ips)
-            self.chains.follow(service, tagged=tagged if shape else None)
+            chain = self.chains.follow(service, tagged=tagged if shape else None)
+            if chain is not None:
+                self._deliver({Key(Kind.INSTANCES, service): instances, Key(Kind.CHAIN, service): chain})
+                return
         self._deliver({Key(Kind.INSTANCES, service): instances})
 
     async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:

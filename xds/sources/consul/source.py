@@ -79,7 +79,7 @@ class ConsulSource:
         self._leaves: dict[LeafKey, Watch] = {}
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
-        self._names_seen: frozenset[str] = frozenset()
+        self._names_seen: frozenset[str] | None = None
         self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
@@ -210,8 +210,7 @@ class ConsulSource:
         self._on_watches(self._count_of_watches())
 
     def _count_of_watches(self) -> int:
-        services, elsewhere = self._services.watches(), self._elsewhere.watches()
-        return len(self._base) + len(services) + len(elsewhere) + len(self._leaves)
+        return len(self._base) + self._services.count() + len(self._elsewhere.watches()) + len(self._leaves)
 
     # -- base facts -----------------------------------------------------------------------------------------------
 
@@ -239,16 +238,19 @@ class ConsulSource:
         reply = await self._client.read("/v1/catalog/services", index=index, wait_s=wait_s)
         if reply.filtered:
             raise ConsulError("the token may not see every service: it needs service:read on all services", 403)
-        lost = sorted(self._names_seen - frozenset(reply.data))
+        lost = sorted((self._names_seen or frozenset()) - frozenset(reply.data))
         await self._client.check_may_read([("service", name) for name in lost])
         return reply
 
     def _take_names(self, reply: Reply) -> None:
-        self._names_seen = frozenset(reply.data)
-        unusable = sorted(name for name in self._names_seen if not usable_name(name))
+        found = frozenset(reply.data)
+        if found == self._names_seen:
+            return  # every change of any instance wakes this query, and hardly any is about a name
+        self._names_seen = found
+        unusable = sorted(name for name in found if not usable_name(name))
         if unusable:
             log.warning("services that can't be asked for by name are left out: %s", ", ".join(map(repr, unusable)))
-        names = self._names_seen - set(unusable)
+        names = found - set(unusable)
         self._services.names_changed(names)
         self.deliver({SERVICE_NAMES: names})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from xds.mesh.facts import (
     is_ip,
     usable_name,
 )
-from xds.mesh.settings import UpstreamSettings
+from xds.mesh.settings import ProxySettings, UpstreamSettings
 from xds.sources.decode.settings import proxy_settings, upstream_settings
 from xds.sources.decode.values import Fields
 
@@ -94,10 +96,30 @@ def sidecar(node: str, registered: Any) -> Sidecar:
         local_service_address=proxy.get("LocalServiceAddress") or "127.0.0.1",
         local_service_port=proxy.get("LocalServicePort") or 0,
         local_service_socket_path=proxy.get("LocalServiceSocketPath") or "",
-        settings=proxy_settings(proxy, proxy.get("Config") or {}, problems.append),
+        settings=_settings(proxy, problems),
         upstreams=upstreams,
         problems=tuple(problems),
     )
+
+
+ITS_OWN = frozenset(
+    ("DestinationServiceName", "DestinationServiceID", "LocalServiceAddress", "LocalServicePort", "Upstreams")
+)
+"""What differs from sidecar to sidecar of one kind and makes no settings."""
+
+
+def _settings(proxy: Any, problems: list[str]) -> ProxySettings:
+    said = json.dumps({key: value for key, value in proxy.items() if key not in ITS_OWN})
+    settings, more = _settings_of(said)
+    problems.extend(more)
+    return settings
+
+
+@functools.lru_cache(maxsize=4096)
+def _settings_of(said: str) -> tuple[ProxySettings, tuple[str, ...]]:
+    """The settings in a ``Proxy``, and what of it can't be followed: most sidecars of a mesh say the same."""
+    proxy, problems = json.loads(said), list[str]()
+    return proxy_settings(proxy, proxy.get("Config") or {}, problems.append), tuple(problems)
 
 
 def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:

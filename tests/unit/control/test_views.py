@@ -1,0 +1,87 @@
+"""What a view says of a shared table is what it would say of a table of its own, whatever happened before."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.control.test_plane import Bench
+from tests.unit.facts import make_instance
+from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE
+from xds.mesh import mesh
+from xds.mesh.chains import default_chain
+from xds.mesh.facts import ServiceInstances
+from xds.mesh.intentions import Action, Intention
+from xds.mesh.mesh import Key, Kind
+from xds.mesh.settings import ConfigEntries, ProxySettings, UpstreamSettings
+
+NAMES = ["web", "api", "Api", "db"]
+SERVICE = st.sampled_from(NAMES)
+WHO = st.sampled_from([*NAMES, "*"])
+CHANGE = st.one_of(
+    st.tuples(st.just("instances"), SERVICE, st.integers(0, 2), st.integers(1, 3)),
+    st.tuples(st.just("chain"), SERVICE, st.sampled_from(["tcp", "http"])),
+    st.tuples(st.just("intentions"), st.dictionaries(st.tuples(WHO, WHO), st.sampled_from(Action), max_size=4)),
+    st.tuples(st.just("names"), st.frozensets(SERVICE)),
+    st.tuples(st.just("default"), st.booleans()),
+    st.tuples(st.just("entries"), SERVICE, SERVICE, st.sampled_from([None, 7])),
+)
+TYPES = (CLUSTER, ENDPOINT, SCOPED_ROUTE)
+
+
+def make(change: tuple[object, ...]) -> dict[Key, object]:
+    match change:
+        case ("instances", str(service), int(address), int(weight)):
+            instance = make_instance(service, 1, f"240.0.0.{address}", weight_passing=weight)
+            return {Key(Kind.INSTANCES, service): ServiceInstances(service, (instance,))}
+        case ("chain", str(service), str(protocol)):
+            return {Key(Kind.CHAIN, service): default_chain(service, protocol)}
+        case ("intentions", dict(decided)):
+            return {mesh.INTENTIONS: tuple(Intention(pair[0], pair[1], action) for pair, action in decided.items())}
+        case ("names", frozenset() as names):
+            return {mesh.SERVICE_NAMES: names}
+        case ("default", bool(allow)):
+            return {mesh.DEFAULT_ALLOW: allow}
+        case ("entries", str(service), str(upstream), timeout):
+            overrides = {upstream: UpstreamSettings(connect_timeout_ms=7)} if timeout else None
+            said = ProxySettings(upstream_overrides=overrides)
+            return {mesh.CONFIG_ENTRIES: ConfigEntries(service_defaults={service: said})}
+    raise AssertionError(change)
+
+
+def connected(bench: Bench) -> Bench:
+    for service in NAMES:
+        bench.leaf(service)
+        bench.connect(service)
+    return bench
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.lists(CHANGE, min_size=1, max_size=12))
+def test_a_plane_that_changed_has_what_a_new_one_has(changes: list[tuple[object, ...]]) -> None:
+    bench = connected(Bench())
+    for proxy in bench.plane.proxies():
+        for type_url in (CLUSTER, SCOPED_ROUTE):
+            proxy.session.state(type_url).asked = proxy.session.state(type_url).wildcard = True
+    known: dict[Key, object] = {}
+    believed: list[dict[tuple[str, str], object]] = [{} for _ in bench.plane.proxies()]
+    for change in changes:
+        bench.plane.apply(make(change))
+        known |= make(change)
+        for proxy, has in zip(bench.plane.proxies(), believed, strict=True):
+            for type_url in (CLUSTER, SCOPED_ROUTE):
+                state = proxy.session.state(type_url)
+                for name in state.dirty:
+                    has[type_url, name] = proxy.get(type_url, name)
+                state.dirty.clear()
+    fresh = Bench()
+    fresh.plane.apply(known)
+    connected(fresh)
+    for now, new, has in zip(bench.plane.proxies(), fresh.plane.proxies(), believed, strict=True):
+        for type_url in TYPES:
+            expected = {name: new.get(type_url, name) for name in new.names(type_url)}
+            assert {name: now.get(type_url, name) for name in now.names(type_url)} == expected
+            assert {each.name: each for each in now.select(type_url, set(expected))} == expected
+            if type_url != ENDPOINT:
+                told = {name: each for (url, name), each in has.items() if url == type_url and each is not None}
+                assert told == expected, "what was told of the changes comes to the same"

@@ -1,0 +1,211 @@
+"""Who calls whom: the views of the services that have sidecars, and what they are told when upstreams change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from weakref import WeakValueDictionary
+
+from xds.control.proxy import Proxy
+from xds.control.tables import Changes, UpstreamTable, merge
+from xds.control.upstreams import UpstreamCatalog
+from xds.control.views import ServiceView
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.chains import Elsewhere
+from xds.mesh.facts import WILDCARD
+from xds.mesh.mesh import Mesh
+from xds.mesh.settings import Extension, UpstreamSettings
+from xds.policy.intentions import IntentionIndex
+from xds.policy.proxies import extensions_of, implicit_settings
+from xds.policy.upstreams import Candidates
+
+
+class Callers:
+    """The services that have sidecars, and whom each may call.
+
+    Args:
+        mesh: the facts.
+        catalog: what upstreams contribute.
+        outbound: what holds for the outbound listeners of the whole mesh.
+        proxies: by service, the connected ones; whoever owns it changes it.
+
+    Each method that follows a change tells the proxies, and answers with the services whose sidecars' own resources may
+    differ by it: their outbound listeners list addresses of upstreams.
+    """
+
+    def __init__(
+        self, mesh: Mesh, catalog: UpstreamCatalog, outbound: OutboundSettings, proxies: Mapping[str, set[Proxy]]
+    ) -> None:
+        self.views: dict[str, ServiceView] = {}
+        self.index = IntentionIndex()
+        self.changed = 0
+        """Moves whenever somebody may call others than before."""
+        self._mesh = mesh
+        self._catalog = catalog
+        self._outbound = outbound
+        self._proxies = proxies
+        self._tables: WeakValueDictionary[object, UpstreamTable] = WeakValueDictionary()
+        self._spelled: dict[str, set[str]] = {}
+        """The services with a view, by their name in lower case."""
+        self._wide: set[str] = set()
+        """Those of them that may call everybody whom no intention singles out."""
+        self._waiting_for: dict[str, dict[ServiceView, None]] = {}
+        """By upstream that has not been read, the views that wait for it (and maybe for others)."""
+
+    def add(self, service: str) -> ServiceView:
+        """The view of ``service``, a new one if it had none."""
+        if service not in self.views:
+            table = self._table(UpstreamSettings(), ())
+            self.views[service] = ServiceView(service, self._catalog, table, self._outbound)
+            self._spelled.setdefault(service.lower(), set()).add(service)
+            self.assign([service])
+        return self.views[service]
+
+    def drop(self, service: str) -> None:
+        """``service`` has no sidecars any more."""
+        del self.views[service]
+        self._spelled[service.lower()].discard(service)
+        self._wide.discard(service)
+
+    def candidates(self, before: Candidates) -> Candidates:
+        """The names that could be upstreams: of the catalog, and those that config entries or intentions speak of.
+
+        In Consul (``agent/consul/state/catalog.go``) these have a virtual IP, with or without instances.
+        """
+        names, entries = self._mesh.service_names or frozenset(), self._mesh.config_entries
+        spoken_of = {intention.destination for intention in self._mesh.intentions or ()} - {WILDCARD}
+        found = Candidates(names | spoken_of | (entries.chain_names if entries else frozenset()))
+        return before if found.names == before.names else found
+
+    def rename(self, before: Candidates) -> set[str]:
+        """Follow the names that came and went; the services whose outbound listener may have new addresses to list."""
+        now = self._catalog.candidates
+        relisted: set[str] = set()
+        for name in before.names - now.names:
+            callers = self._callers(name)
+            relisted |= {view.service for view in callers if view.count(view.size - 1)}
+            for table in {view.table_of(name) for view in callers}:
+                relisted |= self._renew(table, name, forget=True)
+        for name in now.names - before.names:
+            callers = self._callers(name)
+            for view in callers:
+                view.hold(frozenset([name]))
+                relisted |= {view.service} if view.count(view.size + 1) else set()
+                relisted |= self._tell_of(view, name)
+        self.changed += before.names != now.names
+        return relisted
+
+    def is_assignable(self) -> bool:
+        """Whether it is known whom anybody may call."""
+        mesh = self._mesh
+        known = (mesh.service_names, mesh.default_allow, mesh.intentions, mesh.config_entries)
+        return all(each is not None for each in known)
+
+    def assign(self, services: Iterable[str]) -> set[str]:
+        """Work out anew whom these may call; those whose outbound listener may have new addresses to list."""
+        default_allow, entries = self._mesh.default_allow, self._mesh.config_entries
+        relisted: set[str] = set()
+        if default_allow is None or entries is None or not self.is_assignable():
+            return relisted
+        for service in services:
+            view = self.views[service]
+            reach = self.index.reach(service, default_allow=default_allow)
+            general, overridden = implicit_settings(service, entries)
+            extensions = extensions_of(service, entries)
+            table = self._table(general, extensions)
+            special = {name: self._table(settings, extensions) for name, settings in overridden.items()}
+            if (reach, table, special) == (view.reach, view.table, view.special):
+                continue
+            (self._wide.add if reach.others else self._wide.discard)(service)
+            changes = view.assign(reach, table, special)
+            self.changed += 1
+            self._tell(view, changes)
+            self.see_what_it_waits_for(view)
+            relisted.add(service)
+        return relisted
+
+    def having(self, keys: Iterable[str]) -> set[str]:
+        """The services with a view, by names in lower case."""
+        return {service for key in keys for service in self._spelled.get(key, ())}
+
+    def _callers(self, upstream: str) -> list[ServiceView]:
+        """The views of the services that may call ``upstream``, or might if there were one of that name."""
+        shared = self.index.shared.get(upstream.lower())
+        services = set(self._wide) if shared is None else set(self.views) if shared else set()
+        for service in self.having(self.index.sources_named_by(upstream)):
+            (services.add if self.views[service].reach.includes(upstream) else services.discard)(service)
+        services.discard(upstream)
+        return [self.views[service] for service in services]
+
+    def refresh(self, moved: Iterable[str | Elsewhere], wanted: frozenset[str]) -> tuple[set[str], set[str]]:
+        """Take notice of what moved; of what is not ``wanted`` and called by nobody nothing is kept.
+
+        Returns:
+            The upstreams that may differ, and what every method answers with.
+        """
+        touched: set[str] = set()
+        for key in moved:
+            touched |= self._catalog.refresh(key)
+        relisted: set[str] = set()
+        for upstream in touched & self._catalog.candidates.names:
+            forget = upstream not in wanted and not self._callers(upstream)
+            for table in [table for table in self._tables.values() if upstream in table.encoded]:
+                relisted |= self._renew(table, upstream, forget=forget)
+        return touched, relisted
+
+    def _renew(self, table: UpstreamTable, upstream: str, *, forget: bool) -> set[str]:
+        """Bring what stands of an upstream in a table up to date, and tell its callers; who has addresses to list."""
+        listing, addresses = table.listing, table.addresses
+        changes = table.forget(upstream) if forget else table.refresh(upstream)
+        if upstream not in table.unknown:
+            for view in self._waiting_for.pop(upstream, ()):
+                self.see_what_it_waits_for(view)
+        relisted: set[str] = set()
+        if not changes and (listing, addresses) == (table.listing, table.addresses):
+            return relisted
+        for view in self._callers(upstream):
+            if view.table_of(upstream) is not table:
+                continue
+            if table.listing != listing:
+                merge(changes, view.refresh_hosts())
+            if table.listing != listing or (table.addresses != addresses and self._answers_names(view)):
+                relisted.add(view.service)
+            self._tell(view, changes)
+        return relisted
+
+    def _tell_of(self, view: ServiceView, upstream: str) -> set[str]:
+        """Tell a view of an upstream that is a new one to it; whether its listener may have addresses to list."""
+        table = view.table_of(upstream)
+        changes, encoded = table.names_of([upstream]), table.encoded[upstream]
+        merge(changes, view.refresh_hosts() if encoded.hosts else {})
+        self._tell(view, changes)
+        is_told = encoded.hosts or any(self._outbound.lists(at, protocol) for at, protocol in encoded.dialed.items())
+        return {view.service} if is_told or self._answers_names(view) else set()
+
+    def _answers_names(self, view: ServiceView) -> bool:
+        return any(proxy.client.node.dns_port for proxy in self._proxies.get(view.service, ()))
+
+    def _tell(self, view: ServiceView, changes: Changes) -> None:
+        for proxy in self._proxies.get(view.service, ()) if changes else ():
+            if proxy.transparent:
+                proxy.changed(changes)
+
+    def see_what_it_waits_for(self, view: ServiceView) -> None:
+        """Note one upstream that a view waits for; once it waits for none, its proxies need not either.
+
+        One is enough: whoever waits for a thousand is looked at again when that one has been read, not a thousand
+        times.
+        """
+        proxies = self._proxies.get(view.service, set())
+        waits_for = view.first_unknown()
+        if waits_for is None:
+            for proxy in proxies:
+                proxy.settle()
+        elif any(proxy.waits_for_upstreams for proxy in proxies):
+            self._waiting_for.setdefault(waits_for, {})[view] = None
+
+    def _table(self, settings: UpstreamSettings, extensions: tuple[Extension, ...]) -> UpstreamTable:
+        key = settings, extensions
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = UpstreamTable(self._catalog, self._outbound, settings, extensions)
+        return found

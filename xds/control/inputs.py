@@ -1,0 +1,194 @@
+"""What one sidecar's own resources are made of: its registration, its certificate, and all that has a say in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from xds.control.own import ExplicitTarget, SidecarInputs
+from xds.control.proxy import Proxy
+from xds.control.upstreams import UpstreamCatalog, here, target_problems
+from xds.control.views import ServiceView
+from xds.envoy.inbound import Admission
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
+from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
+from xds.mesh.mesh import Mesh
+from xds.mesh.settings import ClusterMode
+from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
+from xds.policy.proxies import effective_settings, explicit_upstreams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What keeps a proxy from being served. A ``passing`` one is a matter of reading on; others want an operator."""
+
+    reason: str
+    passing: bool = False
+
+
+class OwnInputs:
+    """Gathers them, for any proxy."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        catalog: UpstreamCatalog,
+        outbound: OutboundSettings,
+        index: IntentionIndex,
+        views: Mapping[str, ServiceView],
+    ) -> None:
+        self._mesh = mesh
+        self._catalog = catalog
+        self._outbound = outbound
+        self._index = index
+        self._views = views
+
+    def blocker(self, proxy: Proxy) -> Blocker | None:
+        node = proxy.client.node
+        missing = self._mesh.missing()
+        if missing:
+            return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
+        # First whether it may have its key at all: nothing else is read on behalf of someone who may not.
+        match self._mesh.leaf(proxy.leaf_key):
+            case Leaf() as leaf:
+                proxy.leaf = leaf
+            case LeafRefused(reason=reason) if proxy.leaf is None:
+                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
+            case None if proxy.leaf is None:
+                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
+        self._find_registration(proxy)
+        if proxy.sidecar is None:
+            if self._mesh.instances(node.cluster) is None:
+                return Blocker(f"the instances of service {node.cluster!r} have not been read yet", passing=True)
+            where = f" on node {node.node_name!r}" if node.node_name else ""
+            return Blocker(
+                f"no sidecar with service ID {node.id!r}{where} is registered for service {node.cluster!r};"
+                " it is served the moment it is registered"
+            )
+        return None
+
+    def _find_registration(self, proxy: Proxy) -> None:
+        """Look up the registration. One that disappears goes on being followed as it last was."""
+        node = proxy.client.node
+        found = self._mesh.instances(node.cluster)
+        registered = None
+        for instance in found.instances if found else ():
+            sidecar = instance.sidecar
+            if (
+                sidecar
+                and sidecar.service == node.cluster
+                and sidecar.service_id == node.id
+                and node.node_name in ("", sidecar.node)
+            ):
+                registered = sidecar
+                break
+        if proxy.registered and registered is None:
+            log.warning("sidecar %s is no longer registered; it keeps its last registration", node.id)
+        if registered is not None and proxy.sidecar is not None and not proxy.registered:
+            log.info("sidecar %s is registered again", node.id)
+        proxy.registered = registered is not None
+        if registered is not None:
+            proxy.sidecar = registered
+
+    def of(self, proxy: Proxy) -> SidecarInputs | None:
+        mesh, sidecar, leaf, place = self._mesh, proxy.sidecar, proxy.leaf, here(self._mesh)
+        entries, roots, default_allow = mesh.config_entries, mesh.roots, mesh.default_allow
+        if (
+            sidecar is None
+            or leaf is None
+            or entries is None
+            or roots is None
+            or place is None
+            or default_allow is None
+        ):
+            return None
+        decisions = self._index.to_destination(sidecar.service)
+        settings = effective_settings(sidecar, entries)
+        mode = settings.clusters or self._outbound.clusters
+        admission = Admission(
+            connection_policy(decisions, default_allow=default_allow),
+            request_policy(decisions, default_allow=default_allow),
+            entries.token_providers,
+        )
+        return SidecarInputs(
+            sidecar=sidecar,
+            settings=settings,
+            mesh=entries.mesh,
+            admission=admission,
+            problems=(
+                *(str(problem) for problem in entries.problems if problem.concerns(sidecar.service)),
+                *admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers()),
+            ),
+            roots=roots,
+            leaf=leaf,
+            here=place,
+            outbound=self._destinations_only(entries.mesh.destinations_only),
+            listed=self._views[proxy.service].listed(),
+            explicit=tuple(self._explicit_target(upstream) for upstream in explicit_upstreams(sidecar, entries)),
+            hosts=self._views[proxy.service].hosts,
+            dual_stack=proxy.client.node.dual_stack,
+            clusters=mode,
+            on_demand=self._is_on_demand(proxy, mode),
+            dns_port=proxy.client.node.dns_port,
+            named=self._views[proxy.service].named() if proxy.client.node.dns_port else (),
+        )
+
+    def _is_on_demand(self, proxy: Proxy, mode: ClusterMode) -> bool:
+        """Whether its clusters are sent on demand; state of the world has no words for that."""
+        large = mode is ClusterMode.AUTO and self._views[proxy.service].is_large
+        return proxy.client.delta and (large or mode is ClusterMode.ON_DEMAND)
+
+    def _served_upstreams(self, proxy: Proxy) -> list[ExplicitUpstream]:
+        """The upstreams that its registration names and that can be served."""
+        sidecar, entries = proxy.sidecar, self._mesh.config_entries
+        if sidecar is None or entries is None:
+            return []
+        return [each for each in explicit_upstreams(sidecar, entries) if each.refusal is None]
+
+    def _chain_of(self, upstream: ExplicitUpstream) -> DiscoveryChain | None:
+        """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
+        if upstream.prepared_query:
+            return query_chain(upstream.name, upstream.settings.protocol or "tcp")
+        chain = self._mesh.chain(self._chain_key(upstream))
+        return chain.speaking(upstream.settings.protocol) if chain is not None else None
+
+    def _chain_key(self, upstream: ExplicitUpstream) -> str | InstancesOf:
+        elsewhere = upstream.datacenter not in ("", self._mesh.datacenter)
+        return InstancesOf(upstream.name, upstream.datacenter) if elsewhere else upstream.name
+
+    def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
+        chain = self._chain_of(upstream)
+        if upstream.refusal is not None or chain is None or chain.refusal is not None:
+            return ExplicitTarget(upstream, chain, unread=chain is None)
+        mode = upstream.settings.mesh_gateway
+        unread = any(isinstance(each, str) and self._mesh.instances(each) is None for each in chain.reads(mode))
+        found = tuple(
+            (target, self._catalog.instances_of(target, upstream.settings)) for target in chain.targets.values()
+        )
+        problems = tuple(target_problems(self._mesh, upstream.name, chain, mode))
+        return ExplicitTarget(upstream, chain, found, unread, problems)
+
+    def reads(self, proxy: Proxy) -> frozenset[str | Elsewhere]:
+        """What is read because its registration names upstreams, their chains apart."""
+        found: set[str | Elsewhere] = set()
+        for upstream in self._served_upstreams(proxy):
+            if not upstream.prepared_query:
+                found.add(self._chain_key(upstream))
+            chain = self._chain_of(upstream)
+            if chain is not None:
+                found |= chain.reads(upstream.settings.mesh_gateway)
+        return frozenset(found)
+
+    def _destinations_only(self, by_entry: bool) -> OutboundSettings:
+        if not by_entry or self._outbound.destinations_only:
+            return self._outbound
+        return replace(self._outbound, destinations_only=True)
+
+    def chains_elsewhere(self, proxy: Proxy) -> set[InstancesOf]:
+        """The discovery chains of its explicit upstreams that other datacenters compile."""
+        keys = [self._chain_key(each) for each in self._served_upstreams(proxy) if not each.prepared_query]
+        return {key for key in keys if isinstance(key, InstancesOf)}

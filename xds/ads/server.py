@@ -30,6 +30,8 @@ FIRST_ANSWER_WAIT_S = 5.0
 """How long a first answer waits for upstreams that have not been read yet."""
 WRITE_TIMEOUT_S = 30.0
 LOOK_FOR_STUCK_S = 5.0
+LARGE_REQUEST = 8192
+"""Bytes. Who subscribes to a thousand names at once is heard one at a time, so that others are heard between."""
 SMALL = 64
 """Responses of more resources than this wait for their turn."""
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
@@ -93,6 +95,7 @@ class AdsServer:
         self._server: grpc.aio.Server | None = None
         self._streams: set[_Stream] = set()
         self._turns = Turns()
+        self._reading = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self, address: str, *, shared: bool = False) -> int:
@@ -147,7 +150,7 @@ class AdsServer:
     def _handler(self, *, delta: bool) -> Callable[[Any, Any], Awaitable[None]]:
         async def handle(_requests: Any, context: Any) -> None:
             # Cancelled is what a handler is whose client left; passed on, grpc would print it as an error.
-            stream = _Stream(self._registry, context, self._turns, delta=delta)
+            stream = _Stream(self._registry, context, self._turns, self._reading, delta=delta)
             self._streams.add(stream)
             try:
                 await stream.run()
@@ -203,12 +206,13 @@ class Turns:
 class _Stream:
     """One stream, from its first message to its end."""
 
-    def __init__(self, registry: Registry, context: Any, turns: Turns, *, delta: bool) -> None:
+    def __init__(self, registry: Registry, context: Any, turns: Turns, reading: asyncio.Lock, *, delta: bool) -> None:
         self.writing_since: float | None = None
         """When the write that is going on began (loop time)."""
         self._registry = registry
         self._context = context
         self._turns = turns
+        self._reading = reading
         self._delta = delta
         self._sent_at: dict[str, float] = {}
         self._task: asyncio.Task[Any] | None = None
@@ -253,8 +257,12 @@ class _Stream:
 
     async def _read(self, peer: Peer) -> None:
         while (message := await self._context.read()) is not grpc.aio.EOF:
-            request, _ = codec.decode(message, delta=self._delta)
-            self._take(peer, request)
+            if len(message) > LARGE_REQUEST:
+                async with self._reading:
+                    self._take(peer, codec.decode(message, delta=self._delta)[0])
+                    await asyncio.sleep(0)
+            else:
+                self._take(peer, codec.decode(message, delta=self._delta)[0])
 
     def _take(self, peer: Peer, request: Any) -> None:
         received = peer.session.receive(request)

@@ -14,7 +14,7 @@ from xds.mesh.chains import Elsewhere
 from xds.mesh.facts import WILDCARD
 from xds.mesh.mesh import Mesh
 from xds.mesh.settings import Extension, UpstreamSettings
-from xds.policy.intentions import IntentionIndex
+from xds.policy.intentions import IntentionIndex, Reach
 from xds.policy.proxies import extensions_of, implicit_settings
 from xds.policy.upstreams import Candidates
 
@@ -57,7 +57,7 @@ class Callers:
             table = self._table(UpstreamSettings(), ())
             self.views[service] = ServiceView(service, self._catalog, table, self._outbound)
             self._spelled.setdefault(service.lower(), set()).add(service)
-            self.assign([service])
+            self.assign(service)
         return self.views[service]
 
     def drop(self, service: str) -> None:
@@ -100,28 +100,45 @@ class Callers:
         known = (mesh.service_names, mesh.default_allow, mesh.intentions, mesh.config_entries)
         return all(each is not None for each in known)
 
-    def assign(self, services: Iterable[str]) -> set[str]:
-        """Work out anew whom these may call; those whose outbound listener may have new addresses to list."""
+    def assign(self, service: str) -> bool:
+        """Work out anew whom ``service`` may call, and how; whether that differs."""
         default_allow, entries = self._mesh.default_allow, self._mesh.config_entries
-        relisted: set[str] = set()
         if default_allow is None or entries is None or not self.is_assignable():
-            return relisted
-        for service in services:
-            view = self.views[service]
-            reach = self.index.reach(service, default_allow=default_allow)
-            general, overridden = implicit_settings(service, entries)
-            extensions = extensions_of(service, entries)
-            table = self._table(general, extensions)
-            special = {name: self._table(settings, extensions) for name, settings in overridden.items()}
-            if (reach, table, special) == (view.reach, view.table, view.special):
-                continue
-            (self._wide.add if reach.others else self._wide.discard)(service)
-            changes = view.assign(reach, table, special)
-            self.changed += 1
-            self._tell(view, changes)
-            self.see_what_it_waits_for(view)
-            relisted.add(service)
-        return relisted
+            return False
+        view = self.views[service]
+        reach = self.index.reach(service, default_allow=default_allow)
+        general, overridden = implicit_settings(service, entries)
+        extensions = extensions_of(service, entries)
+        table = self._table(general, extensions)
+        special = {name: self._table(settings, extensions) for name, settings in overridden.items()}
+        if (reach, table, special) == (view.reach, view.table, view.special):
+            return False
+        (self._wide.add if reach.others else self._wide.discard)(service)
+        changes = view.assign(reach, table, special)
+        self.changed += 1
+        self._tell(view, changes)
+        self.see_what_it_waits_for(view)
+        return True
+
+    def not_held(self) -> list[tuple[UpstreamTable, str]]:
+        """The upstreams that somebody may call now and nobody did, with the tables in which they are to stand."""
+        default_allow = self._mesh.default_allow
+        by_table: dict[UpstreamTable, list[tuple[str, Reach]]] = {}
+        for service, view in self.views.items() if default_allow is not None else ():
+            reach = self.index.reach(service, default_allow=bool(default_allow))
+            by_table.setdefault(view.table, []).append((service, reach))
+        candidates = self._catalog.candidates
+        return [
+            (table, name)
+            for table, callers in by_table.items()
+            for name in sorted(candidates.reached_by_any(callers) - table.encoded.keys())
+        ]
+
+    @staticmethod
+    def hold(where: tuple[UpstreamTable, str]) -> None:
+        """See that an upstream stands in a table before anybody looks for it there."""
+        table, upstream = where
+        table.hold(frozenset([upstream]))
 
     def having(self, keys: Iterable[str]) -> set[str]:
         """The services with a view, by names in lower case."""

@@ -18,8 +18,11 @@ a leaf certificate                       the sidecars whose it is
 ======================================== =====================================================================
 
 A change that is about one service costs that service's callers, whatever the size of the mesh: nothing here walks all
-proxies, or all services, on its account. Everything runs on the event loop and waits for nothing: a batch is applied
-whole before anything is sent.
+proxies, or all services, on its account. Everything runs on the event loop and waits for nothing.
+
+A change that is about everybody is worked through in slices, so that what is about few is followed meanwhile. Whoever
+has not had its turn is as it was: whom it may call is its view's to say, and that changes in one step. Nothing that
+says who may call whom is taken before the work on what did so before is finished.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from xds.control.callers import Callers
 from xds.control.inputs import Blocker, OwnInputs
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
+from xds.control.slices import Slices
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere, InstancesOf
@@ -52,6 +56,9 @@ from xds.mesh.settings import ConfigEntries
 from xds.policy.proxies import Differing
 
 log = logging.getLogger(__name__)
+
+SHAPING = frozenset((INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES))
+"""The facts that say who may call whom."""
 
 
 class ControlPlane:
@@ -79,6 +86,7 @@ class ControlPlane:
         self._demand = Demand()
         self._demand_stale = False
         self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
+        self._slices = Slices(soon)
         self._live: set[str] = set()
         """The services of which a proxy was given its certificate: nothing is read on behalf of the others."""
         self._proxies: dict[str, set[Proxy]] = {}
@@ -175,6 +183,8 @@ class ControlPlane:
 
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts and bring every proxy that depends on them up to date."""
+        if not batch.keys().isdisjoint(SHAPING):
+            self._slices.finish()  # what is left to do is about the mesh as it was until now
         callers, names_before, entries_before = self._callers, self._catalog.candidates, self.mesh.config_entries
         assigned, before = callers.is_assignable(), (callers.changed, self._catalog.led)
         changed = self.mesh.apply(batch)
@@ -192,7 +202,9 @@ class ControlPlane:
             sources, destinations = callers.index.replace(self.mesh.intentions or ())
         if callers.is_assignable():
             everybody = not assigned or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
-            stale |= callers.assign(callers.views if everybody else callers.having(sources))
+            if everybody:
+                self._slices.run(callers.hold, callers.not_held())
+            self._slices.run(self._assign, list(callers.views if everybody else callers.having(sources)), in_order=True)
         if not assigned or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
             stale |= self._proxies.keys()
         stale |= callers.having(destinations)
@@ -214,8 +226,17 @@ class ControlPlane:
             proxies |= self._readers.get(read, set())
         for service in stale | {proxy.service for proxy in proxies}:
             self._news[service] = self._news.get(service, 0) + 1
-        for proxy in proxies:
+        self._slices.run(self._update, proxies)
+        self._want_demand()
+
+    def _assign(self, service: str) -> None:
+        """Work out anew whom ``service`` may call, and what that makes of its sidecars."""
+        if service not in self._callers.views or not self._callers.assign(service):
+            return
+        self._news[service] = self._news.get(service, 0) + 1
+        for proxy in self._proxies.get(service, ()):
             self._update(proxy)
+        self._demand_stale = True
         self._want_demand()
 
     def _update(self, proxy: Proxy) -> None:
@@ -223,6 +244,8 @@ class ControlPlane:
 
         Whatever its registration may hold, it is nobody else's problem.
         """
+        if proxy not in self._proxies.get(proxy.service, ()):
+            return  # it left meanwhile
         blocker = self._inputs.blocker(proxy)
         if proxy.leaf is not None and proxy.service not in self._live:
             self._live.add(proxy.service)

@@ -37,8 +37,20 @@ class Serving:
 
     def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None]) -> None:
         self.metrics = Metrics()
-        self.plane = ControlPlane(outbound, on_demand, self.metrics, _soon)
+        self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon)
         self._ads = AdsServer(PlaneRegistry(self.plane))
+        self._failed = asyncio.Event()
+        self._failure: Exception | None = None
+
+    def _soon(self, then: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(self._do, then)
+
+    def _do(self, then: Callable[[], None]) -> None:
+        try:
+            then()
+        except Exception as error:
+            self._failure = error
+            self._failed.set()
 
     async def start(self, address: str, *, shared: bool = False) -> int:
         """Listen on ``address``; ``shared`` with other processes. The port.
@@ -53,8 +65,14 @@ class Serving:
         await self._ads.stop()
 
     async def watch(self) -> None:
-        """Nobody else has to be watched."""
-        await asyncio.get_running_loop().create_future()
+        """Wait until cancelled.
+
+        Raises:
+            Exception: following the mesh failed, which is nobody's fault but ours.
+        """
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts."""
@@ -71,7 +89,3 @@ class Serving:
     async def families(self) -> Iterable[Metric]:
         """What is counted here."""
         return list(self.metrics.registry.collect())
-
-
-def _soon(then: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_soon(then)

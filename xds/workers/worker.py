@@ -31,15 +31,22 @@ async def work(end: socket.socket) -> None:
         return
     link.say(Listening(port))
     try:
-        while (said := await link.hear()) is not None:
-            match said:
-                case Facts(batch):
-                    serving.apply(batch)
-                case Question(number, about):
-                    found = await (serving.sidecars() if about == "sidecars" else serving.families())
-                    link.say(Answer(number, found))
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(serving.watch())
+            await _obey(link, serving)
+            watching.cancel()
     finally:
         await serving.stop()
+
+
+async def _obey(link: Link, serving: Serving) -> None:
+    while (said := await link.hear()) is not None:
+        match said:
+            case Facts(batch):
+                serving.apply(batch)
+            case Question(number, about):
+                found = await (serving.sidecars() if about == "sidecars" else serving.families())
+                link.say(Answer(number, found))
 
 
 def main() -> None:

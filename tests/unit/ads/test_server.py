@@ -158,3 +158,35 @@ async def test_garbage_in_the_middle_ends_that_stream(serving: Serving) -> None:
 async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
     with pytest.raises(ListenError, match=f"can't listen on 127.0.0.1:{serving.port}"):
         await AdsServer(PlaneRegistry(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")
+
+
+def test_large_responses_take_turns_in_the_order_of_asking() -> None:
+    turns = ads_server.Turns()
+    first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    for each in (first, second, third):
+        turns.ask(each)
+    assert (turns.has(first), turns.has(second)) == (True, False)
+    turns.done(second)
+    assert not third.is_set(), "the first still has its turn"
+    turns.done(first)
+    assert third.is_set()
+    assert turns.has(third)
+    turns.done(third)
+    assert not turns.has(third)
+
+
+async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:
+    bench = serving.bench
+    for number in range(2 * ads_server.SMALL):
+        bench.service(f"s-{number}", f"240.1.0.{number}")
+    bench.service("web", "240.0.0.1")
+    bench.leaf("web")
+    stream = serving.stream()
+    await stream.write(first_request())
+    response = await read(stream)
+    assert len(response.resources) > 2 * ads_server.SMALL
+    await stream.write(
+        discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=response.nonce).SerializeToString()
+    )
+    bench.service("later", "240.2.0.1")
+    assert [resource.name for resource in (await read(stream)).resources] == ["vip:240.2.0.1"]

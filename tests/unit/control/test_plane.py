@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,9 +52,11 @@ from xds.wire.envoy.config import listener_pb2
 class Bench:
     """A control plane with a source that is the test."""
 
-    def __init__(self, *, default_allow: bool = True) -> None:
+    def __init__(
+        self, *, default_allow: bool = True, soon: Callable[[Callable[[], None]], object] | None = None
+    ) -> None:
         self.demand = Demand()
-        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), lambda then: then())
+        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), soon or (lambda then: then()))
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
             {

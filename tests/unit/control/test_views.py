@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.control.test_plane import Bench
 from tests.unit.facts import make_instance
+from xds.control import slices
 from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
@@ -56,24 +60,44 @@ def connected(bench: Bench) -> Bench:
     return bench
 
 
-@settings(max_examples=150, deadline=None)
-@given(changes=st.lists(CHANGE, min_size=1, max_size=12))
-def test_a_plane_that_changed_has_what_a_new_one_has(changes: list[tuple[object, ...]]) -> None:
-    bench = connected(Bench())
+@pytest.fixture(autouse=True, scope="module")
+def small_slices() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "SLICE", 1)
+        yield
+
+
+@settings(max_examples=250, deadline=None)
+@given(changes=st.lists(CHANGE, min_size=1, max_size=12), late=st.booleans(), data=st.data())
+def test_a_plane_that_changed_has_what_a_new_one_has(
+    changes: list[tuple[object, ...]], late: bool, data: st.DataObject
+) -> None:
+    waiting: list[Callable[[], None]] = []
+    bench = connected(Bench(soon=waiting.append if late else None))
     for proxy in bench.plane.proxies():
         for type_url in (CLUSTER, SCOPED_ROUTE):
             proxy.session.state(type_url).asked = proxy.session.state(type_url).wildcard = True
     known: dict[Key, object] = {}
     believed: list[dict[tuple[str, str], object]] = [{} for _ in bench.plane.proxies()]
-    for change in changes:
-        bench.plane.apply(make(change))
-        known |= make(change)
+
+    def look() -> None:
         for proxy, has in zip(bench.plane.proxies(), believed, strict=True):
             for type_url in (CLUSTER, SCOPED_ROUTE):
                 state = proxy.session.state(type_url)
                 for name in state.dirty:
                     has[type_url, name] = proxy.get(type_url, name)
                 state.dirty.clear()
+
+    for change in changes:
+        bench.plane.apply(make(change))
+        known |= make(change)
+        look()
+        for _ in range(data.draw(st.integers(0, len(waiting)))):
+            waiting.pop(0)()
+            look()
+    while waiting:
+        waiting.pop(0)()
+        look()
     fresh = Bench()
     fresh.plane.apply(known)
     connected(fresh)

@@ -150,8 +150,10 @@ class ServiceWatches:
             await self._others_read.wait()
             if watch.wanted and self._is_a_proxys(service):
                 # Its own reading would say no more than that nobody is reached by this name.
-                empty = ServiceInstances(service)
-                self._deliver({Key(Kind.INSTANCES, service): empty, Key(Kind.CHAIN, service): default_chain(service)})
+                empty, chain = ServiceInstances(service), default_chain(service)
+                async with self._reading:
+                    await asyncio.sleep(0)  # a thousand in a row would keep everybody else waiting
+                    self._deliver({Key(Kind.INSTANCES, service): empty, Key(Kind.CHAIN, service): chain})
                 await self._park(service)
         while watch.wanted:
             names = self._names

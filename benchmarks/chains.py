@@ -17,7 +17,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from benchmarks.child import obey
 from xds.ads.server import SERVICE
 from xds.envoy.outbound import tcp_proxy
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, tag
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -29,11 +29,7 @@ NAME = "outbound_listener:127.0.0.1:15001"
 
 def field(number: int, value: bytes) -> bytes:
     """A length-delimited field, for what the slice of the API in ``protos/`` has no name for."""
-    head, size = bytes([number << 3 | 2]), len(value)
-    while size > 0x7F:
-        head += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return head + bytes([size]) + value
+    return tag(number, len(value)) + value
 
 
 def inlined(body: bytes, certificate: tls_pb2.TlsCertificate, roots: str) -> bytes:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from xds.envoy.resource import Resource
 
 
-@dataclass(
-    slots=True
-)  # not frozen: there is one for every acknowledgement, and freezing costs more than the rest of it
+@dataclass(slots=True)
 class Request:
-    """A discovery request of either variant, decoded."""
+    """A discovery request of either variant, decoded.
+
+    Not frozen: there is one for every acknowledgement, and freezing costs more than the rest of it.
+    """
 
     type_url: str
     nonce: str = ""

@@ -296,13 +296,12 @@ class _Stream:
         """Send what there is to send; the large ones when it is this stream's turn, the small ones meanwhile."""
         turns, wake = self._turns, peer.wake
         while True:
-            turn = turns.has(wake)
-            response = peer.session.next_response(None if turn else SMALL)
+            response = peer.session.next_response(None if turns.has(wake) else SMALL)
             if response is None:
                 break
             message = codec.encode_response(response, delta=self._delta)
-            if turn:
-                turns.done(wake)
+            # Whoever writes may be kept waiting by its proxy, and must not keep others from their turn.
+            turns.done(wake)
             self.writing_since = self._sent_at[response.type_url] = asyncio.get_running_loop().time()
             self._registry.sent(peer, response, len(message))
             await self._context.write(message)

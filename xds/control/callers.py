@@ -63,7 +63,10 @@ class Callers:
     def drop(self, service: str) -> None:
         """``service`` has no sidecars any more."""
         del self.views[service]
-        self._spelled[service.lower()].discard(service)
+        alike = self._spelled[service.lower()]
+        alike.discard(service)
+        if not alike:
+            del self._spelled[service.lower()]
         self._wide.discard(service)
 
     def candidates(self, before: Candidates) -> Candidates:
@@ -123,9 +126,11 @@ class Callers:
     def not_held(self) -> list[tuple[UpstreamTable, str]]:
         """The upstreams that somebody may call now and nobody did, with the tables in which they are to stand."""
         default_allow = self._mesh.default_allow
+        if default_allow is None:
+            return []
         by_table: dict[UpstreamTable, list[tuple[str, Reach]]] = {}
-        for service, view in self.views.items() if default_allow is not None else ():
-            reach = self.index.reach(service, default_allow=bool(default_allow))
+        for service, view in self.views.items():
+            reach = self.index.reach(service, default_allow=default_allow)
             by_table.setdefault(view.table, []).append((service, reach))
         candidates = self._catalog.candidates
         return [

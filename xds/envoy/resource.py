@@ -60,12 +60,12 @@ def _head(type_url: str, name: str, version: str, size: int) -> bytes:
     That holds ``version`` (field 1), ``name`` (3) and ``resource`` (2), whose own fields are ``type_url`` (1) and
     ``value`` (2).
     """
-    any_head = _text(1, type_url) + _tag(2, size)
-    inner = _text(1, version) + _text(3, name) + _tag(2, len(any_head) + size) + any_head
-    return _tag(2, len(inner) + size) + inner
+    any_head = _text(1, type_url) + tag(2, size)
+    inner = _text(1, version) + _text(3, name) + tag(2, len(any_head) + size) + any_head
+    return tag(2, len(inner) + size) + inner
 
 
-def _tag(number: int, size: int) -> bytes:
+def tag(number: int, size: int) -> bytes:
     """The tag of a length-delimited field and its length (protobuf, "Encoding": varints, wire type 2)."""
     found = bytearray([number << 3 | 2])
     while size > 0x7F:
@@ -77,7 +77,7 @@ def _tag(number: int, size: int) -> bytes:
 
 def _text(number: int, value: str) -> bytes:
     encoded = value.encode()
-    return _tag(number, len(encoded)) + encoded
+    return tag(number, len(encoded)) + encoded
 
 
 def encode(

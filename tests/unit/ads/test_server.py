@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.control.test_plane import Bench
 from xds.ads import server as ads_server
+from xds.ads.messages import Response
 from xds.ads.server import SERVICE, AdsServer, ListenError
 from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, LISTENER
@@ -190,3 +191,62 @@ async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Servi
     )
     bench.service("later", "240.2.0.1")
     assert [resource.name for resource in (await read(stream)).resources] == ["vip:240.2.0.1"]
+
+
+class Pushed:
+    """A peer that first has a small response to send and then a large one; and its stream's other end."""
+
+    def __init__(self, turns: ads_server.Turns, *, reads: bool) -> None:
+        self.session = self
+        self.wake = asyncio.Event()
+        self.ready, self.incomplete, self.held_back = True, False, False
+        self.small, self.large = 0, True
+        self.written: list[str] = []
+        self.reads = asyncio.Event()
+        if reads:
+            self.reads.set()
+        self.stream = ads_server._Stream(self, self, turns, asyncio.Lock(), delta=True)  # type: ignore[arg-type]
+
+    def next_response(self, most: int | None = None) -> Response | None:
+        self.held_back = self.large and most is not None
+        if self.small:
+            self.small -= 1
+            return Response(CLUSTER, "small", "small", (), ())
+        if not self.large or most is not None:
+            return None
+        self.large = False
+        return Response(CLUSTER, "large", "large", (), ())
+
+    def sent(self, *_: object) -> None:
+        """Nobody counts here."""
+
+    async def write(self, message: bytes) -> None:
+        await self.reads.wait()
+        self.written.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
+
+
+async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -> None:
+    turns = ads_server.Turns()
+    first, stuck, other = Pushed(turns, reads=True), Pushed(turns, reads=False), Pushed(turns, reads=True)
+    turns.ask(first.wake)
+    writers = []
+    for each in (stuck, other):
+        writers.append(asyncio.create_task(each.stream._write(each)))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+    stuck.small = 1
+    stuck.wake.set()  # it has something to say while it waits for its turn, and nobody who listens
+    for _ in range(5):
+        await asyncio.sleep(0)
+    turns.done(first.wake)
+    async with asyncio.timeout(20):
+        while not other.written:  # noqa: ASYNC110 - the other end has no event for it
+            await asyncio.sleep(0)
+    assert (other.written, stuck.written) == (["large"], [])
+    stuck.reads.set()
+    async with asyncio.timeout(20):
+        while len(stuck.written) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert stuck.written == ["small", "large"]
+    for writer in writers:
+        writer.cancel()
+    await asyncio.gather(*writers, return_exceptions=True)

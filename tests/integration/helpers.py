@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from xds.lab.application import who_answers
 from xds.lab.network import Host
@@ -31,3 +35,20 @@ async def answers(host: Host, address: str, port: int, name: str | None) -> None
 async def ask_as(host: Host, uid: int, address: str, port: int) -> str | None:
     """Who answers a dial by the user ``uid``."""
     return (await run_to_end(*host.command(sys.executable, "-c", ASK, address, str(port), uid=uid))).strip() or None
+
+
+@asynccontextmanager
+async def dialing(host: Host, address: str, port: int) -> AsyncIterator[Counter[str | None]]:
+    """Dial all the time, one connection after another; who answered how often (``None``: nobody did)."""
+    seen: Counter[str | None] = Counter()
+
+    async def dial_on() -> None:
+        while True:
+            seen[await who_answers(host, address, port)] += 1
+
+    task = asyncio.create_task(dial_on())
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

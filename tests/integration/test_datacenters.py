@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.helpers import answers
+from tests.integration.helpers import answers, dialing
 from xds.lab import binaries
 from xds.lab.application import dial, who_answers
 from xds.lab.commands import PUBLIC_PORT
@@ -159,8 +159,8 @@ async def test_or_through_mesh_gateways(federated: Federated, mode: str, gateway
 async def test_a_service_fails_over_to_another_datacenter_by_its_virtual_ip(federated: Federated) -> None:
     resolver = {"Kind": "service-resolver", "Name": "api", "Failover": {"*": {"Datacenters": ["dc2"]}}}
     lab, api, web = federated.lab, federated.api, federated.web
-    await lab.catalog.entry(resolver)
     await answers(web.host, "240.0.3.1", 80, "api-1")
+    await lab.catalog.entry(resolver)
     await lab.catalog.check(api.node, api.host.address, api.sidecar_id, "critical")
 
     async def seen() -> str:
@@ -171,6 +171,24 @@ async def test_a_service_fails_over_to_another_datacenter_by_its_virtual_ip(fede
     await lab.catalog.check(api.node, api.host.address, api.sidecar_id, "passing")
     await answers(web.host, "240.0.3.1", 80, "api-1")
     await lab.catalog.remove_entry("service-resolver", "api")
+
+
+async def test_failover_comes_and_goes_under_traffic_and_no_dial_is_refused(federated: Federated) -> None:
+    resolver = {"Kind": "service-resolver", "Name": "api", "Failover": {"*": {"Datacenters": ["dc2"]}}}
+    lab, web = federated.lab, federated.web
+
+    async def fails_over() -> bool:
+        clusters = (await lab.sidecars())[web.sidecar_id]["resources"]["clusters"]["acknowledged"]
+        return "failover-target~1~vip:240.0.3.1" in clusters
+
+    await answers(web.host, "240.0.3.1", 80, "api-1")
+    async with dialing(web.host, "240.0.3.1", 80) as seen:
+        for _ in range(5):
+            await lab.catalog.entry(resolver)
+            await eventually("the failover", fails_over)
+            await lab.catalog.remove_entry("service-resolver", "api")
+            await eventually("no failover", fails_over, until=lambda found: not found)
+    assert set(seen) == {"api-1"}, seen
 
 
 async def test_a_prepared_query_is_asked_now_and_then(federated: Federated) -> None:

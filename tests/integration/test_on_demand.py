@@ -73,7 +73,7 @@ async def test_requests_ask_for_their_clusters_as_well(mesh: OnDemand) -> None:
 
 async def test_what_a_cluster_is_made_of_comes_with_it(mesh: OnDemand) -> None:
     primary = (await mesh.lab.catalog.virtual_ips("primary"))[0]
-    await answers(mesh.web.host, primary, 80, "spare-1")
+    assert (await mesh.dial(primary))[0] == "spare-1", "they are there before it"
     assert f"failover-target~1~vip:{primary}" in await mesh.clusters()
 
 

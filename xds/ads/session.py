@@ -9,6 +9,8 @@ of which asks for ``delta``; the rules hold for both:
 * Make before break: secrets and clusters, then endpoints, then what refers to them, removals last (xDS, "Eventual
   consistency considerations"). Listeners and routes wait until the clusters that they name are acknowledged, which
   Envoy does once they are warm; they wait for no others, so a denial never queues behind somebody else's new upstream.
+  So does a cluster that is made of others, which Envoy uses at once: it follows them, and what it was made of goes when
+  its successor is acknowledged.
 * What a proxy brings along over a reconnect is not taken from it before everything that is meant for it has been read:
   what a restarted control plane does not know yet may be in use. (Delta only; in state of the world a proxy does not
   say what it has.)
@@ -34,7 +36,7 @@ MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, SCOPED_ROUTE, LISTENER)
 BREAK_ORDER = (LISTENER, SCOPED_ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
 """The order in which they are removed."""
 REFERRING = (LISTENER, SCOPED_ROUTE, EXTENSION)
-"""The types that name clusters."""
+"""The types that name clusters, besides clusters that are made of others."""
 FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 """The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification; for routes,
 Envoy)."""
@@ -127,6 +129,7 @@ class Session:
         state.inherited = {n for n in known if n not in found or found[n].of_all_upstreams}
         # The names and versions that are kept are those of the resources, which all sessions share.
         state.has = {n: r.version for n, r in found.items() if known[n] == r.version and n not in state.owed}
+        state.clusters.update((n, found[n].clusters) for n in state.has if found[n].clusters)
         for name, version in known.items():
             if name not in state.has:
                 state.has[name] = UNCERTAIN if name in state.owed else version
@@ -193,6 +196,7 @@ class Session:
             return
         state.has.pop(name, None)
         state.good.pop(name, None)
+        state.clusters.pop(name, None)
         state.dirty.discard(name)
 
     def _acknowledge(self, state: TypeState, request: Request) -> Received:
@@ -202,20 +206,22 @@ class Session:
         state.in_flight = None
         if request.error is None:
             state.acknowledged += 1
-            if state.rejected or not self.delta or request.type_url in REFERRING:
-                self._accepted(state, response)
+            self._accepted(state, response)
             return Received(acknowledged=request.type_url)
         rejections = self._reject(state, response, request.error)
         return Received(rejections=rejections, unexplained=None if rejections else request.error)
 
     def _accepted(self, state: TypeState, response: Response) -> None:
         for resource in response.resources:
-            if state.has.get(resource.name) == resource.version:
-                state.rejected.pop(resource.name, None)
+            name = resource.name
+            if state.rejected and state.has.get(name) == resource.version:
+                state.rejected.pop(name, None)
             if not self.delta:
-                state.good[resource.name] = resource
+                state.good[name] = resource
             if resource.clusters:
-                state.clusters[resource.name] = resource.clusters
+                state.clusters[name] = resource.clusters
+            elif state.clusters:
+                state.clusters.pop(name, None)
 
     def _reject(self, state: TypeState, response: Response, reason: str) -> tuple[Rejection, ...]:
         fresh = [r for r in response.resources if self.delta or state.good.get(r.name) != r]
@@ -363,7 +369,7 @@ class Session:
         found, waiting = self._next_suspect(state, type_url), False
         if not found:
             found = wanted = self._all_to_send(state, type_url, names)
-            if type_url in REFERRING:
+            if type_url in REFERRING or any(r.clusters for r in wanted):
                 found = [r for r in wanted if self._may_make(state, r)]
                 waiting = len(found) < len(wanted)
         if large:
@@ -414,15 +420,22 @@ class Session:
 
     def _gone(self, state: TypeState, type_url: str) -> list[str]:
         gone = self._all_gone(state, type_url)
-        kept = self._in_use_by_what_was_kept() if gone and type_url == CLUSTER else frozenset()
+        kept = self._in_use(gone) if gone and type_url == CLUSTER else frozenset()
         return sorted(name for name in gone if name not in state.inherited and name not in kept)
 
-    def _in_use_by_what_was_kept(self) -> frozenset[str]:
-        """The clusters that a proxy still uses because it rejected what would have replaced their users."""
+    def _in_use(self, gone: Collection[str]) -> frozenset[str]:
+        """The clusters that a proxy still uses.
+
+        Because it rejected what would have replaced their users, or because they are what a cluster is made of that is
+        not ``gone`` with them.
+        """
         states = [self._types[type_url] for type_url in REFERRING]
-        return frozenset(
-            cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())
-        )
+        of_kept = {cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())}
+        made_of = self._types[CLUSTER].clusters
+        if made_of:
+            going = set(gone)
+            of_kept.update(member for name, members in made_of.items() if name not in going for member in members)
+        return frozenset(of_kept)
 
     def _take_gone(self, state: TypeState, type_url: str) -> list[str]:
         gone = self._gone(state, type_url)

@@ -576,11 +576,39 @@ def test_on_demand_a_name_is_answered_and_followed_from_then_on(asking: Stream) 
     assert names_in(asking.next()) == ["b"]
 
 
-def test_on_demand_what_a_cluster_names_comes_with_it(asking: Stream) -> None:
+def test_what_a_cluster_was_made_of_goes_when_its_successor_is_taken(stream: Stream) -> None:
+    stream.cluster("member", "1")
+    stream.put(CLUSTER, "whole", "1", clusters=("member",))
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.ack(stream.next())
+    stream.drop(CLUSTER, "member")
+    stream.put(CLUSTER, "whole", "2")
+    response = stream.next()
+    assert (sent(response), response.removed) == (["whole@2"], ())
+    stream.ack(response)
+    assert stream.next().removed == ("member",)
+
+
+def test_a_cluster_and_what_it_is_made_of_go_together(stream: Stream) -> None:
+    stream.cluster("member", "1")
+    stream.put(CLUSTER, "whole", "1", clusters=("member",))
+    stream.subscribe(CLUSTER, known={"member": "1", "whole": "1"})
+    stream.drop(CLUSTER, "member")
+    assert stream.nothing_to_send(), "it is still made of it"
+    stream.drop(CLUSTER, "whole")
+    assert stream.next().removed == ("member", "whole")
+
+
+def test_on_demand_what_a_cluster_names_comes_before_it(asking: Stream) -> None:
     asking.ack(asking.next())
     asking.put(CLUSTER, "a", "2", clusters=("failover-target~0~a",))
     asking.subscribe(CLUSTER, "a")
-    assert names_in(asking.next()) == ["a", "failover-target~0~a"]
+    response = asking.next()
+    assert names_in(response) == ["failover-target~0~a"]
+    assert asking.session.next_response() is None, "not warm yet"
+    asking.ack(response)
+    assert names_in(asking.next()) == ["a"]
 
 
 def test_on_demand_an_absent_name_is_answered_at_once_and_sent_when_it_appears(asking: Stream) -> None:

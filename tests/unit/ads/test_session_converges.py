@@ -2,7 +2,8 @@
 
 A model of Envoy talks to a `Session`: it subscribes, acknowledges, rejects some versions whenever it sees them, drops
 the stream and comes back with what it has, while resources come, change and go. In the end it must hold exactly what
-is meant for it, except for what it rejects, and nothing it rejected may have been sent to it again and again.
+is meant for it, except for what it rejects, and nothing it rejected may have been sent to it again and again. A cluster
+that is made of others is never sent before them.
 """
 
 from __future__ import annotations
@@ -74,23 +75,36 @@ class SessionAndEnvoy(RuleBasedStateMachine):
             self.waiting.append(response)
             for resource in response.resources:
                 key = (resource.type_url, resource.name, resource.version)
+                if resource.clusters and self.held[CLUSTER].get(resource.name) != resource.version:
+                    self.its_members_are_there(resource)
                 if key[::2] in self.poison and self.held[resource.type_url].get(resource.name) != resource.version:
                     self.sent_poison[key] += 1
 
+    def its_members_are_there(self, whole: Resource) -> None:
+        for name in whole.clusters:
+            member = self.view.get(CLUSTER, name)
+            rejected = member is not None and (CLUSTER, member.version) in self.poison
+            assert member is None or rejected or self.held[CLUSTER].get(name) == member.version
+
     # -- what happens in the mesh -----------------------------------------------------------------------------------
 
-    @rule(type_url=st.sampled_from(TYPES), name=st.sampled_from(NAMES), bad=st.integers(0, 4))
-    def change(self, type_url: str, name: str, bad: int) -> None:
+    @rule(type_url=st.sampled_from(TYPES), name=st.sampled_from(NAMES), bad=st.integers(0, 4), whole=st.booleans())
+    def change(self, type_url: str, name: str, bad: int, whole: bool) -> None:
         self.counter += 1
         version = str(self.counter)
         if bad == 0:
             self.poison.add((type_url, version))
         endpoints = name if type_url == CLUSTER else ""
-        self.view.resources[type_url][name] = Resource(type_url, name, version, b"", endpoints)
+        whole = whole and type_url == CLUSTER and name == "c"
+        made_of = tuple(n for n in ("a", "b") if self.view.get(CLUSTER, n)) if whole else ()
+        self.view.resources[type_url][name] = Resource(type_url, name, version, b"", endpoints, made_of)
         self.session.changed(type_url, [name])
 
     @rule(type_url=st.sampled_from(TYPES), name=st.sampled_from(NAMES))
     def remove(self, type_url: str, name: str) -> None:
+        whole = self.view.get(CLUSTER, "c")
+        if type_url == CLUSTER and whole is not None and name in whole.clusters:
+            self.change(CLUSTER, "c", 1, whole=False)  # nothing is made of what there is not
         if self.view.resources[type_url].pop(name, None):
             self.session.changed(type_url, [name])
 
@@ -159,9 +173,16 @@ class SessionAndEnvoy(RuleBasedStateMachine):
                 has = self.held[type_url].get(name)
                 if resource is None:
                     # State of the world can't take endpoints back; they go with their cluster.
-                    assert has is None or (not self.delta and type_url == ENDPOINT)
+                    assert (
+                        has is None or (not self.delta and type_url == ENDPOINT) or self.may_be_in_use(type_url, name)
+                    )
                 elif (type_url, resource.version) not in self.poison:
                     assert has == resource.version, f"{name} of {type_url}: has {has}, meant {resource.version}"
+
+    def may_be_in_use(self, type_url: str, name: str) -> bool:
+        """Whether "c" may still be made of it, because what it is now was rejected."""
+        whole = self.view.get(CLUSTER, "c")
+        return type_url == CLUSTER and name != "c" and whole is not None and (CLUSTER, whole.version) in self.poison
 
 
 class DeltaNamingCulprits(SessionAndEnvoy):

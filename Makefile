@@ -21,7 +21,7 @@ consul:
 	@scripts/fetch-consul
 
 test: setup consul
-	@$(bin)/python -m pytest -q
+	@$(bin)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	@$(bin)/ruff check .

@@ -9,6 +9,8 @@ lacks go through `Consul.read`.
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -67,6 +69,10 @@ class Reply:
     """Consul left out what the token may not see (Consul 1.11 and newer say so)."""
     default_policy: str = ""
     """X-Consul-Default-ACL-Policy, where Consul sends it."""
+    digest: bytes = b""
+    """Of the body, where it was asked for."""
+    same: bool = False
+    """Whether the body is the one that is known already. ``data`` is empty then."""
 
 
 class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is not typed
@@ -180,6 +186,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         token: str | None = None,
         datacenter: str = "",
         params: Params = (),
+        known: bytes | None = None,
     ) -> Reply:
         """GET ``path``, blocking until its index passes ``index``, ``wait_s`` seconds at most.
 
@@ -190,6 +197,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             token: in place of this client's own.
             datacenter: in place of this client's own.
             params: more query parameters.
+            known: the digest of a body that is known, and is not decoded again; ``None``: none is wanted.
 
         Raises:
             ConsulError: no answer, or one with a status other than 200.
@@ -202,7 +210,8 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             query += [("index", index), ("wait", f"{wait_s:.0f}s")]
         used = self.token if token is None else token
         headers = {"X-Consul-Token": used} if used else {}
-        reply: Reply = await self.http.get(_reply, path, params=query, headers=headers)
+        decode = _reply if known is None else functools.partial(_reply, known=known)
+        reply: Reply = await self.http.get(decode, path, params=query, headers=headers)
         return reply
 
     async def check_may_write_service(self, service: str, token: str) -> None:
@@ -258,13 +267,17 @@ Read = Callable[[int | None, float], Awaitable[Reply]]
 """Reads something once: the index to wait for, and for how many seconds."""
 
 
-def _reply(response: Any) -> Reply:
+def _reply(response: Any, known: bytes | None = None) -> Reply:
     headers = response.headers
+    digest = b"" if known is None else hashlib.blake2b(response.content, digest_size=16).digest()
+    same = bool(digest) and digest == known
     return Reply(
-        data=json.loads(response.body),
+        data=None if same else json.loads(response.body),
         index=max(1, int(headers.get("X-Consul-Index", "1"))),
         filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
         default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),
+        digest=digest,
+        same=same,
     )
 
 

@@ -84,9 +84,9 @@ class Callers:
         now = self._catalog.candidates
         relisted: set[str] = set()
         for name in before.names - now.names:
-            callers = self._callers(name)
-            relisted |= {view.service for view in callers if view.count(view.size - 1)}
-            for table in {view.table_of(name) for view in callers}:
+            relisted |= {view.service for view in self._callers(name) if view.count(view.size - 1)}
+            # Wherever it stands: those who could call it may have been denied since.
+            for table in [table for table in self._tables.values() if name in table.encoded]:
                 relisted |= self._renew(table, name, forget=True)
         for name in now.names - before.names:
             callers = self._callers(name)

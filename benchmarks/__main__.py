@@ -1,4 +1,4 @@
-"""Runs the benchmarks, and writes ``benchmarks/results.json`` and ``docs/performance.md``.
+"""Runs the benchmarks, several times each, and writes ``benchmarks/results.json`` and ``docs/performance.md``.
 
 ``python -m benchmarks NAME…`` runs those alone, and leaves the other results as they were.
 """
@@ -23,6 +23,7 @@ from benchmarks.stage import Stage
 from xds import __version__
 from xds.lab import binaries
 
+RUNS = 3
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 BENCHMARKS: dict[str, Callable[[Stage], Awaitable[Any]]] = {
@@ -52,6 +53,7 @@ def machine(consul: tuple[int, int]) -> dict[str, Any]:
         "envoy": found[1] if (found := re.search(r"/(\d+\.\d+\.\d+)/", envoy)) else envoy.strip(),
         "consul": ".".join(map(str, consul)),
         "gossamer": __version__,
+        "runs": RUNS,
     }
 
 
@@ -59,12 +61,15 @@ async def run(names: list[str]) -> dict[str, Any]:
     """Run these benchmarks; all results, those of earlier runs among them."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results = {name: found for name, found in results.items() if name in (*BENCHMARKS, "machine")}
-    async with Stage.open() as stage:
-        results["machine"] = machine(stage.consul.release)
-        for name in names:
-            print(f"{name} ...", flush=True)
-            results[name] = await BENCHMARKS[name](stage)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    fresh: dict[str, list[Any]] = {name: [] for name in names}
+    for run in range(1, RUNS + 1):
+        async with Stage.open() as stage:
+            results["machine"] = machine(stage.consul.release)
+            for name in names:
+                print(f"{name}, run {run} of {RUNS} ...", flush=True)
+                fresh[name].append(await BENCHMARKS[name](stage))
+                results[name] = fresh[name]
+                RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
     return results
 
 

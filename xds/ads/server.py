@@ -14,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, Protocol
 
 import grpc
@@ -30,6 +31,10 @@ FIRST_ANSWER_WAIT_S = 5.0
 """How long a first answer waits for upstreams that have not been read yet."""
 WRITE_TIMEOUT_S = 30.0
 LOOK_FOR_STUCK_S = 5.0
+AT_ONCE = 2
+"""So many large responses are made or written at a time."""
+PASS_ON_S = 0.05
+"""A large response that is not taken within this time does not keep the next one waiting any more."""
 LARGE_REQUEST = 8192
 """Bytes. Who subscribes to a thousand names at once is heard one at a time, so that others are heard between."""
 SMALL = 64
@@ -182,7 +187,7 @@ async def check_free(address: str) -> None:
 
 
 class Turns:
-    """Whose turn it is to make a large response: one at a time, in the order in which they asked."""
+    """Whose turn it is to make a large response: two at a time, one is made while another is written."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Event, None] = {}
@@ -193,14 +198,30 @@ class Turns:
 
     def has(self, wake: asyncio.Event) -> bool:
         """Whether it is its turn."""
-        return next(iter(self._waiting), None) is wake
+        return any(each is wake for each in islice(self._waiting, AT_ONCE))
+
+    def writes(self, wake: asyncio.Event) -> asyncio.TimerHandle | None:
+        """It writes now. If it has its turn, it gives it away soon, whether what it writes is taken or not.
+
+        Until then hardly anybody else writes much: gRPC writes in the order in which it was told to, and a small
+        message would wait for all of it. But a proxy that takes nothing must not keep others from their turn; nor must
+        one that only waits for its own, so that one asks again when it has written.
+
+        Returns:
+            What to cancel when it is written; ``None`` where it is not its turn.
+        """
+        if not self.has(wake):
+            self._waiting.pop(wake, None)
+            return None
+        return asyncio.get_running_loop().call_later(PASS_ON_S, self.done, wake)
 
     def done(self, wake: asyncio.Event) -> None:
         """It needs no turn any more."""
         had = self.has(wake)
         self._waiting.pop(wake, None)
-        if had and self._waiting:
-            next(iter(self._waiting)).set()
+        if had:
+            for admitted in islice(self._waiting, AT_ONCE - 1, AT_ONCE):
+                admitted.set()
 
 
 class _Stream:
@@ -300,12 +321,14 @@ class _Stream:
             if response is None:
                 break
             message = codec.encode_response(response, delta=self._delta)
-            # Whoever writes may be kept waiting by its proxy, and must not keep others from their turn.
-            turns.done(wake)
+            passing_on = turns.writes(wake)
             self.writing_since = self._sent_at[response.type_url] = asyncio.get_running_loop().time()
             self._registry.sent(peer, response, len(message))
             await self._context.write(message)
             self.writing_since = None
+            if passing_on is not None:
+                passing_on.cancel()
+                turns.done(wake)
         if peer.session.held_back:
             turns.ask(wake)
             if turns.has(wake):

@@ -363,7 +363,7 @@ class Session:
         large = self._most is not None and self.delta and len(names) > self._most
         if large:
             self.held_back = True
-            names = [name for name in names if state.has.get(name)]
+            names = self._dirty_of_had(state)
             if len(names) > (self._most or 0):
                 return None
         found, waiting = self._next_suspect(state, type_url), False
@@ -408,9 +408,15 @@ class Session:
         """Drop the names from ``dirty`` that nothing is to be done about: neither to send nor to remove."""
         state.dirty = set(self._all_gone(state, type_url))
 
+    @staticmethod
+    def _dirty_of_had(state: TypeState) -> list[str]:
+        """The dirty names of which the proxy has a resource."""
+        has = state.has
+        return [name for name in has.keys() & state.dirty if has[name]]
+
     def _all_gone(self, state: TypeState, type_url: str) -> list[str]:
         """Of the dirty names, what the proxy has and is not to have."""
-        had = [name for name in state.dirty if state.has.get(name)]
+        had = self._dirty_of_had(state)
         if not had:
             return []
         meant = {resource.name for resource in self._view.select(type_url, had)}
@@ -445,6 +451,10 @@ class Session:
 
     def _break(self, type_url: str) -> Response | None:
         state = self._types[type_url]
+        most = self._most
+        if most is not None and self.delta and len(state.dirty) > most and len(self._dirty_of_had(state)) > most:
+            self.held_back = True
+            return None
         gone = self._take_gone(state, type_url) if self._may_break(type_url) else []
         if not gone:
             return None

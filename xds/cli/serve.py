@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from xds.ads.loop import EventLoop
 from xds.ads.server import ListenError
 from xds.app import Gossamer, ServeSettings
 from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag, state_flag
@@ -157,7 +158,8 @@ def serve(
         workers=workers,
     )
     try:
-        asyncio.run(run_until_signal(settings))
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            runner.run(run_until_signal(settings))
     except (ListenError, SettingsError, RefusedError, StateError) as error:
         raise Failure(str(error)) from error
 

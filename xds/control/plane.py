@@ -84,7 +84,7 @@ class ControlPlane:
         self._on_demand = on_demand
         self._soon = soon
         self._demand = Demand()
-        self._demand_stale = False
+        self._demand_stale = self._demand_wanted = False
         self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
         self._slices = Slices(soon)
         self._live: set[str] = set()
@@ -288,13 +288,13 @@ class ControlPlane:
     # -- what has to be read --------------------------------------------------------------------------------------
 
     def _want_demand(self) -> None:
-        if self._demand_stale:
-            self._soon(self._update_demand)
+        if self._demand_stale and not self._demand_wanted:
+            self._demand_wanted = True
+            # Once for all that is being worked out, not for each slice of it.
+            self._soon(lambda: self._slices.run(self._update_demand, (None,), in_order=True))
 
-    def _update_demand(self) -> None:
-        if not self._demand_stale:
-            return
-        self._demand_stale = False
+    def _update_demand(self, _: None) -> None:
+        self._demand_stale = self._demand_wanted = False
         implicit = self._catalog.candidates.reached_by_any(
             (each, self._callers.views[each].reach) for each in self._live
         )

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 
+from xds.ads.loop import EventLoop
 from xds.ads.server import ListenError
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import Serving, prepare_process
@@ -54,7 +55,8 @@ def main() -> None:
     # Who started it says when it ends: a terminal's Ctrl-C reaches everybody.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_process()
-    asyncio.run(work(socket.socket(fileno=int(sys.argv[1]))))
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(work(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -163,17 +163,33 @@ async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
 
 def test_large_responses_take_turns_in_the_order_of_asking() -> None:
     turns = ads_server.Turns()
-    first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    for each in (first, second, third):
+    one_after_another = [asyncio.Event() for _ in range(ads_server.AT_ONCE + 3)]
+    for each in one_after_another:
         turns.ask(each)
-    assert (turns.has(first), turns.has(second)) == (True, False)
+    *having, second, third, fourth = one_after_another
+    assert [turns.has(each) for each in one_after_another] == [True] * len(having) + [False] * 3
     turns.done(second)
-    assert not third.is_set(), "the first still has its turn"
-    turns.done(first)
+    assert not third.is_set(), "those before still have their turn"
+    turns.done(having[-1])
     assert third.is_set()
     assert turns.has(third)
+    assert not fourth.is_set()
     turns.done(third)
     assert not turns.has(third)
+    assert fourth.is_set()
+
+
+async def test_a_turn_is_given_away_even_if_what_was_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ads_server, "PASS_ON_S", 0.01)
+    turns = ads_server.Turns()
+    events = [asyncio.Event() for _ in range(ads_server.AT_ONCE + 1)]
+    for each in events:
+        turns.ask(each)
+    assert turns.writes(events[0]) is not None
+    assert not turns.has(events[-1])
+    async with asyncio.timeout(20):
+        await events[-1].wait()
+    assert turns.has(events[-1])
 
 
 async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:
@@ -228,16 +244,19 @@ class Pushed:
 async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -> None:
     turns = ads_server.Turns()
     first, stuck, other = Pushed(turns, reads=True), Pushed(turns, reads=False), Pushed(turns, reads=True)
-    turns.ask(first.wake)
+    ahead = [first.wake, *(asyncio.Event() for _ in range(ads_server.AT_ONCE - 1))]
+    for each in ahead:
+        turns.ask(each)
     writers = []
-    for each in (stuck, other):
-        writers.append(asyncio.create_task(each.stream._write(each)))  # type: ignore[arg-type]
+    for pushed in (stuck, other):
+        writers.append(asyncio.create_task(pushed.stream._write(pushed)))  # type: ignore[arg-type]
         await asyncio.sleep(0)
     stuck.small = 1
     stuck.wake.set()  # it has something to say while it waits for its turn, and nobody who listens
     for _ in range(5):
         await asyncio.sleep(0)
-    turns.done(first.wake)
+    for each in ahead:
+        turns.done(each)
     async with asyncio.timeout(20):
         while not other.written:  # noqa: ASYNC110 - the other end has no event for it
             await asyncio.sleep(0)

@@ -63,8 +63,26 @@ def connected(bench: Bench) -> Bench:
 @pytest.fixture(autouse=True, scope="module")
 def small_slices() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "FEW", 1)
         patch.setattr(slices, "SLICE", 1)
         yield
+
+
+def test_a_name_that_an_intention_alone_spoke_of_goes_with_it() -> None:
+    bench = connected(Bench())
+    changes: list[tuple[object, ...]] = [
+        ("names", frozenset({"api"})),
+        ("instances", "api", 0, 1),
+        ("chain", "api", "tcp"),
+        ("intentions", {("*", "web"): Action.DENY}),
+        ("instances", "web", 1, 1),
+        ("chain", "web", "tcp"),
+        ("intentions", {}),
+    ]
+    for change in changes:
+        bench.plane.apply(make(change))
+    api = next(proxy for proxy in bench.plane.proxies() if proxy.service == "api")
+    assert "vip:240.0.0.1" not in api.names(CLUSTER)
 
 
 @settings(max_examples=250, deadline=None)

@@ -287,7 +287,9 @@ class Session:
         for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
             for type_url in order:
                 state = self._types[type_url]
-                if state.in_flight is None and (state.dirty or state.suspects or not state.answered):
+                if not state.asked or state.in_flight is not None:
+                    continue
+                if state.dirty or state.suspects or not state.answered:
                     response = attempt(type_url)
                     if response is not None:
                         return response
@@ -357,8 +359,6 @@ class Session:
 
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
-        if not state.asked:
-            return None
         names: Collection[str] = state.dirty
         large = self._most is not None and self.delta and len(names) > self._most
         if large:
@@ -451,6 +451,8 @@ class Session:
 
     def _break(self, type_url: str) -> Response | None:
         state = self._types[type_url]
+        if not state.dirty:
+            return None
         most = self._most
         if most is not None and self.delta and len(state.dirty) > most and len(self._dirty_of_had(state)) > most:
             self.held_back = True

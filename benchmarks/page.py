@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import simulation
+
 Result = dict[str, Any]
 
 
@@ -61,6 +63,8 @@ def page(results: Result) -> str:
     for name, part in PARTS:
         if name in results:
             parts.append("\n".join(_written([part(run) for run in results[name]])))
+    if all(name in results for name in ("fanout", "sizes", "reconnect", "idle", "start")):
+        parts.append("\n".join(_written([carried_on(simulation.costs(results))])))
     return "\n".join(parts)
 
 
@@ -298,6 +302,47 @@ def envoys(found: Result) -> Section:
         (
             "Upstreams", "", "to the first dial", "CPU", "memory", "of a chain each", "first dial", "later",
             "one more upstream", "of a chain each",
+        ),
+        rows,
+    )  # fmt: skip
+
+
+def carried_on(cost: simulation.Costs) -> Section:
+    """What was measured, carried to larger meshes."""
+    rows: list[list[Figure | str]] = []
+    for world in simulation.WORLDS:
+        out = simulation.simulate(cost, world)
+        used, what = out.limits(by_socket=world.by_socket)[0]
+        rows.append(
+            [
+                f"{world.sidecars:,}",
+                f"{world.services:,}",
+                f"{world.servers} × {world.workers}",
+                "socket" if world.by_socket else "TCP",
+                f"{out.reader * 100:.0f} %",
+                f"{out.worker * 100:.1f} %",
+                f"{out.median_s * 1e3:.1f} / {out.p99_s * 1e3:.1f} ms",
+                f"{out.reconnect_s:.1f} s",
+                f"{out.memory_gib:.1f} GiB",
+                f"{out.connections:,.0f}",
+                f"{out.start_s:.0f} s",
+                f"{'**breaks**: ' if used >= 1 else ''}{what} ({used * 100:.0f} %)",
+            ]
+        )
+    return Section(
+        "Carried to a hundred thousand sidecars",
+        f"""
+Not measured but simulated (`benchmarks/simulation.py`), with the costs above: services of {simulation.INSTANCES}
+instances that may call {simulation.CALLED} others each, every instance replaced {simulation.REPLACED_A_DAY} times
+a day, in the busiest hour {simulation.BUSY} times as often. A server is a process that reads Consul and some that
+serve, each with a core; sidecars connect anywhere. A change is timed from Consul's answer to the last sidecar's
+message. The last column has the limit that is nearest and how much of it is used: over 100 % it breaks. What Consul
+itself can bear is not in it.
+""",
+        (
+            "Sidecars", "Services", "Servers × workers", "Consul by", "reader", "each worker", "a change, p50 / p99",
+            "a worker's sidecars reconnect", "largest process", "connections to Consul, a server", "cold start",
+            "nearest limit",
         ),
         rows,
     )  # fmt: skip

@@ -9,6 +9,7 @@ lacks go through `Consul.read`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import hashlib
 import json
@@ -294,6 +295,11 @@ def _reason(error: Exception) -> str:
             " on the agent (200 by default, and every watched service holds a connection)"
         )
     words = str(error)
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EADDRNOTAVAIL:
+        return (
+            "no local port is left for another connection to it, and every watched service holds one; reach Consul at"
+            " a Unix socket (its addresses.http), or widen net.ipv4.ip_local_port_range"
+        )
     if isinstance(error, aiohttp.ClientConnectorError):
         words = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
     if "WRONG_VERSION_NUMBER" in words:

@@ -268,6 +268,10 @@ def rotation(found: Result) -> Section:
         [
             ["bytes", Figure(sum(found["bytes"].values()) / 1e6, "{:.1f} MB")],
             ["CPU", alone(found["cpu_s"], "{:.1f} s")],
+            [
+                "signed by a real Consul when as many as it can sign are wanted",
+                alone(found["signed_a_second"], "{:.0f} a second"),
+            ],
         ],
     )
 

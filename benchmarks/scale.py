@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from benchmarks import fanout
 from benchmarks.child import Child, cpu_seconds, resident_mib
 from benchmarks.stage import SERVE_PORT, Played, Served, Stage, children
 
@@ -205,7 +206,23 @@ async def rotation(stage: Stage, streams: int = 1000) -> Any:
             await played.child.ask("rotate", services=[f"s-{n}" for n in range(start, start + 100)])
             await asyncio.sleep(5.5)
         seen = await fleet.ask("each", kind="secrets")
-        return {"cpu_s": served.cpu() - before, "messages": seen["messages"], "bytes": seen["bytes"]}
+        found = {"cpu_s": served.cpu() - before, "messages": seen["messages"], "bytes": seen["bytes"]}
+    return {**found, "signed_a_second": await _signed(stage)}
+
+
+async def _signed(stage: Stage, services: int = 300) -> float:
+    """How many leaves a real Consul signs each second while the sidecars of so many services come at once."""
+    for number in range(services):
+        await fanout.register(stage, f"signed-{number}", 0, f"240.2.{number >> 8}.{number & 255}")
+    async with children("benchmarks.fleet") as (fleet,), stage.serve("--consul", stage.consul.url) as served:
+        await served.ready()
+        await fleet.ask("arm")
+        began = time.monotonic()
+        await fleet.ask(
+            "open", port=SERVE_PORT, sidecars=[[f"signed-{n}-0-sidecar-proxy", f"signed-{n}"] for n in range(services)]
+        )
+        seen = await fleet.ask("each", kind="secrets")
+        return services / float(seen["last"] - began)
 
 
 async def idle(stage: Stage, streams: int = 3000, services: int = 10000, seconds: float = 60) -> Any:

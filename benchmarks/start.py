@@ -20,7 +20,7 @@ from xds.lab.processes import run_to_end
 
 INSTANCES = 10
 LARGEST_FILE = 1000
-"""Services in a mesh file. The loader of YAML alone takes minutes for ten times as many."""
+"""Services in a mesh file. The loader of YAML alone takes most of a minute for ten times as many."""
 
 
 async def measure(stage: Stage, sizes: tuple[int, ...] = (1000, 10000)) -> dict[str, Any]:

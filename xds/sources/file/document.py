@@ -7,8 +7,10 @@ Three looks, each only if the one before found nothing: is it YAML, are the fiel
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,16 +76,31 @@ def parse(file: str, text: str) -> Document:
     Raises:
         RefusedError: it is not YAML, says something that Consul does not know, or contradicts itself.
     """
-    root, data = _load(file, text)
+    with _no_garbage():
+        root, data = _load(file, text)
+        try:
+            mesh = MeshFile.model_validate(data)
+        except ValidationError as error:
+            raise RefusedError(file, [_explained(root, found) for found in error.errors()]) from None
+        document = Document(file, mesh, root)
+        found = [Problem(document.line(path), reason) for path, reason in contradictions(mesh)]
+        if found:
+            raise RefusedError(file, found)
+        return document
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Look for no garbage meanwhile: of the millions of objects that a large file becomes none is, and looking through
+    them again and again is what took most of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        mesh = MeshFile.model_validate(data)
-    except ValidationError as error:
-        raise RefusedError(file, [_explained(root, found) for found in error.errors()]) from None
-    document = Document(file, mesh, root)
-    found = [Problem(document.line(path), reason) for path, reason in contradictions(mesh)]
-    if found:
-        raise RefusedError(file, found)
-    return document
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _load(file: str, text: str) -> tuple[yaml.Node, Any]:

@@ -165,6 +165,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
     """What is allowed and may still not be meant, each with its line; ``facts`` are those of ``document``."""
     mesh = document.mesh
     services = registered(mesh)
+    known = {*facts.service_names, WILDCARD}
     found: list[tuple[int, str]] = []
 
     def warn(path: tuple[str | int, ...], text: str) -> None:
@@ -190,10 +191,10 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
             warn(path, f"a {entry.Kind} is not followed yet")
         if isinstance(entry, ServiceIntentions):
             for index, source in enumerate(entry.Sources):
-                if source.Name not in (*facts.service_names, WILDCARD):
+                if source.Name not in known:
                     warn((*path, "Sources", index), f"the intention's source {source.Name!r} is unknown here")
         named = getattr(entry, "Name", WILDCARD)
-        if isinstance(entry, ServiceIntentions | ServiceDefaults) and named not in (*facts.service_names, WILDCARD):
+        if isinstance(entry, ServiceIntentions | ServiceDefaults) and named not in known:
             warn(path, f"the {entry.Kind} is for {named!r}, which is no service of this file")
     for name, chain in sorted(facts.chains.items()):
         if chain.refusal:

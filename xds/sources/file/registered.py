@@ -7,6 +7,7 @@ under an edit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,18 +124,22 @@ def registered(mesh: MeshFile) -> list[Registered]:
             nested.token or service.token, native=False,
         )  # fmt: skip
         found.append(_as_sidecar_of(own, sidecar))
-    return [_with_token(service, found) for service in found]
+    by_id, by_name = dict[str, str](), dict[str, str]()
+    """The tokens of services, those of the first that has one where several are called so."""
+    for each in found:
+        if each.kind == "" and each.token:
+            by_id.setdefault(each.id, each.token)
+            by_name.setdefault(each.name, each.token)
+    return [_with_token(each, by_id, by_name) for each in found]
 
 
-def _with_token(sidecar: Registered, services: list[Registered]) -> Registered:
+def _with_token(sidecar: Registered, by_id: Mapping[str, str], by_name: Mapping[str, str]) -> Registered:
     """A sidecar that says no token has that of its service, as a nested one does."""
     if sidecar.kind != CONNECT_PROXY or sidecar.token:
         return sidecar
     proxy = sidecar.proxy
-    named = [service for service in services if service.kind == "" and service.token]
-    own = [service for service in named if service.id == proxy.destination_service_id]
-    same = [service for service in named if service.name == proxy.destination_service_name]
-    return replace(sidecar, token=(own or same)[0].token) if own or same else sidecar
+    token = by_id.get(proxy.destination_service_id) or by_name.get(proxy.destination_service_name)
+    return replace(sidecar, token=token) if token else sidecar
 
 
 def _registered(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,23 @@ import pytest
 from tests.integration.helpers import answers
 from tests.integration.requests import Answer, request, until
 from xds.control.views import LARGE
-from xds.lab.application import who_answers
+from xds.lab.application import Held, who_answers
 from xds.lab.mesh import Lab, Member
 from xds.lab.mesh_file import MeshFile
 from xds.lab.processes import eventually
 
-ADDRESSES = {"api": "240.0.0.11", "shop": "240.0.0.12", "spare": "240.0.0.13", "later": "240.0.0.14"}
+ADDRESSES = {
+    "api": "240.0.0.11",
+    "shop": "240.0.0.12",
+    "spare": "240.0.0.13",
+    "later": "240.0.0.14",
+    "store": "240.0.0.15",
+}
 
 
 @dataclass
 class OnDemand:
-    """web calls api, a TCP service, and shop, an HTTP service; primary fails over to spare."""
+    """web calls api, a TCP service, shop and store, HTTP services; primary fails over to spare."""
 
     lab: Lab
     web: Member
@@ -35,6 +41,15 @@ class OnDemand:
         resources = (await self.lab.sidecars())[self.web.sidecar_id]["resources"]["clusters"]
         return {name for name in resources["sent"] if "vip:" in name}
 
+    async def routes(self) -> set[str]:
+        """The routes that it asked for."""
+        resources = (await self.lab.sidecars())[self.web.sidecar_id]["resources"]["routes on demand"]
+        return {name for name in resources["sent"] if "vip:" in name}
+
+    async def ask(self, service: str) -> Answer:
+        """What a request to an HTTP service is answered."""
+        return await request(self.web.host, f"http://{ADDRESSES[service]}/", "POST")
+
     async def dial(self, address: str) -> tuple[str | None, float]:
         """Who answers, and after how many seconds that or a refusal came."""
         began = time.monotonic()
@@ -44,7 +59,8 @@ class OnDemand:
 @pytest.fixture(scope="module")
 async def mesh() -> AsyncIterator[OnDemand]:
     async with Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "on-demand")) as lab:
-        await lab.catalog.entry({"Kind": "service-defaults", "Name": "shop", "Protocol": "http"})
+        for name in ("shop", "store"):
+            await lab.catalog.entry({"Kind": "service-defaults", "Name": name, "Protocol": "http"})
         await lab.catalog.entry(
             {"Kind": "service-resolver", "Name": "primary", "Failover": {"*": {"Service": "spare"}}}
         )
@@ -53,6 +69,7 @@ async def mesh() -> AsyncIterator[OnDemand]:
             lab.member("api", virtual_ip=ADDRESSES["api"]),
             lab.member("shop", virtual_ip=ADDRESSES["shop"], speaks="http"),
             lab.member("spare", virtual_ip=ADDRESSES["spare"]),
+            lab.member("store", virtual_ip=ADDRESSES["store"], speaks="http"),
         )
         await lab.served(*members)
         yield OnDemand(lab, members[0], members[1])
@@ -64,11 +81,34 @@ async def test_nothing_is_there_until_it_is_dialed_and_then_only_that(mesh: OnDe
     assert await mesh.clusters() == {f"vip:{ADDRESSES['api']}"}
 
 
-async def test_requests_ask_for_their_clusters_as_well(mesh: OnDemand) -> None:
-    async def ask() -> Answer:
-        return await request(mesh.web.host, f"http://{ADDRESSES['shop']}/", "POST")
+async def test_requests_ask_for_their_routes_and_clusters(mesh: OnDemand) -> None:
+    assert await mesh.routes() == set()
+    slow = await request(mesh.web.host, f"http://{ADDRESSES['shop']}/?wait=4", "POST")
+    assert slow.service == "shop-1", "the first request waits for both, and after that no less long than any"
+    assert await mesh.routes() == {f"vip:{ADDRESSES['shop']}"}
+    assert not any("store" in name for name in await mesh.clusters())
 
-    await until(ask, "shop", lambda found: found.service == "shop-1")
+
+async def test_routes_that_were_asked_for_are_kept_current(mesh: OnDemand) -> None:
+    assert (await mesh.ask("shop")).service == "shop-1"
+    redirect = {"Kind": "service-resolver", "Name": "shop", "Redirect": {"Service": "store"}}
+    await mesh.lab.catalog.entry(redirect)
+    await until(lambda: mesh.ask("shop"), "the redirect", lambda found: found.service == "store-1")
+    await mesh.lab.catalog.remove_entry("service-resolver", "shop")
+    await until(lambda: mesh.ask("shop"), "shop itself", lambda found: found.service == "shop-1")
+
+    async def refused() -> bool:
+        try:
+            await mesh.ask("shop")
+        except ConnectionError:
+            return True
+        return False
+
+    await mesh.lab.catalog.intention("web", "shop", "deny")
+    await eventually("a refusal", refused)
+    assert f"vip:{ADDRESSES['shop']}" not in await mesh.routes(), "taken back"
+    await mesh.lab.catalog.intention("web", "shop", None)
+    await until(lambda: mesh.ask("shop"), "shop again", lambda found: found.service == "shop-1")
 
 
 async def test_what_a_cluster_is_made_of_comes_with_it(mesh: OnDemand) -> None:
@@ -100,9 +140,14 @@ async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_res
         answered, seconds = await mesh.dial(ADDRESSES["spare"])
         assert answered is None
         assert seconds < 5
+        assert (await mesh.ask("shop")).service == "shop-1"
+        began = time.monotonic()
+        assert (await mesh.ask("store")).status >= 400
+        assert time.monotonic() - began < 5
     finally:
         await mesh.lab.start_gossamer()
     await answers(mesh.web.host, ADDRESSES["spare"], 80, "spare-1")
+    await until(lambda: mesh.ask("store"), "store", lambda found: found.service == "store-1")
     await mesh.lab.served(mesh.web)
     found = await mesh.clusters()
     assert {f"vip:{ADDRESSES[name]}" for name in ("api", "spare")} <= found, "what it has is remembered"
@@ -116,9 +161,17 @@ async def test_a_registration_may_say_otherwise_than_the_server(mesh: OnDemand) 
 
 
 async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_for() -> None:
-    async with Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "auto")) as lab:
-        web, api = await asyncio.gather(lab.member("web"), lab.member("api", virtual_ip=ADDRESSES["api"]))
-        await lab.served(web, api)
+    async with (
+        Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "auto")) as lab,
+        AsyncExitStack() as stack,
+    ):
+        await lab.catalog.entry({"Kind": "service-defaults", "Name": "shop", "Protocol": "http"})
+        web, api, shop = await asyncio.gather(
+            lab.member("web"),
+            lab.member("api", virtual_ip=ADDRESSES["api"]),
+            lab.member("shop", virtual_ip=ADDRESSES["shop"], speaks="http"),
+        )
+        await lab.served(web, api, shop)
         await answers(web.host, ADDRESSES["api"], 80, "api-1")
         catalog = lab.catalog
         assert isinstance(catalog, MeshFile)
@@ -127,6 +180,8 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
         reader, writer = await asyncio.open_connection(sock=socket)
         try:
             assert await reader.readline() == b"api-1\n"
+            held = await stack.enter_async_context(Held(web.host, f"http://{ADDRESSES['shop']}/"))
+            await eventually("shop", held.still_open)
 
             async def clusters() -> set[str]:
                 resources: dict[str, Any] = (await lab.sidecars())[web.sidecar_id]["resources"]["clusters"]
@@ -137,11 +192,13 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
             await eventually("the change-over", clusters, until=lambda found: not found)
             writer.write(b"still there?\n")
             assert await asyncio.wait_for(reader.readline(), 10), "the connection from before goes on"
+            assert await held.still_open(), "and so does one with requests, which need what was taken away"
             await answers(web.host, ADDRESSES["api"], 80, "api-1")
             fill(catalog, 0)
             await eventually("the way back", clusters, until=lambda found: found == {f"vip:{ADDRESSES['api']}"})
             writer.write(b"and now?\n")
             assert await asyncio.wait_for(reader.readline(), 10)
+            assert await held.still_open()
         finally:
             writer.close()
             with suppress(OSError):

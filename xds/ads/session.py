@@ -28,14 +28,24 @@ from typing import Protocol
 
 from xds.ads.messages import Received, Rejection, Request, Response
 from xds.ads.state import TypeState
-from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, TYPE_NAMES, Resource
+from xds.envoy.resource import (
+    CLUSTER,
+    ENDPOINT,
+    EXTENSION,
+    LISTENER,
+    ROUTE,
+    SCOPED_ROUTE,
+    SECRET,
+    TYPE_NAMES,
+    Resource,
+)
 
 WILDCARD = "*"
-MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, SCOPED_ROUTE, LISTENER)
+MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, ROUTE, SCOPED_ROUTE, LISTENER)
 """The order in which resources are added and changed."""
-BREAK_ORDER = (LISTENER, SCOPED_ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
+BREAK_ORDER = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
 """The order in which they are removed."""
-REFERRING = (LISTENER, SCOPED_ROUTE, EXTENSION)
+REFERRING = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION)
 """The types that name clusters, besides clusters that are made of others."""
 FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
 """The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification; for routes,

@@ -11,12 +11,13 @@ from xds.ads.session import Session
 from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.tables import Changes, differences
 from xds.control.views import ServiceView
-from xds.envoy.names import asked_as
-from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET, Resource
+from xds.envoy.names import address_of, asked_as
+from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
+from xds.envoy.routes import pointed_to, pointer
 from xds.mesh.facts import Leaf, LeafKey, Sidecar
 from xds.mesh.settings import ProxyMode
 
-SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, SCOPED_ROUTE, SECRET)
+SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,33 @@ class Proxy:
     def get(self, type_url: str, name: str) -> Resource | None:
         """The resource of that name that is meant for this proxy."""
         mine = self._own.resources.get(type_url, {}).get(name)
-        if mine is None and self.transparent:
+        if mine is not None or not self.transparent:
+            return mine
+        if type_url not in (SCOPED_ROUTE, ROUTE):
             return self._view.get(type_url, name)
-        return mine
+        scope = self._view.get(SCOPED_ROUTE, name)
+        return self._routes(type_url, scope) if scope is not None else None
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
         """Those of these resources that are meant for this proxy."""
         mine = self._own.resources.get(type_url, {})
         if not self.transparent:
             return [mine[name] for name in names if name in mine]
-        found = self._view.select(type_url, names)
+        if type_url in (SCOPED_ROUTE, ROUTE):
+            scopes = self._view.select(SCOPED_ROUTE, names)
+            found = [each for scope in scopes if (each := self._routes(type_url, scope)) is not None]
+        else:
+            found = self._view.select(type_url, names)
         if not mine:
             return found
         return [mine[name] for name in names if name in mine] + [each for each in found if each.name not in mine]
+
+    def _routes(self, type_url: str, scope: Resource) -> Resource | None:
+        """A scope of an upstream's, whole or as what is asked for; on demand in two parts, that and the routes."""
+        asked_for = self.on_demand and address_of(scope.name) is not None
+        if type_url == ROUTE:
+            return pointed_to(scope) if asked_for else None
+        return pointer(scope.name) if asked_for else scope
 
     def names(self, type_url: str) -> Iterable[str]:
         """The names of every resource of a type that is meant for this proxy."""
@@ -130,6 +145,8 @@ class Proxy:
     def changed(self, changes: Changes) -> None:
         """These of its resources may differ from what it has."""
         matters = [self.session.changed(type_url, names) for type_url, names in changes.items()]
+        if SCOPED_ROUTE in changes:
+            matters.append(self.session.changed(ROUTE, changes[SCOPED_ROUTE]))
         if self.ready and any(matters):
             self.wake.set()
 

@@ -34,7 +34,7 @@ Added = core.HeaderValueOption.HeaderAppendAction
 Manager = manager.HttpConnectionManager
 JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 ON_DEMAND_TIMEOUT = Duration(seconds=2)
-"""How long a first connection waits for a cluster that it asked for: what a control plane that is away costs it."""
+"""How long a first connection waits for what it asked for: what a control plane that is away costs it."""
 RBAC_FILTER = "envoy.filters.http.rbac"
 
 
@@ -55,13 +55,17 @@ def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = Fals
         stat_prefix: what its statistics are named.
         scope: the name of the scope that has the routes; Envoy's command operators in it are replaced.
         grpc: whether to count by gRPC method, and to let HTTP/1.1 clients call gRPC.
-        on_demand: whether to ask for the clusters that routes name and that are not there.
+        on_demand: whether to ask for routes that are not there, and for the clusters that they name.
     """
     filters = _grpc_filters() if grpc else []
     if on_demand:
         clusters = on_demand_pb2.OnDemandCds(source=ads_source(), timeout=ON_DEMAND_TIMEOUT)
         filters.append(http_filter("envoy.filters.http.on_demand", on_demand_pb2.OnDemand(odcds=clusters)))
-    return _scoped(stat_prefix, scope, filters)
+    found = _scoped(stat_prefix, scope, filters)
+    if on_demand:
+        # For what waits for routes, which Envoy has no timeout for: a route lifts the limit as soon as there is one.
+        found.common_http_protocol_options.max_stream_duration.CopyFrom(ON_DEMAND_TIMEOUT)
+    return found
 
 
 def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
@@ -146,6 +150,7 @@ def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter]) -> 
                 fragments=[manager.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder(header_value_extractor=extractor)]
             ),
             scoped_rds=manager.ScopedRds(scoped_rds_config_source=ads_source()),
+            rds_config_source=ads_source(),
         )
     )
     return found

@@ -6,8 +6,8 @@ listener stays as it is. Only the addresses vary that are claimed outside the ra
 port decides, and they sit in the matcher: a changed matcher drains no connection, a changed chain would. All the chains
 that a matcher may ever name are there from the start.
 
-Where clusters come on demand, other chains of the same kinds take the connections: they ask for the cluster that they
-name, when there is none, and hold the connection until it comes.
+Where clusters come on demand, other chains of the same kinds take the connections (`Way`): they ask for the cluster
+that they name, when there is none, and hold the connection until it comes.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def outbound(
         listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
-    ways = (False, True) if mode is ClusterMode.AUTO else (on_demand,)
-    chains = [_mesh_chain(each, by_port, way) for way in ways for each in KINDS for by_port in (False, True)]
+    way = Way(mode, on_demand)
+    chains = [_mesh_chain(each, by_port, asks) for each in KINDS for by_port in (False, True) for asks in way.all(each)]
     chains.append(
         listener.FilterChain(name=TLS_CHAIN, filters=_picked_connection(names.EGRESS_HOST, "upstream.egress"))
     )
@@ -130,7 +130,7 @@ def outbound(
         filter_chains=chains,
         # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
         enable_reuse_port=BoolValue(value=False),
-        filter_chain_matcher=_by_destination(settings, listed, hosts, on_demand),
+        filter_chain_matcher=_by_destination(settings, listed, hosts, way),
     )
 
 
@@ -149,6 +149,30 @@ def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[Egress
     return tuple(sorted(named | {names.egress_scope(host.port) for host in hosts if host.http}))
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Which filter chains there are, and which take connections: those that ask for what is not there, or the others.
+
+    What may change over has both for TCP. For HTTP it has those that ask from the start, because a connection that
+    stands stays where it is, and its next request may need what was taken away.
+    """
+
+    mode: ClusterMode
+    on_demand: bool
+
+    def all(self, kind: str) -> tuple[bool, ...]:
+        """Whether the chains that there are for a kind ask."""
+        return (False, True) if self.mode is ClusterMode.AUTO and kind == "tcp" else (self.asks(kind),)
+
+    def asks(self, kind: str) -> bool:
+        """Whether the one that takes connections does."""
+        return self.on_demand or (self.mode is ClusterMode.AUTO and kind != "tcp")
+
+    def chain(self, kind: str, *, by_port: bool) -> str:
+        """The name of the one that takes connections."""
+        return _chain(kind, by_port, self.asks(kind))
+
+
 def _chain(kind: str, by_port: bool, on_demand: bool) -> str:
     return f"mesh-{kind}{'-by-port' if by_port else ''}{'-on-demand' if on_demand else ''}"
 
@@ -165,23 +189,23 @@ def _mesh_chain(kind: str, by_port: bool, on_demand: bool) -> listener.FilterCha
 
 
 def _by_destination(
-    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost], on_demand: bool
+    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost], way: Way
 ) -> xds_matcher.Matcher:
     """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
     past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
-    by_kind: dict[str, list[IPNetwork]] = {_chain("tcp", False, on_demand): list(settings.virtual_ranges)}
+    by_kind: dict[str, list[IPNetwork]] = {way.chain("tcp", by_port=False): list(settings.virtual_ranges)}
     ports: dict[str, dict[VirtualAddress, str]] = {}
     for at, protocol in sorted(listed.items()):
         if at.port == ANY_PORT:
-            by_kind.setdefault(_chain(kind(protocol), False, on_demand), []).append(ipaddress.ip_network(at.ip))
+            by_kind.setdefault(way.chain(kind(protocol), by_port=False), []).append(ipaddress.ip_network(at.ip))
         else:
             ports.setdefault(at.ip, {})[at] = protocol
     ranges = [_range(networks, _go_to(chain)) for chain, networks in by_kind.items() if networks]
     for ip, there in sorted(ports.items()):
         otherwise = past
         if not all(at.own for at in there):
-            otherwise = _go_to(_chain("tcp", False, on_demand))  # where no cluster is named after it: refused
-        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise, on_demand)))
+            otherwise = _go_to(way.chain("tcp", by_port=False))  # where no cluster is named after it: refused
+        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise, way)))
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_ip", network_inputs_pb2.DestinationIPInput()),
         custom_match=xds_core.TypedExtensionConfig(
@@ -230,8 +254,8 @@ def _exact(name: str, message: Message, chains: Mapping[str, str], otherwise: On
     return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
 
 
-def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, on_demand: bool) -> OnMatch:
-    chains = {str(at.port): _go_to(_chain(kind(protocol), True, on_demand)) for at, protocol in there.items()}
+def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, way: Way) -> OnMatch:
+    chains = {str(at.port): _go_to(way.chain(kind(protocol), by_port=True)) for at, protocol in there.items()}
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_port", network_inputs_pb2.DestinationPortInput()),
         exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(map=chains),

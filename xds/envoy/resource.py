@@ -17,6 +17,7 @@ CLUSTER = _PREFIX + "envoy.config.cluster.v3.Cluster"
 EXTENSION = _PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 ENDPOINT = _PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
+ROUTE = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
 SCOPED_ROUTE = _PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration"
 SECRET = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
@@ -25,6 +26,7 @@ TYPE_NAMES = {
     ENDPOINT: "endpoints",
     EXTENSION: "extensions",
     LISTENER: "listeners",
+    ROUTE: "routes on demand",
     SCOPED_ROUTE: "routes",
     SECRET: "secrets",
 }

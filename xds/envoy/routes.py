@@ -7,13 +7,14 @@ no listener changes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from xds.envoy import matchers
 from xds.envoy.clusters import milliseconds
-from xds.envoy.resource import SCOPED_ROUTE, Resource, encode
+from xds.envoy.resource import ROUTE, SCOPED_ROUTE, Resource, encode
 from xds.mesh.chains import (
     DiscoveryChain,
     HashPolicy,
@@ -32,6 +33,8 @@ from xds.wire.envoy.config import route_pb2 as route
 SCOPE_HEADER = "x-gossamer-dialed"
 ANY_CLUSTER = BoolValue(value=False)
 """Envoy would refuse a route to a cluster that is not there yet, and on demand none is before the first request."""
+ANY_DURATION = route.RouteAction.MaxStreamDuration(max_stream_duration=milliseconds(0))
+"""No limit, as is Envoy's own default. Every route says so, because before there is a route one holds (`managers`)."""
 
 Added = core.HeaderValueOption.HeaderAppendAction
 
@@ -46,6 +49,28 @@ def scope(name: str, configuration: route.RouteConfiguration, clusters: tuple[st
         route_configuration=configuration,
     )
     return encode(SCOPED_ROUTE, name, message, clusters=clusters)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def pointer(name: str) -> Resource:
+    """What stands for the scope ``name`` where its routes are asked for when the first request needs them."""
+    message = route.ScopedRouteConfiguration(
+        name=name,
+        key=route.ScopedRouteConfiguration.Key(
+            fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)]
+        ),
+        on_demand=True,
+        route_configuration_name=name,
+    )
+    return encode(SCOPED_ROUTE, name, message)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def pointed_to(scope: Resource) -> Resource:
+    """The routes in a scope, as they are asked for by `pointer`."""
+    message = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
+    message.name = scope.name
+    return encode(ROUTE, scope.name, message, clusters=scope.clusters)
 
 
 def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.RouteConfiguration:
@@ -72,7 +97,8 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
 
 def straight(name: str, cluster: str) -> route.RouteConfiguration:
     """Everything to one cluster."""
-    everything = route.Route(match=route.RouteMatch(prefix="/"), route=route.RouteAction(cluster=cluster))
+    action = route.RouteAction(cluster=cluster, max_stream_duration=ANY_DURATION)
+    everything = route.Route(match=route.RouteMatch(prefix="/"), route=action)
     return route.RouteConfiguration(
         name=name,
         virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=[everything])],
@@ -83,7 +109,7 @@ def straight(name: str, cluster: str) -> route.RouteConfiguration:
 
 def _route(given: Route, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.Route:
     node = chain.nodes[given.node]
-    action = route.RouteAction(prefix_rewrite=given.prefix_rewrite)
+    action = route.RouteAction(prefix_rewrite=given.prefix_rewrite, max_stream_duration=ANY_DURATION)
     balancer: LoadBalancer | None = None
     timeout = given.request_timeout_ms
     if isinstance(node, Splitter):

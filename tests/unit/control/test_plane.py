@@ -9,13 +9,16 @@ import pytest
 
 from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, make_sidecar
 from xds.ads.codec import Node
+from xds.ads.messages import Request
 from xds.control import proxy as proxy_module
 from xds.control.metrics import Metrics
 from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
+from xds.envoy.names import address_of
 from xds.envoy.outbound import OutboundSettings
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET
+from xds.envoy.routes import pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
 from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
@@ -33,6 +36,7 @@ from xds.mesh.intentions import (
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import (
     AccessLogs,
+    ClusterMode,
     ConfigEntries,
     Destination,
     EntryProblem,
@@ -46,7 +50,7 @@ from xds.mesh.settings import (
 )
 from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
-from xds.wire.envoy.config import listener_pb2
+from xds.wire.envoy.config import listener_pb2, route_pb2
 
 
 class Bench:
@@ -204,6 +208,9 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
                 resource = proxy.get(type_url, name)
                 assert resource is not None
                 yield type_url, resource.body
+                if type_url == SCOPED_ROUTE and address_of(name) is not None:
+                    for asked_for in (pointer(name), pointed_to(resource)):
+                        yield asked_for.type_url, asked_for.body
 
 
 def shop_instances() -> ServiceInstances:
@@ -744,3 +751,49 @@ def test_a_listener_names_the_routes_that_have_to_be_there_before_it(bench: Benc
     assert listener is not None
     assert listener.routes == ()
     assert proxy.get(SCOPED_ROUTE, "vip:240.0.0.9") is None
+
+
+def test_on_demand_a_scope_stands_for_routes_that_are_asked_for(bench: Bench) -> None:
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    eager = bench.connect("web")
+    whole = eager.get(SCOPED_ROUTE, "vip:240.0.0.9")
+    assert whole is not None
+    assert eager.get(ROUTE, "vip:240.0.0.9") is None
+    assert eager.select(ROUTE, ["vip:240.0.0.9"]) == []
+    sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
+    proxy = bench.connect("web", 1)
+    scope, routes = (proxy.get(type_url, "vip:240.0.0.9") for type_url in (SCOPED_ROUTE, ROUTE))
+    assert scope is not None
+    assert routes is not None
+    assert scope.clusters == (), "it waits for no cluster"
+    assert routes.clusters == whole.clusters
+    assert proxy.select(SCOPED_ROUTE, ["vip:240.0.0.9"]) == [scope]
+    assert proxy.select(ROUTE, ["vip:240.0.0.9", "vip:240.0.0.2"]) == [routes]
+    pointer = route_pb2.ScopedRouteConfiguration.FromString(scope.body)
+    content = route_pb2.RouteConfiguration.FromString(routes.body)
+    assert (pointer.on_demand, pointer.route_configuration_name, content.name) == (True, *["vip:240.0.0.9"] * 2)
+    inline = route_pb2.ScopedRouteConfiguration.FromString(whole.body).route_configuration
+    assert content.virtual_hosts == inline.virtual_hosts
+
+
+def test_on_demand_routes_that_were_asked_for_follow_their_chain(bench: Bench) -> None:
+    sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    proxy = bench.connect("web")
+    proxy.session.receive(Request(SCOPED_ROUTE, subscribe=("*",)))
+    proxy.session.receive(Request(ROUTE, subscribe=("vip:240.0.0.9",)))
+
+    def sent() -> list[tuple[str, str]]:
+        found = []
+        while (response := proxy.session.next_response()) is not None:
+            found += [(each.type_url, each.name) for each in response.resources]
+            proxy.session.receive(Request(response.type_url, response.nonce))
+        return found
+
+    assert set(sent()) == {(ROUTE, "vip:240.0.0.9"), (SCOPED_ROUTE, "vip:240.0.0.9")}
+    slow = {"r": Resolver("t", request_timeout_ms=7)}
+    chain = DiscoveryChain("page", "http", "r", slow, {"t": Target("page")})
+    bench.service("page", "240.0.0.9", chain=chain)
+    assert sent() == [(ROUTE, "vip:240.0.0.9")], "the scope is the same"

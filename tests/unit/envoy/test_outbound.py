@@ -9,6 +9,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from xds.envoy import outbound
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.facts import VirtualAddress
+from xds.mesh.settings import ClusterMode
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.xds import matcher_pb2 as xds_matcher
 
@@ -100,3 +101,16 @@ def test_destinations_only_leaves_no_way_past_the_mesh() -> None:
 
 def test_the_name_is_consuls() -> None:
     assert made().name == "outbound_listener:127.0.0.1:15001"
+
+
+def test_what_may_change_over_has_the_chains_of_both_ways_for_tcp_and_asks_for_requests_from_the_start() -> None:
+    told = {ADDRESSES["outside"]: "http"}
+    eager, asking = (
+        outbound.outbound(SETTINGS, 15001, told, mode=ClusterMode.AUTO, on_demand=way) for way in (False, True)
+    )
+    assert eager.filter_chains == asking.filter_chains, "changing over drains nothing"
+    assert [chain_of(each, "240.0.0.1", 80) for each in (eager, asking)] == ["mesh-tcp", "mesh-tcp-on-demand"]
+    assert {chain_of(each, "10.96.0.7", 80) for each in (eager, asking)} == {"mesh-http-on-demand"}
+    always = outbound.outbound(SETTINGS, 15001, told, mode=ClusterMode.EAGER)
+    assert chain_of(always, "10.96.0.7", 80) == "mesh-http"
+    assert not any("on-demand" in chain.name for chain in always.filter_chains)

@@ -142,7 +142,8 @@ def test_everything_that_is_sent_decodes_there_with_nothing_unknown() -> None:
         _assert_known(kind.parse(body))
         seen.add(type_url.rpartition(".")[2])
     assert seen == {
-        "Cluster", "ClusterLoadAssignment", "Listener", "ScopedRouteConfiguration", "Secret", "TypedExtensionConfig",
+        "Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration",
+        "ScopedRouteConfiguration", "Secret", "TypedExtensionConfig",
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_
 from xds.wire.envoy.type import matcher_pb2 as xds_dot_wire_dot_envoy_dot_type_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xds/wire/envoy/config/route.proto\x12\x15\x65nvoy.config.route.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/type/matcher.proto\"\xb7\x01\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\".envoy.config.route.v3.VirtualHost\x12\x35\n\x11validate_clusters\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12!\n\x19request_headers_to_remove\x18\x08 \x03(\t\"\xb5\x02\n\x18ScopedRouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12@\n\x03key\x18\x03 \x01(\x0b\x32\x33.envoy.config.route.v3.ScopedRouteConfiguration.Key\x12\x46\n\x13route_configuration\x18\x05 \x01(\x0b\x32).envoy.config.route.v3.RouteConfiguration\x1a\x80\x01\n\x03Key\x12O\n\tfragments\x18\x01 \x03(\x0b\x32<.envoy.config.route.v3.ScopedRouteConfiguration.Key.Fragment\x1a(\n\x08\x46ragment\x12\x14\n\nstring_key\x18\x01 \x01(\tH\x00\x42\x06\n\x04type\"\x8c\x02\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12,\n\x06routes\x18\x03 \x03(\x0b\x32\x1c.envoy.config.route.v3.Route\x12]\n\x17typed_per_filter_config\x18\x0f \x03(\x0b\x32<.envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry\x1aQ\n\x19TypedPerFilterConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"\xd2\x02\n\x05Route\x12\x30\n\x05match\x18\x01 \x01(\x0b\x32!.envoy.config.route.v3.RouteMatch\x12\x33\n\x05route\x18\x02 \x01(\x0b\x32\".envoy.config.route.v3.RouteActionH\x00\x12G\n\x16request_headers_to_add\x18\t \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12H\n\x17response_headers_to_add\x18\n \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\"\n\x1aresponse_headers_to_remove\x18\x0b \x03(\t\x12!\n\x19request_headers_to_remove\x18\x0c \x03(\tB\x08\n\x06\x61\x63tion\"\xfa\x01\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\x39\n\nsafe_regex\x18\n \x01(\x0b\x32#.envoy.type.matcher.v3.RegexMatcherH\x00\x12\x35\n\x07headers\x18\x06 \x03(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\x12\x46\n\x10query_parameters\x18\x07 \x03(\x0b\x32,.envoy.config.route.v3.QueryParameterMatcherB\x10\n\x0epath_specifier\"\xcb\x01\n\rHeaderMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rpresent_match\x18\x07 \x01(\x08H\x00\x12<\n\x0cstring_match\x18\r \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x14\n\x0cinvert_match\x18\x08 \x01(\x08\x12%\n\x1dtreat_missing_header_as_empty\x18\x0e \x01(\x08\x42\x18\n\x16header_match_specifier\"\x9f\x01\n\x15QueryParameterMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x0cstring_match\x18\x05 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x17\n\rpresent_match\x18\x06 \x01(\x08H\x00\x42!\n\x1fquery_parameter_match_specifier\"\x81\x03\n\x0fWeightedCluster\x12\x46\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x34.envoy.config.route.v3.WeightedCluster.ClusterWeight\x1a\xa5\x02\n\rClusterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06weight\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12G\n\x16request_headers_to_add\x18\x04 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12H\n\x17response_headers_to_add\x18\x05 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\"\n\x1aresponse_headers_to_remove\x18\x06 \x03(\t\x12!\n\x19request_headers_to_remove\x18\t \x03(\t\"r\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1e\n\x16retriable_status_codes\x18\x07 \x03(\r\"\xa8\x07\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12\x43\n\x11weighted_clusters\x18\x03 \x01(\x0b\x32&.envoy.config.route.v3.WeightedClusterH\x00\x12\x16\n\x0eprefix_rewrite\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0cretry_policy\x18\t \x01(\x0b\x32\".envoy.config.route.v3.RetryPolicy\x12\x42\n\x0bhash_policy\x18\x0f \x03(\x0b\x32-.envoy.config.route.v3.RouteAction.HashPolicy\x12/\n\x0cidle_timeout\x18\x18 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xb8\x04\n\nHashPolicy\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.envoy.config.route.v3.RouteAction.HashPolicy.HeaderH\x00\x12\x46\n\x06\x63ookie\x18\x02 \x01(\x0b\x32\x34.envoy.config.route.v3.RouteAction.HashPolicy.CookieH\x00\x12\x63\n\x15\x63onnection_properties\x18\x03 \x01(\x0b\x32\x42.envoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropertiesH\x00\x12W\n\x0fquery_parameter\x18\x05 \x01(\x0b\x32<.envoy.config.route.v3.RouteAction.HashPolicy.QueryParameterH\x00\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x1a\x1d\n\x06Header\x12\x13\n\x0bheader_name\x18\x01 \x01(\t\x1aL\n\x06\x43ookie\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04path\x18\x03 \x01(\t\x1a)\n\x14\x43onnectionProperties\x12\x11\n\tsource_ip\x18\x01 \x01(\x08\x1a\x1e\n\x0eQueryParameter\x12\x0c\n\x04name\x18\x01 \x01(\tB\x12\n\x10policy_specifierB\x13\n\x11\x63luster_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xds/wire/envoy/config/route.proto\x12\x15\x65nvoy.config.route.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/type/matcher.proto\"\xb7\x01\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\".envoy.config.route.v3.VirtualHost\x12\x35\n\x11validate_clusters\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12!\n\x19request_headers_to_remove\x18\x08 \x03(\t\"\xea\x02\n\x18ScopedRouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x18route_configuration_name\x18\x02 \x01(\t\x12@\n\x03key\x18\x03 \x01(\x0b\x32\x33.envoy.config.route.v3.ScopedRouteConfiguration.Key\x12\x11\n\ton_demand\x18\x04 \x01(\x08\x12\x46\n\x13route_configuration\x18\x05 \x01(\x0b\x32).envoy.config.route.v3.RouteConfiguration\x1a\x80\x01\n\x03Key\x12O\n\tfragments\x18\x01 \x03(\x0b\x32<.envoy.config.route.v3.ScopedRouteConfiguration.Key.Fragment\x1a(\n\x08\x46ragment\x12\x14\n\nstring_key\x18\x01 \x01(\tH\x00\x42\x06\n\x04type\"\x8c\x02\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12,\n\x06routes\x18\x03 \x03(\x0b\x32\x1c.envoy.config.route.v3.Route\x12]\n\x17typed_per_filter_config\x18\x0f \x03(\x0b\x32<.envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry\x1aQ\n\x19TypedPerFilterConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"\xd2\x02\n\x05Route\x12\x30\n\x05match\x18\x01 \x01(\x0b\x32!.envoy.config.route.v3.RouteMatch\x12\x33\n\x05route\x18\x02 \x01(\x0b\x32\".envoy.config.route.v3.RouteActionH\x00\x12G\n\x16request_headers_to_add\x18\t \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12H\n\x17response_headers_to_add\x18\n \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\"\n\x1aresponse_headers_to_remove\x18\x0b \x03(\t\x12!\n\x19request_headers_to_remove\x18\x0c \x03(\tB\x08\n\x06\x61\x63tion\"\xfa\x01\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\x39\n\nsafe_regex\x18\n \x01(\x0b\x32#.envoy.type.matcher.v3.RegexMatcherH\x00\x12\x35\n\x07headers\x18\x06 \x03(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\x12\x46\n\x10query_parameters\x18\x07 \x03(\x0b\x32,.envoy.config.route.v3.QueryParameterMatcherB\x10\n\x0epath_specifier\"\xcb\x01\n\rHeaderMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rpresent_match\x18\x07 \x01(\x08H\x00\x12<\n\x0cstring_match\x18\r \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x14\n\x0cinvert_match\x18\x08 \x01(\x08\x12%\n\x1dtreat_missing_header_as_empty\x18\x0e \x01(\x08\x42\x18\n\x16header_match_specifier\"\x9f\x01\n\x15QueryParameterMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x0cstring_match\x18\x05 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x17\n\rpresent_match\x18\x06 \x01(\x08H\x00\x42!\n\x1fquery_parameter_match_specifier\"\x81\x03\n\x0fWeightedCluster\x12\x46\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x34.envoy.config.route.v3.WeightedCluster.ClusterWeight\x1a\xa5\x02\n\rClusterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06weight\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12G\n\x16request_headers_to_add\x18\x04 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12H\n\x17response_headers_to_add\x18\x05 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\"\n\x1aresponse_headers_to_remove\x18\x06 \x03(\t\x12!\n\x19request_headers_to_remove\x18\t \x03(\t\"r\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1e\n\x16retriable_status_codes\x18\x07 \x03(\r\"\xc8\x08\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12\x43\n\x11weighted_clusters\x18\x03 \x01(\x0b\x32&.envoy.config.route.v3.WeightedClusterH\x00\x12\x16\n\x0eprefix_rewrite\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0cretry_policy\x18\t \x01(\x0b\x32\".envoy.config.route.v3.RetryPolicy\x12\x42\n\x0bhash_policy\x18\x0f \x03(\x0b\x32-.envoy.config.route.v3.RouteAction.HashPolicy\x12/\n\x0cidle_timeout\x18\x18 \x01(\x0b\x32\x19.google.protobuf.Duration\x12Q\n\x13max_stream_duration\x18$ \x01(\x0b\x32\x34.envoy.config.route.v3.RouteAction.MaxStreamDuration\x1aK\n\x11MaxStreamDuration\x12\x36\n\x13max_stream_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xb8\x04\n\nHashPolicy\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.envoy.config.route.v3.RouteAction.HashPolicy.HeaderH\x00\x12\x46\n\x06\x63ookie\x18\x02 \x01(\x0b\x32\x34.envoy.config.route.v3.RouteAction.HashPolicy.CookieH\x00\x12\x63\n\x15\x63onnection_properties\x18\x03 \x01(\x0b\x32\x42.envoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropertiesH\x00\x12W\n\x0fquery_parameter\x18\x05 \x01(\x0b\x32<.envoy.config.route.v3.RouteAction.HashPolicy.QueryParameterH\x00\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x1a\x1d\n\x06Header\x12\x13\n\x0bheader_name\x18\x01 \x01(\t\x1aL\n\x06\x43ookie\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04path\x18\x03 \x01(\t\x1a)\n\x14\x43onnectionProperties\x12\x11\n\tsource_ip\x18\x01 \x01(\x08\x1a\x1e\n\x0eQueryParameter\x12\x0c\n\x04name\x18\x01 \x01(\tB\x12\n\x10policy_specifierB\x13\n\x11\x63luster_specifierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,39 +41,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTECONFIGURATION']._serialized_start=221
   _globals['_ROUTECONFIGURATION']._serialized_end=404
   _globals['_SCOPEDROUTECONFIGURATION']._serialized_start=407
-  _globals['_SCOPEDROUTECONFIGURATION']._serialized_end=716
-  _globals['_SCOPEDROUTECONFIGURATION_KEY']._serialized_start=588
-  _globals['_SCOPEDROUTECONFIGURATION_KEY']._serialized_end=716
-  _globals['_SCOPEDROUTECONFIGURATION_KEY_FRAGMENT']._serialized_start=676
-  _globals['_SCOPEDROUTECONFIGURATION_KEY_FRAGMENT']._serialized_end=716
-  _globals['_VIRTUALHOST']._serialized_start=719
-  _globals['_VIRTUALHOST']._serialized_end=987
-  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_start=906
-  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_end=987
-  _globals['_ROUTE']._serialized_start=990
-  _globals['_ROUTE']._serialized_end=1328
-  _globals['_ROUTEMATCH']._serialized_start=1331
-  _globals['_ROUTEMATCH']._serialized_end=1581
-  _globals['_HEADERMATCHER']._serialized_start=1584
-  _globals['_HEADERMATCHER']._serialized_end=1787
-  _globals['_QUERYPARAMETERMATCHER']._serialized_start=1790
-  _globals['_QUERYPARAMETERMATCHER']._serialized_end=1949
-  _globals['_WEIGHTEDCLUSTER']._serialized_start=1952
-  _globals['_WEIGHTEDCLUSTER']._serialized_end=2337
-  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_start=2044
-  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_end=2337
-  _globals['_RETRYPOLICY']._serialized_start=2339
-  _globals['_RETRYPOLICY']._serialized_end=2453
-  _globals['_ROUTEACTION']._serialized_start=2456
-  _globals['_ROUTEACTION']._serialized_end=3392
-  _globals['_ROUTEACTION_HASHPOLICY']._serialized_start=2803
-  _globals['_ROUTEACTION_HASHPOLICY']._serialized_end=3371
-  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_start=3169
-  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_end=3198
-  _globals['_ROUTEACTION_HASHPOLICY_COOKIE']._serialized_start=3200
-  _globals['_ROUTEACTION_HASHPOLICY_COOKIE']._serialized_end=3276
-  _globals['_ROUTEACTION_HASHPOLICY_CONNECTIONPROPERTIES']._serialized_start=3278
-  _globals['_ROUTEACTION_HASHPOLICY_CONNECTIONPROPERTIES']._serialized_end=3319
-  _globals['_ROUTEACTION_HASHPOLICY_QUERYPARAMETER']._serialized_start=3321
-  _globals['_ROUTEACTION_HASHPOLICY_QUERYPARAMETER']._serialized_end=3351
+  _globals['_SCOPEDROUTECONFIGURATION']._serialized_end=769
+  _globals['_SCOPEDROUTECONFIGURATION_KEY']._serialized_start=641
+  _globals['_SCOPEDROUTECONFIGURATION_KEY']._serialized_end=769
+  _globals['_SCOPEDROUTECONFIGURATION_KEY_FRAGMENT']._serialized_start=729
+  _globals['_SCOPEDROUTECONFIGURATION_KEY_FRAGMENT']._serialized_end=769
+  _globals['_VIRTUALHOST']._serialized_start=772
+  _globals['_VIRTUALHOST']._serialized_end=1040
+  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_start=959
+  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_end=1040
+  _globals['_ROUTE']._serialized_start=1043
+  _globals['_ROUTE']._serialized_end=1381
+  _globals['_ROUTEMATCH']._serialized_start=1384
+  _globals['_ROUTEMATCH']._serialized_end=1634
+  _globals['_HEADERMATCHER']._serialized_start=1637
+  _globals['_HEADERMATCHER']._serialized_end=1840
+  _globals['_QUERYPARAMETERMATCHER']._serialized_start=1843
+  _globals['_QUERYPARAMETERMATCHER']._serialized_end=2002
+  _globals['_WEIGHTEDCLUSTER']._serialized_start=2005
+  _globals['_WEIGHTEDCLUSTER']._serialized_end=2390
+  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_start=2097
+  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_end=2390
+  _globals['_RETRYPOLICY']._serialized_start=2392
+  _globals['_RETRYPOLICY']._serialized_end=2506
+  _globals['_ROUTEACTION']._serialized_start=2509
+  _globals['_ROUTEACTION']._serialized_end=3605
+  _globals['_ROUTEACTION_MAXSTREAMDURATION']._serialized_start=2938
+  _globals['_ROUTEACTION_MAXSTREAMDURATION']._serialized_end=3013
+  _globals['_ROUTEACTION_HASHPOLICY']._serialized_start=3016
+  _globals['_ROUTEACTION_HASHPOLICY']._serialized_end=3584
+  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_start=3382
+  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_end=3411
+  _globals['_ROUTEACTION_HASHPOLICY_COOKIE']._serialized_start=3413
+  _globals['_ROUTEACTION_HASHPOLICY_COOKIE']._serialized_end=3489
+  _globals['_ROUTEACTION_HASHPOLICY_CONNECTIONPROPERTIES']._serialized_start=3491
+  _globals['_ROUTEACTION_HASHPOLICY_CONNECTIONPROPERTIES']._serialized_end=3532
+  _globals['_ROUTEACTION_HASHPOLICY_QUERYPARAMETER']._serialized_start=3534
+  _globals['_ROUTEACTION_HASHPOLICY_QUERYPARAMETER']._serialized_end=3564
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ class RouteConfiguration(_message.Message):
     def __init__(self, name: _Optional[str] = ..., virtual_hosts: _Optional[_Iterable[_Union[VirtualHost, _Mapping]]] = ..., validate_clusters: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., request_headers_to_remove: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScopedRouteConfiguration(_message.Message):
-    __slots__ = ("name", "key", "route_configuration")
+    __slots__ = ("name", "route_configuration_name", "key", "on_demand", "route_configuration")
     class Key(_message.Message):
         __slots__ = ("fragments",)
         class Fragment(_message.Message):
@@ -38,12 +38,16 @@ class ScopedRouteConfiguration(_message.Message):
         fragments: _containers.RepeatedCompositeFieldContainer[ScopedRouteConfiguration.Key.Fragment]
         def __init__(self, fragments: _Optional[_Iterable[_Union[ScopedRouteConfiguration.Key.Fragment, _Mapping]]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_CONFIGURATION_NAME_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    ON_DEMAND_FIELD_NUMBER: _ClassVar[int]
     ROUTE_CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     name: str
+    route_configuration_name: str
     key: ScopedRouteConfiguration.Key
+    on_demand: bool
     route_configuration: RouteConfiguration
-    def __init__(self, name: _Optional[str] = ..., key: _Optional[_Union[ScopedRouteConfiguration.Key, _Mapping]] = ..., route_configuration: _Optional[_Union[RouteConfiguration, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., route_configuration_name: _Optional[str] = ..., key: _Optional[_Union[ScopedRouteConfiguration.Key, _Mapping]] = ..., on_demand: _Optional[bool] = ..., route_configuration: _Optional[_Union[RouteConfiguration, _Mapping]] = ...) -> None: ...
 
 class VirtualHost(_message.Message):
     __slots__ = ("name", "domains", "routes", "typed_per_filter_config")
@@ -150,7 +154,12 @@ class RetryPolicy(_message.Message):
     def __init__(self, retry_on: _Optional[str] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., retriable_status_codes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RouteAction(_message.Message):
-    __slots__ = ("cluster", "weighted_clusters", "prefix_rewrite", "timeout", "retry_policy", "hash_policy", "idle_timeout")
+    __slots__ = ("cluster", "weighted_clusters", "prefix_rewrite", "timeout", "retry_policy", "hash_policy", "idle_timeout", "max_stream_duration")
+    class MaxStreamDuration(_message.Message):
+        __slots__ = ("max_stream_duration",)
+        MAX_STREAM_DURATION_FIELD_NUMBER: _ClassVar[int]
+        max_stream_duration: _duration_pb2.Duration
+        def __init__(self, max_stream_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
     class HashPolicy(_message.Message):
         __slots__ = ("header", "cookie", "connection_properties", "query_parameter", "terminal")
         class Header(_message.Message):
@@ -195,6 +204,7 @@ class RouteAction(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _ClassVar[int]
     HASH_POLICY_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAM_DURATION_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     weighted_clusters: WeightedCluster
     prefix_rewrite: str
@@ -202,4 +212,5 @@ class RouteAction(_message.Message):
     retry_policy: RetryPolicy
     hash_policy: _containers.RepeatedCompositeFieldContainer[RouteAction.HashPolicy]
     idle_timeout: _duration_pb2.Duration
-    def __init__(self, cluster: _Optional[str] = ..., weighted_clusters: _Optional[_Union[WeightedCluster, _Mapping]] = ..., prefix_rewrite: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., hash_policy: _Optional[_Iterable[_Union[RouteAction.HashPolicy, _Mapping]]] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    max_stream_duration: RouteAction.MaxStreamDuration
+    def __init__(self, cluster: _Optional[str] = ..., weighted_clusters: _Optional[_Union[WeightedCluster, _Mapping]] = ..., prefix_rewrite: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., hash_policy: _Optional[_Iterable[_Union[RouteAction.HashPolicy, _Mapping]]] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_stream_duration: _Optional[_Union[RouteAction.MaxStreamDuration, _Mapping]] = ...) -> None: ...

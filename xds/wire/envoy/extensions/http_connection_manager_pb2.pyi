@@ -122,7 +122,7 @@ class ScopedRds(_message.Message):
     def __init__(self, scoped_rds_config_source: _Optional[_Union[_core_pb2.ConfigSource, _Mapping]] = ...) -> None: ...
 
 class ScopedRoutes(_message.Message):
-    __slots__ = ("name", "scope_key_builder", "scoped_rds")
+    __slots__ = ("name", "scope_key_builder", "rds_config_source", "scoped_rds")
     class ScopeKeyBuilder(_message.Message):
         __slots__ = ("fragments",)
         class FragmentBuilder(_message.Message):
@@ -144,8 +144,10 @@ class ScopedRoutes(_message.Message):
         def __init__(self, fragments: _Optional[_Iterable[_Union[ScopedRoutes.ScopeKeyBuilder.FragmentBuilder, _Mapping]]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCOPE_KEY_BUILDER_FIELD_NUMBER: _ClassVar[int]
+    RDS_CONFIG_SOURCE_FIELD_NUMBER: _ClassVar[int]
     SCOPED_RDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     scope_key_builder: ScopedRoutes.ScopeKeyBuilder
+    rds_config_source: _core_pb2.ConfigSource
     scoped_rds: ScopedRds
-    def __init__(self, name: _Optional[str] = ..., scope_key_builder: _Optional[_Union[ScopedRoutes.ScopeKeyBuilder, _Mapping]] = ..., scoped_rds: _Optional[_Union[ScopedRds, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., scope_key_builder: _Optional[_Union[ScopedRoutes.ScopeKeyBuilder, _Mapping]] = ..., rds_config_source: _Optional[_Union[_core_pb2.ConfigSource, _Mapping]] = ..., scoped_rds: _Optional[_Union[ScopedRds, _Mapping]] = ...) -> None: ...

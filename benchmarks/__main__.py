@@ -53,7 +53,6 @@ def machine(consul: tuple[int, int]) -> dict[str, Any]:
         "envoy": found[1] if (found := re.search(r"/(\d+\.\d+\.\d+)/", envoy)) else envoy.strip(),
         "consul": ".".join(map(str, consul)),
         "gossamer": __version__,
-        "runs": RUNS,
     }
 
 

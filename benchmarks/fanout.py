@@ -15,7 +15,7 @@ from benchmarks.child import Child, cpu_seconds
 from benchmarks.stage import SERVE_PORT, Stage, children
 
 STREAMS = (1, 100, 1000)
-CHANGES = {1: 100, 100: 60, 1000: 30}
+CHANGES = {1: 60, 100: 40, 1000: 20}
 PAUSE_S = 0.35
 """Between changes: within Gossamer's pace of ten reads a second of one service."""
 

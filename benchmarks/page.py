@@ -36,6 +36,7 @@ class Section:
     head: tuple[str, ...]
     rows: list[list[Figure | str]]
     after: str = ""
+    measured: bool = True
 
 
 def ratio(ours: float, floor: float) -> Figure | str:
@@ -76,8 +77,8 @@ def _written(runs: list[Section]) -> Iterator[str]:
     for row in zip(*(run.rows for run in runs), strict=True):
         yield f"| {' | '.join(_cell(list(cells)) for cells in zip(*row, strict=True))} |"
     yield ""
-    if first.after:
-        yield from (first.after.strip(), "")
+    if first.measured:
+        yield from (f"{first.after.strip()} Runs: {len(runs)}.".strip(), "")
 
 
 def _cell(runs: list[Figure | str]) -> str:
@@ -98,8 +99,8 @@ Written by `make bench`, never by hand; every run's figures are in `benchmarks/r
 
 Measured on {cores} cores of {cpu}, Linux {kernel}, Python {python}, grpcio {grpcio}, protobuf {protobuf},
 Envoy {envoy}, Consul {consul}, Gossamer {gossamer}, with one worker. What writes, what is served and what serves share
-these cores. Each figure is the median of {runs} runs, in which everything was started anew; beside those in bold stand
-the least and the greatest.
+these cores. Each figure is the median of several runs, in each of which everything was started anew; beside those in
+bold stand the least and the greatest.
 
 Every figure stands beside its floor, taken in the same run: what is left when nothing is thought about. The sidecars
 are clients that ask and acknowledge as Envoy does and cost next to nothing themselves. Where a mesh is larger than a
@@ -349,6 +350,7 @@ itself can bear is not in it.
             "nearest limit",
         ),
         rows,
+        measured=False,
     )  # fmt: skip
 
 

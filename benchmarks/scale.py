@@ -225,7 +225,7 @@ async def _signed(stage: Stage, services: int = 300) -> float:
         return services / float(seen["last"] - began)
 
 
-async def idle(stage: Stage, streams: int = 3000, services: int = 10000, seconds: float = 60) -> Any:
+async def idle(stage: Stage, streams: int = 3000, services: int = 10000, seconds: float = 40) -> Any:
     """Nothing happens. Three hundred services, of ten sidecars each, call all of the others between them."""
     callers = streams // 10
     each = -(-services // callers)

@@ -48,12 +48,15 @@ OPTIONS = (
     # Pings every thirty seconds were most of what three thousand idle streams cost; who has gone without a word costs
     # memory only.
     ("grpc.keepalive_time_ms", 120_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    # gRPC pings of its own accord as well. A host that is too busy to answer soon must not be made to come again.
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),
-    # Streams that arrive while a batch is applied wait for it; by itself gRPC begins to refuse some beyond a thousand.
+    # Streams that arrive while there is much to do wait for it; by itself gRPC begins to refuse some beyond a thousand,
+    # and all that waited for thirty seconds. Whoever is refused comes again, and then there is more to do.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     ("grpc.server.max_pending_requests", 1 << 20),
     ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
 )

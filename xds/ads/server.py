@@ -4,8 +4,8 @@ Each stream has exactly two tasks, one that reads and one that writes: grpc.aio 
 that was cancelled makes the stream unusable, so a write that takes too long ends it and Envoy reconnects. A stream
 that ends, for whatever reason, takes nothing else with it.
 
-What takes a large response waits for its turn: making a thousand of a thousand resources each takes seconds, and those
-who are to lose an endpoint or a right meanwhile must not wait for that. Small responses have no turns.
+What takes a large response waits for its turn (`Turns`): making a thousand of a thousand resources takes seconds, and
+those who are to lose an endpoint or a right meanwhile must not wait for that. Small responses have no turns.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.ads.test_session import View
 from xds.ads.messages import Request, Response
-from xds.ads.session import FULL_STATE_TYPES, Session
+from xds.ads.outgoing import FULL_STATE_TYPES
+from xds.ads.session import Session
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, Resource
 
 NAMES = ["a", "b", "c"]

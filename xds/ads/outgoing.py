@@ -1,0 +1,278 @@
+"""What to send a proxy next: what it is to have and has not, in an order in which nothing is missed for a moment.
+
+The rules are those of `xds.ads.session`, whose half this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from operator import attrgetter
+
+from xds.ads.messages import Response
+from xds.ads.state import TypeState
+from xds.ads.wanted import MAKE_ORDER, Wanted
+from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
+
+BREAK_ORDER = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
+"""The order in which resources are removed."""
+REFERRING = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION)
+"""The types that name clusters, besides clusters that are made of others."""
+FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
+"""The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification; for routes,
+Envoy)."""
+WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
+"""The types that an empty first subscription means everything for (xDS specification)."""
+_name = attrgetter("name")
+SORTED = 64
+"""Up to so many resources are sent in the order of their names; of a thousand nobody asks that, and it takes long."""
+
+
+class Outgoing:
+    """The half of a session that sends. It changes what is remembered of what the proxy has."""
+
+    def __init__(self, wanted: Wanted, *, delta: bool) -> None:
+        self._wanted = wanted
+        self._view = wanted.view
+        self._types = wanted.types
+        self._delta = delta
+        self._nonce = 0
+        self._most: int | None = None
+        self.held_back = False
+        """Whether the last `next_response` left something out because it is large."""
+
+    def next_response(self, most: int | None = None) -> Response | None:
+        """The response to send now, which is then outstanding; ``None`` when there is nothing to send.
+
+        Args:
+            most: leave out what takes a response of more resources than this. Of what is to be sent beside it, changes
+                of what the proxy has go first: whoever has to wait for a large addition gets removals and denials
+                meanwhile. `held_back` says whether anything was left out.
+        """
+        self.held_back = False
+        self._most = most
+        if any(state.inherited for state in self._types.values()) and self._view.complete():
+            for state in self._types.values():
+                state.inherited.clear()
+        for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
+            for type_url in order:
+                state = self._types[type_url]
+                if not state.asked or state.in_flight is not None:
+                    continue
+                if state.dirty or state.suspects or not state.answered:
+                    response = attempt(type_url)
+                    if response is not None:
+                        return response
+        return None
+
+    def _may_break(self, type_url: str) -> bool:
+        """Whether resources of a type may be removed: not before what refers to them was replaced."""
+        if type_url in REFERRING:
+            return True
+        referring = [(t, self._types[t]) for t in REFERRING]
+        return not any(
+            state.in_flight or ((state.dirty or state.suspects) and (self._pending(t) or self._gone(state, t)))
+            for t, state in referring
+        )
+
+    def _what_it_names_is_there(self, resource: Resource) -> bool:
+        """Whether the proxy has acknowledged what ``resource`` names; that of it that exists."""
+        return self._are_there(CLUSTER, resource.clusters) and self._are_there(SCOPED_ROUTE, resource.routes)
+
+    def _are_there(self, type_url: str, names: tuple[str, ...]) -> bool:
+        state = self._types[type_url]
+        if not names or not state.asked:
+            return True
+        on_the_way = self._on_the_way(state)
+        return all(name not in on_the_way and self._to_send(state, type_url, name) is None for name in names)
+
+    def _on_the_way(self, state: TypeState) -> frozenset[str]:
+        """The names in the outstanding response that the proxy does not have yet."""
+        response = state.in_flight
+        if response is None:
+            return frozenset()
+        if state.flying is None or state.flying[0] is not response:
+            fresh = (r.name for r in response.resources if self._delta or state.good.get(r.name) != r)
+            state.flying = response, frozenset(fresh)
+        return state.flying[1]
+
+    def _pending(self, type_url: str) -> bool:
+        """Whether something of this type is still to be added or changed, and not held back until all is read."""
+        state = self._types[type_url]
+        return bool(state.suspects) or any(
+            not self._is_held(state, r) for r in self._all_to_send(state, type_url, state.dirty)
+        )
+
+    @staticmethod
+    def _is_held(state: TypeState, resource: Resource) -> bool:
+        return resource.of_all_upstreams and resource.name in state.inherited
+
+    def _to_send(self, state: TypeState, type_url: str, name: str) -> Resource | None:
+        resource = self._view.get(type_url, name)
+        if resource is None or state.has.get(name) == resource.version or not self._wanted.wants(state, type_url, name):
+            return None
+        if resource.version in state.refused.get(name, ()):
+            return None
+        return resource
+
+    def _all_to_send(self, state: TypeState, type_url: str, names: Collection[str]) -> list[Resource]:
+        """`_to_send` of each of these names; for a thousand at a time."""
+        has = state.has
+        found = [r for r in self._view.select(type_url, names) if has.get(r.name) != r.version]
+        if self._wanted.is_on_demand(type_url):
+            found = [r for r in found if self._wanted.wants(state, type_url, r.name)]
+        elif not state.wildcard:
+            found = [r for r in found if r.name in state.named]
+        if state.refused:
+            found = [r for r in found if r.version not in state.refused.get(r.name, ())]
+        return sorted(found, key=_name) if len(found) <= SORTED else found
+
+    def _make(self, type_url: str) -> Response | None:
+        state = self._types[type_url]
+        names: Collection[str] = state.dirty
+        large = self._most is not None and self._delta and len(names) > self._most
+        if large:
+            self.held_back = True
+            names = self._dirty_of_had(state)
+            if len(names) > (self._most or 0):
+                return None
+        found, waiting = self._next_suspect(state, type_url), False
+        if not found:
+            found = wanted = self._all_to_send(state, type_url, names)
+            if type_url in REFERRING or any(r.clusters for r in wanted):
+                found = [r for r in wanted if self._may_make(state, r)]
+                waiting = len(found) < len(wanted)
+        if large:
+            return self._send(state, type_url, found, []) if found else None
+        rest = len(state.dirty) > len(found)  # else there is nothing that could be gone
+        removed = self._unknown_names(state, type_url) if self._delta and rest else []
+        first = not state.answered and (type_url in WILDCARD_TYPES or not self._delta) and not waiting
+        if not found and not removed and not first:
+            if not waiting:
+                self._settle(state, type_url)
+            return None
+        if rest and (self._delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):
+            # In a message that goes out anyway, lest removals wait for ever behind additions that never end.
+            removed += self._take_gone(state, type_url)
+        return self._send(state, type_url, found, removed)
+
+    def _may_make(self, state: TypeState, resource: Resource) -> bool:
+        return not self._is_held(state, resource) and self._what_it_names_is_there(resource)
+
+    def _next_suspect(self, state: TypeState, type_url: str) -> list[Resource]:
+        for name in list(state.suspects):
+            resource = self._to_send(state, type_url, name)
+            if resource is None or self._may_make(state, resource):
+                state.suspects.remove(name)
+                if resource is not None:
+                    return [resource]
+        return []
+
+    def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
+        """Names that were asked for and do not exist: a delta client is told so once, rather than left waiting."""
+        asked = [name for name in state.dirty if name in state.named and name not in state.has]
+        there = {resource.name for resource in self._view.select(type_url, asked)} if asked else ()
+        return sorted(name for name in asked if name not in there)
+
+    def _settle(self, state: TypeState, type_url: str) -> None:
+        """Drop the names from ``dirty`` that nothing is to be done about: neither to send nor to remove."""
+        state.dirty = set(self._all_gone(state, type_url))
+
+    @staticmethod
+    def _dirty_of_had(state: TypeState) -> list[str]:
+        """The dirty names of which the proxy has a resource."""
+        has = state.has
+        return [name for name in has.keys() & state.dirty if has[name]]
+
+    def _all_gone(self, state: TypeState, type_url: str) -> list[str]:
+        """Of the dirty names, what the proxy has and is not to have."""
+        had = self._dirty_of_had(state)
+        if not had:
+            return []
+        meant = {resource.name for resource in self._view.select(type_url, had)}
+        if self._wanted.is_on_demand(type_url):
+            meant = {name for name in meant if self._wanted.wants(state, type_url, name)}
+        return [name for name in had if name not in meant]
+
+    def _gone(self, state: TypeState, type_url: str) -> list[str]:
+        gone = self._all_gone(state, type_url)
+        kept = self._in_use(gone) if gone and type_url == CLUSTER else frozenset()
+        return sorted(name for name in gone if name not in state.inherited and name not in kept)
+
+    def _in_use(self, gone: Collection[str]) -> frozenset[str]:
+        """The clusters that a proxy still uses.
+
+        Because it rejected what would have replaced their users, or because they are what a cluster is made of that is
+        not ``gone`` with them.
+        """
+        states = [self._types[type_url] for type_url in REFERRING]
+        of_kept = {cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())}
+        made_of = self._types[CLUSTER].clusters
+        if made_of:
+            going = set(gone)
+            of_kept.update(member for name, members in made_of.items() if name not in going for member in members)
+        return frozenset(of_kept)
+
+    def _take_gone(self, state: TypeState, type_url: str) -> list[str]:
+        gone = self._gone(state, type_url)
+        for name in gone:
+            state.good.pop(name, None)
+        return gone
+
+    def _break(self, type_url: str) -> Response | None:
+        state = self._types[type_url]
+        if not state.dirty:
+            return None
+        most = self._most
+        if most is not None and self._delta and len(state.dirty) > most and len(self._dirty_of_had(state)) > most:
+            self.held_back = True
+            return None
+        gone = self._take_gone(state, type_url) if self._may_break(type_url) else []
+        if not gone:
+            return None
+        if not self._delta and type_url not in FULL_STATE_TYPES:
+            # State of the world has no word for this: the proxy drops it when it drops what refers to it.
+            for name in gone:
+                state.has.pop(name)
+                state.dirty.discard(name)
+            return None
+        return self._send(state, type_url, [], gone)
+
+    def _send(self, state: TypeState, type_url: str, resources: list[Resource], removed: list[str]) -> Response:
+        if type_url == CLUSTER:
+            for resource in resources:
+                if resource.endpoints and resource.name in state.has:
+                    self._resend(ENDPOINT, resource.endpoints)
+        sent = {resource.name: resource.version for resource in resources}
+        state.has.update(sent)
+        state.dirty.difference_update(sent)
+        for name in removed:
+            if state.has.get(name):
+                del state.has[name]
+            if name in state.named:
+                state.has[name] = ""
+            state.rejected.pop(name, None)
+            state.refused.pop(name, None)
+            state.clusters.pop(name, None)
+            state.dirty.discard(name)
+        listed = resources if self._delta else self._whole(state, type_url, resources)
+        self._nonce += 1
+        state.sent += 1
+        state.answered = True
+        state.last_nonce = f"{self._nonce:x}"
+        state.in_flight = Response(type_url, state.last_nonce, state.last_nonce, tuple(listed), tuple(removed))
+        return state.in_flight
+
+    @staticmethod
+    def _whole(state: TypeState, type_url: str, resources: list[Resource]) -> list[Resource]:
+        if type_url not in FULL_STATE_TYPES:
+            return resources
+        whole = {**state.good, **{r.name: r for r in resources}}
+        return [whole[name] for name in sorted(whole)]
+
+    def _resend(self, type_url: str, name: str) -> None:
+        state = self._types[type_url]
+        if not state.asked:
+            state.owed.add(name)
+        elif self._wanted.wants(state, type_url, name):
+            state.has.pop(name, None)
+            state.dirty.add(name)

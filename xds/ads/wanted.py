@@ -1,0 +1,54 @@
+"""What is meant for one proxy, and what of it the proxy asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+from xds.ads.state import TypeState
+from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
+
+MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, ROUTE, SCOPED_ROUTE, LISTENER)
+"""The order in which resources are added and changed."""
+
+
+class ResourceView(Protocol):
+    """The resources meant for one proxy, always current."""
+
+    def get(self, type_url: str, name: str) -> Resource | None:
+        """The resource of that name, ``None`` where there is none."""
+
+    def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
+        """Those of these resources that there are, in any order; what `get` says of each, for a thousand at a time."""
+
+    def names(self, type_url: str) -> Iterable[str]:
+        """Every name of that type that a wildcard stands for."""
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether clusters are sent to who asks for them by name, those of the proxy itself apart."""
+
+    def asked_as(self, name: str) -> str | None:
+        """On demand, the name by which a cluster has to be asked for; ``None`` where the wildcard stands for it."""
+
+    def complete(self) -> bool:
+        """Whether everything that is meant for the proxy has been read."""
+
+
+class Wanted:
+    """What the two halves of a session share: where the resources are, and what is remembered of each type."""
+
+    def __init__(self, view: ResourceView) -> None:
+        self.view = view
+        self.types: dict[str, TypeState] = {type_url: TypeState() for type_url in MAKE_ORDER}
+
+    def is_on_demand(self, type_url: str) -> bool:
+        """Whether resources of a type are sent to who asks for them by name."""
+        return type_url == CLUSTER and self.view.on_demand
+
+    def wants(self, state: TypeState, type_url: str, name: str) -> bool:
+        """Whether the proxy asked for this resource, by its name or otherwise."""
+        if name in state.named:
+            return True
+        asked_as = self.view.asked_as(name) if self.is_on_demand(type_url) else None
+        return state.wildcard if asked_as is None else asked_as in state.named

@@ -143,7 +143,7 @@ async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_res
         assert (await mesh.ask("shop")).service == "shop-1"
         began = time.monotonic()
         assert (await mesh.ask("store")).status >= 400
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 18, "the first request to a service waits longest"
     finally:
         await mesh.lab.start_gossamer()
     await answers(mesh.web.host, ADDRESSES["spare"], 80, "spare-1")

@@ -35,6 +35,10 @@ Manager = manager.HttpConnectionManager
 JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 ON_DEMAND_TIMEOUT = Duration(seconds=2)
 """How long a first connection waits for what it asked for: what a control plane that is away costs it."""
+FIRST_ROUTES_TIMEOUT = Duration(seconds=15)
+"""How long a first request waits for its routes. Envoy has no timeout for just this: it is that of an idle stream,
+which every route replaces, but not for the request that waited for it. So it is what a request has by default.
+"""
 RBAC_FILTER = "envoy.filters.http.rbac"
 
 
@@ -63,8 +67,7 @@ def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = Fals
         filters.append(http_filter("envoy.filters.http.on_demand", on_demand_pb2.OnDemand(odcds=clusters)))
     found = _scoped(stat_prefix, scope, filters)
     if on_demand:
-        # For what waits for routes, which Envoy has no timeout for: a route lifts the limit as soon as there is one.
-        found.common_http_protocol_options.max_stream_duration.CopyFrom(ON_DEMAND_TIMEOUT)
+        found.stream_idle_timeout.CopyFrom(FIRST_ROUTES_TIMEOUT)
     return found
 
 

@@ -33,8 +33,8 @@ from xds.wire.envoy.config import route_pb2 as route
 SCOPE_HEADER = "x-gossamer-dialed"
 ANY_CLUSTER = BoolValue(value=False)
 """Envoy would refuse a route to a cluster that is not there yet, and on demand none is before the first request."""
-ANY_DURATION = route.RouteAction.MaxStreamDuration(max_stream_duration=milliseconds(0))
-"""No limit, as is Envoy's own default. Every route says so, because before there is a route one holds (`managers`)."""
+IDLE_TIMEOUT_MS = 300_000
+"""Envoy's own default for a stream. Every route says it, because before there is a route less holds (`managers`)."""
 
 Added = core.HeaderValueOption.HeaderAppendAction
 
@@ -97,7 +97,7 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
 
 def straight(name: str, cluster: str) -> route.RouteConfiguration:
     """Everything to one cluster."""
-    action = route.RouteAction(cluster=cluster, max_stream_duration=ANY_DURATION)
+    action = route.RouteAction(cluster=cluster, idle_timeout=milliseconds(IDLE_TIMEOUT_MS))
     everything = route.Route(match=route.RouteMatch(prefix="/"), route=action)
     return route.RouteConfiguration(
         name=name,
@@ -109,7 +109,7 @@ def straight(name: str, cluster: str) -> route.RouteConfiguration:
 
 def _route(given: Route, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.Route:
     node = chain.nodes[given.node]
-    action = route.RouteAction(prefix_rewrite=given.prefix_rewrite, max_stream_duration=ANY_DURATION)
+    action = route.RouteAction(prefix_rewrite=given.prefix_rewrite)
     balancer: LoadBalancer | None = None
     timeout = given.request_timeout_ms
     if isinstance(node, Splitter):
@@ -122,8 +122,8 @@ def _route(given: Route, chain: DiscoveryChain, clusters: Mapping[str, str]) -> 
             timeout = node.request_timeout_ms
     if timeout is not None:
         action.timeout.CopyFrom(milliseconds(timeout))
-    if given.idle_timeout_ms is not None:
-        action.idle_timeout.CopyFrom(milliseconds(given.idle_timeout_ms))
+    idle = IDLE_TIMEOUT_MS if given.idle_timeout_ms is None else given.idle_timeout_ms
+    action.idle_timeout.CopyFrom(milliseconds(idle))
     if given.retries is not None:
         action.retry_policy.CopyFrom(_retry_policy(given.retries))
     if balancer is not None and balancer.hashes:

@@ -202,7 +202,7 @@ class HeaderValueOption(_message.Message):
     def __init__(self, header: _Optional[_Union[HeaderValue, _Mapping]] = ..., append_action: _Optional[_Union[HeaderValueOption.HeaderAppendAction, str]] = ...) -> None: ...
 
 class HttpProtocolOptions(_message.Message):
-    __slots__ = ("idle_timeout", "max_stream_duration", "headers_with_underscores_action")
+    __slots__ = ("idle_timeout", "headers_with_underscores_action")
     class HeadersWithUnderscoresAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ALLOW: _ClassVar[HttpProtocolOptions.HeadersWithUnderscoresAction]
@@ -212,12 +212,10 @@ class HttpProtocolOptions(_message.Message):
     REJECT_REQUEST: HttpProtocolOptions.HeadersWithUnderscoresAction
     DROP_HEADER: HttpProtocolOptions.HeadersWithUnderscoresAction
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
-    MAX_STREAM_DURATION_FIELD_NUMBER: _ClassVar[int]
     HEADERS_WITH_UNDERSCORES_ACTION_FIELD_NUMBER: _ClassVar[int]
     idle_timeout: _duration_pb2.Duration
-    max_stream_duration: _duration_pb2.Duration
     headers_with_underscores_action: HttpProtocolOptions.HeadersWithUnderscoresAction
-    def __init__(self, idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_stream_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., headers_with_underscores_action: _Optional[_Union[HttpProtocolOptions.HeadersWithUnderscoresAction, str]] = ...) -> None: ...
+    def __init__(self, idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., headers_with_underscores_action: _Optional[_Union[HttpProtocolOptions.HeadersWithUnderscoresAction, str]] = ...) -> None: ...
 
 class Http1ProtocolOptions(_message.Message):
     __slots__ = ()

@@ -154,12 +154,7 @@ class RetryPolicy(_message.Message):
     def __init__(self, retry_on: _Optional[str] = ..., num_retries: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., retriable_status_codes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RouteAction(_message.Message):
-    __slots__ = ("cluster", "weighted_clusters", "prefix_rewrite", "timeout", "retry_policy", "hash_policy", "idle_timeout", "max_stream_duration")
-    class MaxStreamDuration(_message.Message):
-        __slots__ = ("max_stream_duration",)
-        MAX_STREAM_DURATION_FIELD_NUMBER: _ClassVar[int]
-        max_stream_duration: _duration_pb2.Duration
-        def __init__(self, max_stream_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    __slots__ = ("cluster", "weighted_clusters", "prefix_rewrite", "timeout", "retry_policy", "hash_policy", "idle_timeout")
     class HashPolicy(_message.Message):
         __slots__ = ("header", "cookie", "connection_properties", "query_parameter", "terminal")
         class Header(_message.Message):
@@ -204,7 +199,6 @@ class RouteAction(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _ClassVar[int]
     HASH_POLICY_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
-    MAX_STREAM_DURATION_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     weighted_clusters: WeightedCluster
     prefix_rewrite: str
@@ -212,5 +206,4 @@ class RouteAction(_message.Message):
     retry_policy: RetryPolicy
     hash_policy: _containers.RepeatedCompositeFieldContainer[RouteAction.HashPolicy]
     idle_timeout: _duration_pb2.Duration
-    max_stream_duration: RouteAction.MaxStreamDuration
-    def __init__(self, cluster: _Optional[str] = ..., weighted_clusters: _Optional[_Union[WeightedCluster, _Mapping]] = ..., prefix_rewrite: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., hash_policy: _Optional[_Iterable[_Union[RouteAction.HashPolicy, _Mapping]]] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_stream_duration: _Optional[_Union[RouteAction.MaxStreamDuration, _Mapping]] = ...) -> None: ...
+    def __init__(self, cluster: _Optional[str] = ..., weighted_clusters: _Optional[_Union[WeightedCluster, _Mapping]] = ..., prefix_rewrite: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., hash_policy: _Optional[_Iterable[_Union[RouteAction.HashPolicy, _Mapping]]] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

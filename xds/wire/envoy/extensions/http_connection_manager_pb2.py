@@ -23,43 +23,44 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 from xds.wire.envoy.config import accesslog_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_accesslog__pb2
 from xds.wire.envoy.config import core_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_core__pb2
 from xds.wire.envoy.config import route_pb2 as xds_dot_wire_dot_envoy_dot_config_dot_route__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n7xds/wire/envoy/extensions/http_connection_manager.proto\x12;envoy.extensions.filters.network.http_connection_manager.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a%xds/wire/envoy/config/accesslog.proto\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/config/route.proto\"\xaa\x10\n\x15HttpConnectionManager\x12p\n\ncodec_type\x18\x01 \x01(\x0e\x32\\.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType\x12\x13\n\x0bstat_prefix\x18\x02 \x01(\t\x12\x41\n\x0croute_config\x18\x04 \x01(\x0b\x32).envoy.config.route.v3.RouteConfigurationH\x00\x12\x62\n\rscoped_routes\x18\x1f \x01(\x0b\x32I.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutesH\x00\x12]\n\x0chttp_filters\x18\x05 \x03(\x0b\x32G.envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter\x12k\n\x07tracing\x18\x07 \x01(\x0b\x32Z.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing\x12J\n\x16http2_protocol_options\x18\t \x01(\x0b\x32*.envoy.config.core.v3.Http2ProtocolOptions\x12\x38\n\naccess_log\x18\r \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLog\x12\x90\x01\n\x1b\x66orward_client_cert_details\x18\x10 \x01(\x0e\x32k.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails\x12\x97\x01\n\x1fset_current_client_cert_details\x18\x11 \x01(\x0b\x32n.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails\x12y\n\x0fupgrade_configs\x18\x17 \x03(\x0b\x32`.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig\x12<\n\x16max_request_headers_kb\x18\x1d \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0enormalize_path\x18\x1e \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x15\n\rmerge_slashes\x18! \x01(\x08\x12O\n\x1c\x63ommon_http_protocol_options\x18# \x01(\x0b\x32).envoy.config.core.v3.HttpProtocolOptions\x12\x99\x01\n path_with_escaped_slashes_action\x18- \x01(\x0e\x32o.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction\x12T\n early_header_mutation_extensions\x18\x34 \x03(\x0b\x32*.envoy.config.core.v3.TypedExtensionConfig\x1a\t\n\x07Tracing\x1a\x81\x01\n\x1bSetCurrentClientCertDetails\x12+\n\x07subject\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x0c\n\x04\x63\x65rt\x18\x03 \x01(\x08\x12\x0b\n\x03\x64ns\x18\x04 \x01(\x08\x12\x0b\n\x03uri\x18\x05 \x01(\x08\x12\r\n\x05\x63hain\x18\x06 \x01(\x08\x1a%\n\rUpgradeConfig\x12\x14\n\x0cupgrade_type\x18\x01 \x01(\t\"6\n\tCodecType\x12\x08\n\x04\x41UTO\x10\x00\x12\t\n\x05HTTP1\x10\x01\x12\t\n\x05HTTP2\x10\x02\x12\t\n\x05HTTP3\x10\x03\"y\n\x18\x46orwardClientCertDetails\x12\x0c\n\x08SANITIZE\x10\x00\x12\x10\n\x0c\x46ORWARD_ONLY\x10\x01\x12\x12\n\x0e\x41PPEND_FORWARD\x10\x02\x12\x10\n\x0cSANITIZE_SET\x10\x03\x12\x17\n\x13\x41LWAYS_FORWARD_ONLY\x10\x04\"\xa0\x01\n\x1cPathWithEscapedSlashesAction\x12#\n\x1fIMPLEMENTATION_SPECIFIC_DEFAULT\x10\x00\x12\x12\n\x0eKEEP_UNCHANGED\x10\x01\x12\x12\n\x0eREJECT_REQUEST\x10\x02\x12\x19\n\x15UNESCAPE_AND_REDIRECT\x10\x03\x12\x18\n\x14UNESCAPE_AND_FORWARD\x10\x04\x42\x11\n\x0froute_specifier\"\xa0\x01\n\nHttpFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12G\n\x10\x63onfig_discovery\x18\x05 \x01(\x0b\x32+.envoy.config.core.v3.ExtensionConfigSourceH\x00\x42\r\n\x0b\x63onfig_type\"Q\n\tScopedRds\x12\x44\n\x18scoped_rds_config_source\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\"\xf6\x05\n\x0cScopedRoutes\x12\x0c\n\x04name\x18\x01 \x01(\t\x12t\n\x11scope_key_builder\x18\x02 \x01(\x0b\x32Y.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder\x12=\n\x11rds_config_source\x18\x03 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\\\n\nscoped_rds\x18\x05 \x01(\x0b\x32\x46.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRdsH\x00\x1a\xb0\x03\n\x0fScopeKeyBuilder\x12|\n\tfragments\x18\x01 \x03(\x0b\x32i.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder\x1a\x9e\x02\n\x0f\x46ragmentBuilder\x12\xa0\x01\n\x16header_value_extractor\x18\x01 \x01(\x0b\x32~.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractorH\x00\x1a`\n\x14HeaderValueExtractor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65lement_separator\x18\x02 \x01(\t\x12\x0f\n\x05index\x18\x03 \x01(\rH\x00\x42\x0e\n\x0c\x65xtract_typeB\x06\n\x04typeB\x12\n\x10\x63onfig_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n7xds/wire/envoy/extensions/http_connection_manager.proto\x12;envoy.extensions.filters.network.http_connection_manager.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a%xds/wire/envoy/config/accesslog.proto\x1a xds/wire/envoy/config/core.proto\x1a!xds/wire/envoy/config/route.proto\"\xe2\x10\n\x15HttpConnectionManager\x12p\n\ncodec_type\x18\x01 \x01(\x0e\x32\\.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType\x12\x13\n\x0bstat_prefix\x18\x02 \x01(\t\x12\x41\n\x0croute_config\x18\x04 \x01(\x0b\x32).envoy.config.route.v3.RouteConfigurationH\x00\x12\x62\n\rscoped_routes\x18\x1f \x01(\x0b\x32I.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutesH\x00\x12]\n\x0chttp_filters\x18\x05 \x03(\x0b\x32G.envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter\x12k\n\x07tracing\x18\x07 \x01(\x0b\x32Z.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing\x12J\n\x16http2_protocol_options\x18\t \x01(\x0b\x32*.envoy.config.core.v3.Http2ProtocolOptions\x12\x38\n\naccess_log\x18\r \x03(\x0b\x32$.envoy.config.accesslog.v3.AccessLog\x12\x90\x01\n\x1b\x66orward_client_cert_details\x18\x10 \x01(\x0e\x32k.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails\x12\x97\x01\n\x1fset_current_client_cert_details\x18\x11 \x01(\x0b\x32n.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails\x12y\n\x0fupgrade_configs\x18\x17 \x03(\x0b\x32`.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig\x12\x36\n\x13stream_idle_timeout\x18\x18 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x16max_request_headers_kb\x18\x1d \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0enormalize_path\x18\x1e \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x15\n\rmerge_slashes\x18! \x01(\x08\x12O\n\x1c\x63ommon_http_protocol_options\x18# \x01(\x0b\x32).envoy.config.core.v3.HttpProtocolOptions\x12\x99\x01\n path_with_escaped_slashes_action\x18- \x01(\x0e\x32o.envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction\x12T\n early_header_mutation_extensions\x18\x34 \x03(\x0b\x32*.envoy.config.core.v3.TypedExtensionConfig\x1a\t\n\x07Tracing\x1a\x81\x01\n\x1bSetCurrentClientCertDetails\x12+\n\x07subject\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x0c\n\x04\x63\x65rt\x18\x03 \x01(\x08\x12\x0b\n\x03\x64ns\x18\x04 \x01(\x08\x12\x0b\n\x03uri\x18\x05 \x01(\x08\x12\r\n\x05\x63hain\x18\x06 \x01(\x08\x1a%\n\rUpgradeConfig\x12\x14\n\x0cupgrade_type\x18\x01 \x01(\t\"6\n\tCodecType\x12\x08\n\x04\x41UTO\x10\x00\x12\t\n\x05HTTP1\x10\x01\x12\t\n\x05HTTP2\x10\x02\x12\t\n\x05HTTP3\x10\x03\"y\n\x18\x46orwardClientCertDetails\x12\x0c\n\x08SANITIZE\x10\x00\x12\x10\n\x0c\x46ORWARD_ONLY\x10\x01\x12\x12\n\x0e\x41PPEND_FORWARD\x10\x02\x12\x10\n\x0cSANITIZE_SET\x10\x03\x12\x17\n\x13\x41LWAYS_FORWARD_ONLY\x10\x04\"\xa0\x01\n\x1cPathWithEscapedSlashesAction\x12#\n\x1fIMPLEMENTATION_SPECIFIC_DEFAULT\x10\x00\x12\x12\n\x0eKEEP_UNCHANGED\x10\x01\x12\x12\n\x0eREJECT_REQUEST\x10\x02\x12\x19\n\x15UNESCAPE_AND_REDIRECT\x10\x03\x12\x18\n\x14UNESCAPE_AND_FORWARD\x10\x04\x42\x11\n\x0froute_specifier\"\xa0\x01\n\nHttpFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12G\n\x10\x63onfig_discovery\x18\x05 \x01(\x0b\x32+.envoy.config.core.v3.ExtensionConfigSourceH\x00\x42\r\n\x0b\x63onfig_type\"Q\n\tScopedRds\x12\x44\n\x18scoped_rds_config_source\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\"\xf6\x05\n\x0cScopedRoutes\x12\x0c\n\x04name\x18\x01 \x01(\t\x12t\n\x11scope_key_builder\x18\x02 \x01(\x0b\x32Y.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder\x12=\n\x11rds_config_source\x18\x03 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\\\n\nscoped_rds\x18\x05 \x01(\x0b\x32\x46.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRdsH\x00\x1a\xb0\x03\n\x0fScopeKeyBuilder\x12|\n\tfragments\x18\x01 \x03(\x0b\x32i.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder\x1a\x9e\x02\n\x0f\x46ragmentBuilder\x12\xa0\x01\n\x16header_value_extractor\x18\x01 \x01(\x0b\x32~.envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractorH\x00\x1a`\n\x14HeaderValueExtractor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65lement_separator\x18\x02 \x01(\t\x12\x0f\n\x05index\x18\x03 \x01(\rH\x00\x42\x0e\n\x0c\x65xtract_typeB\x06\n\x04typeB\x12\n\x10\x63onfig_specifierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.wire.envoy.extensions.http_connection_manager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HTTPCONNECTIONMANAGER']._serialized_start=288
-  _globals['_HTTPCONNECTIONMANAGER']._serialized_end=2378
-  _globals['_HTTPCONNECTIONMANAGER_TRACING']._serialized_start=1837
-  _globals['_HTTPCONNECTIONMANAGER_TRACING']._serialized_end=1846
-  _globals['_HTTPCONNECTIONMANAGER_SETCURRENTCLIENTCERTDETAILS']._serialized_start=1849
-  _globals['_HTTPCONNECTIONMANAGER_SETCURRENTCLIENTCERTDETAILS']._serialized_end=1978
-  _globals['_HTTPCONNECTIONMANAGER_UPGRADECONFIG']._serialized_start=1980
-  _globals['_HTTPCONNECTIONMANAGER_UPGRADECONFIG']._serialized_end=2017
-  _globals['_HTTPCONNECTIONMANAGER_CODECTYPE']._serialized_start=2019
-  _globals['_HTTPCONNECTIONMANAGER_CODECTYPE']._serialized_end=2073
-  _globals['_HTTPCONNECTIONMANAGER_FORWARDCLIENTCERTDETAILS']._serialized_start=2075
-  _globals['_HTTPCONNECTIONMANAGER_FORWARDCLIENTCERTDETAILS']._serialized_end=2196
-  _globals['_HTTPCONNECTIONMANAGER_PATHWITHESCAPEDSLASHESACTION']._serialized_start=2199
-  _globals['_HTTPCONNECTIONMANAGER_PATHWITHESCAPEDSLASHESACTION']._serialized_end=2359
-  _globals['_HTTPFILTER']._serialized_start=2381
-  _globals['_HTTPFILTER']._serialized_end=2541
-  _globals['_SCOPEDRDS']._serialized_start=2543
-  _globals['_SCOPEDRDS']._serialized_end=2624
-  _globals['_SCOPEDROUTES']._serialized_start=2627
-  _globals['_SCOPEDROUTES']._serialized_end=3385
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER']._serialized_start=2933
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER']._serialized_end=3365
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER']._serialized_start=3079
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER']._serialized_end=3365
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER_HEADERVALUEEXTRACTOR']._serialized_start=3261
-  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER_HEADERVALUEEXTRACTOR']._serialized_end=3357
+  _globals['_HTTPCONNECTIONMANAGER']._serialized_start=320
+  _globals['_HTTPCONNECTIONMANAGER']._serialized_end=2466
+  _globals['_HTTPCONNECTIONMANAGER_TRACING']._serialized_start=1925
+  _globals['_HTTPCONNECTIONMANAGER_TRACING']._serialized_end=1934
+  _globals['_HTTPCONNECTIONMANAGER_SETCURRENTCLIENTCERTDETAILS']._serialized_start=1937
+  _globals['_HTTPCONNECTIONMANAGER_SETCURRENTCLIENTCERTDETAILS']._serialized_end=2066
+  _globals['_HTTPCONNECTIONMANAGER_UPGRADECONFIG']._serialized_start=2068
+  _globals['_HTTPCONNECTIONMANAGER_UPGRADECONFIG']._serialized_end=2105
+  _globals['_HTTPCONNECTIONMANAGER_CODECTYPE']._serialized_start=2107
+  _globals['_HTTPCONNECTIONMANAGER_CODECTYPE']._serialized_end=2161
+  _globals['_HTTPCONNECTIONMANAGER_FORWARDCLIENTCERTDETAILS']._serialized_start=2163
+  _globals['_HTTPCONNECTIONMANAGER_FORWARDCLIENTCERTDETAILS']._serialized_end=2284
+  _globals['_HTTPCONNECTIONMANAGER_PATHWITHESCAPEDSLASHESACTION']._serialized_start=2287
+  _globals['_HTTPCONNECTIONMANAGER_PATHWITHESCAPEDSLASHESACTION']._serialized_end=2447
+  _globals['_HTTPFILTER']._serialized_start=2469
+  _globals['_HTTPFILTER']._serialized_end=2629
+  _globals['_SCOPEDRDS']._serialized_start=2631
+  _globals['_SCOPEDRDS']._serialized_end=2712
+  _globals['_SCOPEDROUTES']._serialized_start=2715
+  _globals['_SCOPEDROUTES']._serialized_end=3473
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER']._serialized_start=3021
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER']._serialized_end=3453
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER']._serialized_start=3167
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER']._serialized_end=3453
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER_HEADERVALUEEXTRACTOR']._serialized_start=3349
+  _globals['_SCOPEDROUTES_SCOPEKEYBUILDER_FRAGMENTBUILDER_HEADERVALUEEXTRACTOR']._serialized_end=3445
 # @@protoc_insertion_point(module_scope)

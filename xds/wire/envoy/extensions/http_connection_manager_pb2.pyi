@@ -1,4 +1,7 @@
+import datetime
+
 from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from xds.wire.envoy.config import accesslog_pb2 as _accesslog_pb2
 from xds.wire.envoy.config import core_pb2 as _core_pb2
@@ -13,7 +16,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HttpConnectionManager(_message.Message):
-    __slots__ = ("codec_type", "stat_prefix", "route_config", "scoped_routes", "http_filters", "tracing", "http2_protocol_options", "access_log", "forward_client_cert_details", "set_current_client_cert_details", "upgrade_configs", "max_request_headers_kb", "normalize_path", "merge_slashes", "common_http_protocol_options", "path_with_escaped_slashes_action", "early_header_mutation_extensions")
+    __slots__ = ("codec_type", "stat_prefix", "route_config", "scoped_routes", "http_filters", "tracing", "http2_protocol_options", "access_log", "forward_client_cert_details", "set_current_client_cert_details", "upgrade_configs", "stream_idle_timeout", "max_request_headers_kb", "normalize_path", "merge_slashes", "common_http_protocol_options", "path_with_escaped_slashes_action", "early_header_mutation_extensions")
     class CodecType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         AUTO: _ClassVar[HttpConnectionManager.CodecType]
@@ -80,6 +83,7 @@ class HttpConnectionManager(_message.Message):
     FORWARD_CLIENT_CERT_DETAILS_FIELD_NUMBER: _ClassVar[int]
     SET_CURRENT_CLIENT_CERT_DETAILS_FIELD_NUMBER: _ClassVar[int]
     UPGRADE_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_HEADERS_KB_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_PATH_FIELD_NUMBER: _ClassVar[int]
     MERGE_SLASHES_FIELD_NUMBER: _ClassVar[int]
@@ -97,13 +101,14 @@ class HttpConnectionManager(_message.Message):
     forward_client_cert_details: HttpConnectionManager.ForwardClientCertDetails
     set_current_client_cert_details: HttpConnectionManager.SetCurrentClientCertDetails
     upgrade_configs: _containers.RepeatedCompositeFieldContainer[HttpConnectionManager.UpgradeConfig]
+    stream_idle_timeout: _duration_pb2.Duration
     max_request_headers_kb: _wrappers_pb2.UInt32Value
     normalize_path: _wrappers_pb2.BoolValue
     merge_slashes: bool
     common_http_protocol_options: _core_pb2.HttpProtocolOptions
     path_with_escaped_slashes_action: HttpConnectionManager.PathWithEscapedSlashesAction
     early_header_mutation_extensions: _containers.RepeatedCompositeFieldContainer[_core_pb2.TypedExtensionConfig]
-    def __init__(self, codec_type: _Optional[_Union[HttpConnectionManager.CodecType, str]] = ..., stat_prefix: _Optional[str] = ..., route_config: _Optional[_Union[_route_pb2.RouteConfiguration, _Mapping]] = ..., scoped_routes: _Optional[_Union[ScopedRoutes, _Mapping]] = ..., http_filters: _Optional[_Iterable[_Union[HttpFilter, _Mapping]]] = ..., tracing: _Optional[_Union[HttpConnectionManager.Tracing, _Mapping]] = ..., http2_protocol_options: _Optional[_Union[_core_pb2.Http2ProtocolOptions, _Mapping]] = ..., access_log: _Optional[_Iterable[_Union[_accesslog_pb2.AccessLog, _Mapping]]] = ..., forward_client_cert_details: _Optional[_Union[HttpConnectionManager.ForwardClientCertDetails, str]] = ..., set_current_client_cert_details: _Optional[_Union[HttpConnectionManager.SetCurrentClientCertDetails, _Mapping]] = ..., upgrade_configs: _Optional[_Iterable[_Union[HttpConnectionManager.UpgradeConfig, _Mapping]]] = ..., max_request_headers_kb: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., normalize_path: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., merge_slashes: _Optional[bool] = ..., common_http_protocol_options: _Optional[_Union[_core_pb2.HttpProtocolOptions, _Mapping]] = ..., path_with_escaped_slashes_action: _Optional[_Union[HttpConnectionManager.PathWithEscapedSlashesAction, str]] = ..., early_header_mutation_extensions: _Optional[_Iterable[_Union[_core_pb2.TypedExtensionConfig, _Mapping]]] = ...) -> None: ...
+    def __init__(self, codec_type: _Optional[_Union[HttpConnectionManager.CodecType, str]] = ..., stat_prefix: _Optional[str] = ..., route_config: _Optional[_Union[_route_pb2.RouteConfiguration, _Mapping]] = ..., scoped_routes: _Optional[_Union[ScopedRoutes, _Mapping]] = ..., http_filters: _Optional[_Iterable[_Union[HttpFilter, _Mapping]]] = ..., tracing: _Optional[_Union[HttpConnectionManager.Tracing, _Mapping]] = ..., http2_protocol_options: _Optional[_Union[_core_pb2.Http2ProtocolOptions, _Mapping]] = ..., access_log: _Optional[_Iterable[_Union[_accesslog_pb2.AccessLog, _Mapping]]] = ..., forward_client_cert_details: _Optional[_Union[HttpConnectionManager.ForwardClientCertDetails, str]] = ..., set_current_client_cert_details: _Optional[_Union[HttpConnectionManager.SetCurrentClientCertDetails, _Mapping]] = ..., upgrade_configs: _Optional[_Iterable[_Union[HttpConnectionManager.UpgradeConfig, _Mapping]]] = ..., stream_idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_request_headers_kb: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., normalize_path: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., merge_slashes: _Optional[bool] = ..., common_http_protocol_options: _Optional[_Union[_core_pb2.HttpProtocolOptions, _Mapping]] = ..., path_with_escaped_slashes_action: _Optional[_Union[HttpConnectionManager.PathWithEscapedSlashesAction, str]] = ..., early_header_mutation_extensions: _Optional[_Iterable[_Union[_core_pb2.TypedExtensionConfig, _Mapping]]] = ...) -> None: ...
 
 class HttpFilter(_message.Message):
     __slots__ = ("name", "typed_config", "config_discovery")

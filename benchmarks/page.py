@@ -49,12 +49,8 @@ def alone(value: float, form: str) -> Figure:
     return Figure(value, form, spread=True)
 
 
-def quantile(seconds: list[float], share: float) -> Figure:
-    """Milliseconds."""
-    return Figure(_quantile(seconds, share), "{:.1f} ms")
-
-
 def _quantile(seconds: list[float], share: float) -> float:
+    """Milliseconds."""
     return seconds[min(len(seconds) - 1, int(len(seconds) * share))] * 1e3
 
 
@@ -140,7 +136,7 @@ def sizes(found: Result) -> Section:
             services,
             Figure(each["cpu_ms_per_change"], "{:.1f} ms"),
             ratio(each["cpu_ms_per_change"], first),
-            quantile(each["seconds"], 0.5),
+            Figure(_quantile(each["seconds"], 0.5), "{:.1f} ms"),
             Figure(each["memory_mib"], "{:.0f} MiB"),
         ]
         for services, each in found.items()
@@ -159,7 +155,7 @@ def appears(found: Result) -> Section:
     floor = found["floor"]
     return Section(
         "A service appears that a thousand sidecars may call",
-        f"Sent: {sent}, and no listener.",
+        f"All that is sent: {sent}.",
         ("", "Gossamer", "the same bytes, pushed bare", "ratio"),
         [
             [
@@ -183,6 +179,7 @@ def flip(found: Result) -> Section:
     """A wildcard intention flips."""
     floor = found["floor"]
     megabytes = sum(found["allowed"]["bytes"].values()) / 1e6
+    costs = (("until the last has it", "seconds"), ("CPU", "cpu_s"))
     rows: list[list[Figure | str]] = [
         [
             "allowed",
@@ -191,11 +188,9 @@ def flip(found: Result) -> Section:
             Figure(floor[key], "{:.1f} s"),
             ratio(found["allowed"][key], floor[key]),
         ]
-        for what, key in (("until the last has it", "seconds"), ("CPU", "cpu_s"))
+        for what, key in costs
     ]
-    for what in ("until the last has it", "CPU"):
-        key = "cpu_s" if what == "CPU" else "seconds"
-        rows.append(["denied again", what, Figure(found["denied"][key], "{:.1f} s"), "", ""])
+    rows += [["denied again", what, Figure(found["denied"][key], "{:.1f} s"), "", ""] for what, key in costs]
     for when, said in (("allowed", "while allowed"), ("denied", "while denied")):
         waits = found[when]["meanwhile_s"]
         rows.append([said, "another's endpoint change, median", alone(_quantile(waits, 0.5), "{:.0f} ms"), "", ""])
@@ -237,7 +232,7 @@ def reconnect(found: Result) -> Section:
     return Section(
         "A thousand sidecars reconnect at once",
         "Each with 50 upstreams, which it brings along; nothing has changed. The floor opens the streams and reads\n"
-        f"what they send. Sent to them: {sent}.",
+        f"what they send. Responses sent to them, with or without resources: {sent}.",
         ("", "Gossamer", "bare", "ratio"),
         [["CPU", *(Figure(value * 1e3, "{:.0f} ms") for value in cpu), ratio(*cpu)]],
     )
@@ -264,7 +259,7 @@ def rotation(found: Result) -> Section:
     sent = ", ".join(f"{count} {what}" for what, count in found["messages"].items())
     return Section(
         "A thousand leaves rotate within a minute",
-        f"Sent: {sent}, and nothing else.",
+        f"All that is sent: {sent}.",
         ("", ""),
         [
             ["bytes", Figure(sum(found["bytes"].values()) / 1e6, "{:.1f} MB")],

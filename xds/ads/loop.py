@@ -19,7 +19,8 @@ from typing import Any, TypeVarTuple, Unpack
 
 Arguments = TypeVarTuple("Arguments")
 GRPC_QUEUE = "PollerCompletionQueue"
-AT_ONCE = 4096
+MOST_BYTES = 4096
+"""More than a pair of Unix sockets holds of them."""
 
 
 class EventLoop(asyncio.SelectorEventLoop):
@@ -34,7 +35,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
         def drained() -> None:
             # The byte has to be there: gRPC's handler does nothing without one.
-            waiting = len(fd.recv(AT_ONCE, socket.MSG_PEEK))
+            waiting = len(fd.recv(MOST_BYTES, socket.MSG_PEEK))
             if waiting > 1:
                 fd.recv(waiting - 1)
             callback(*args)

@@ -43,12 +43,14 @@ def scope(name: str, configuration: route.RouteConfiguration, clusters: tuple[st
     """What holds for requests whose `SCOPE_HEADER` is ``name``; ``clusters`` are those that it names."""
     message = route.ScopedRouteConfiguration(
         name=name,
-        key=route.ScopedRouteConfiguration.Key(
-            fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)]
-        ),
+        key=_key(name),
         route_configuration=configuration,
     )
     return encode(SCOPED_ROUTE, name, message, clusters=clusters)
+
+
+def _key(name: str) -> route.ScopedRouteConfiguration.Key:
+    return route.ScopedRouteConfiguration.Key(fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)])
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -56,9 +58,7 @@ def pointer(name: str) -> Resource:
     """What stands for the scope ``name`` where its routes are asked for when the first request needs them."""
     message = route.ScopedRouteConfiguration(
         name=name,
-        key=route.ScopedRouteConfiguration.Key(
-            fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)]
-        ),
+        key=_key(name),
         on_demand=True,
         route_configuration_name=name,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ async def test_a_dead_control_plane_leaves_the_mesh_running(denying: Mesh) -> No
     await answers(denying.web.host, denying.api_ip, PORT, "api-1")
 
 
+async def certificates(lab: Lab, member: Member) -> set[str]:
+    """Versions of the secrets that a sidecar has acknowledged: its certificate and the roots."""
+    sidecar = (await lab.sidecars()).get(member.sidecar_id)
+    return set(sidecar["resources"]["secrets"]["acknowledged"].values()) if sidecar else set()
+
+
+def replaces(old: set[str], held: set[str]) -> bool:
+    return len(held) == len(old) and held.isdisjoint(old)
+
+
 @pytest.fixture
 async def fragile() -> AsyncIterator[Mesh]:
     """A mesh whose Consul may be hurt."""
@@ -127,10 +138,25 @@ async def test_a_consul_that_is_replaced_by_an_empty_one_is_followed_again(fragi
     """A development server forgets everything: new certificate authority, lower indexes, an empty catalog."""
     lab = fragile.lab
     assert lab.consul.process is not None
+    members = (fragile.web, fragile.api)
+    forgotten = [await certificates(lab, member) for member in members]
+    assert all(forgotten)
     await lab.consul.process.stop(signal.SIGKILL)
     await lab.consul.start()
-    for member in (fragile.web, fragile.api):
+    for member in members:
         await lab.register(member)
+    # Until both hold certificates of the new authority, a dial is answered by the old mesh or, in between, refused.
+    for member, old in zip(members, forgotten, strict=True):
+        await eventually(
+            f"certificates of the new authority at {member.sidecar_id}",
+            partial(certificates, lab, member),
+            until=partial(replaces, old),
+        )
+
+    async def troubles() -> dict[str, str]:
+        return dict((await get(lab.control, ADMIN_PORT, "/ready"))[1]["troubles"])
+
+    await eventually("every watch to have read the new Consul", troubles, until=lambda found: not found)
     await answers(fragile.web.host, fragile.api_ip, PORT, "api-1")
     await lab.consul.intention("web", "api", "deny")
     await answers(fragile.web.host, fragile.api_ip, PORT, None)

@@ -39,6 +39,7 @@ class EncodedUpstream:
 
 
 UNKNOWN = EncodedUpstream()
+NO_CLAIMS = Claims({})
 
 
 def here(mesh: Mesh) -> Here | None:
@@ -56,6 +57,8 @@ class UpstreamCatalog:
         self._mesh = mesh
         self._table = VirtualIPTable(strict=strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
+        self._malformed: dict[str, tuple[str, ...]] = {}
+        """By service, the virtual IPs that are none."""
         self._uses: dict[str, frozenset[str | Elsewhere]] = {}
         """By upstream, whose instances its chain ends at."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
@@ -96,8 +99,12 @@ class UpstreamCatalog:
         if isinstance(changed, str):
             self._forget_uses(changed)
             instances = self._mesh.instances(changed)
-            claimed = self._claims(instances, self._mesh.chain(changed)).since if instances is not None else {}
-            touched |= self._table.claim(changed, claimed) | {changed}
+            claimed = self._claims(instances, self._mesh.chain(changed)) if instances is not None else NO_CLAIMS
+            if claimed.malformed:
+                self._malformed[changed] = claimed.malformed
+            else:
+                self._malformed.pop(changed, None)
+            touched |= self._table.claim(changed, claimed.since) | {changed}
         for service in touched:
             self._encoded.pop(service, None)
         return frozenset(touched)
@@ -132,6 +139,12 @@ class UpstreamCatalog:
             and not ipaddress.ip_address(instance.address).is_loopback  # which is everybody's own
         ]
 
+    def _alone(self, instances: ServiceInstances) -> dict[tuple[str, int], Instance]:
+        return {
+            (str(ipaddress.ip_address(each.address)), each.application_port): each
+            for each in self._dialed_directly(instances)
+        }
+
     def _encode(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
         try:
             return self._encoding(service, settings)
@@ -147,7 +160,7 @@ class UpstreamCatalog:
         self._note_uses(service, chain.reads(settings.mesh_gateway))
         if any(isinstance(used, str) and self._mesh.instances(used) is None for used in self._uses[service]):
             return UNKNOWN
-        problems = [f"virtual IP {text!r} is not an IP address" for text in self._claims(instances, chain).malformed]
+        problems = [f"virtual IP {text!r} is not an IP address" for text in self._malformed.get(service, ())]
         problems += [
             f"virtual IP {at.ip} belongs to service {owner!r}, which was registered earlier"
             for at, owner in self._table.lost(service).items()
@@ -158,12 +171,9 @@ class UpstreamCatalog:
         refusal = encoder.refusal()
         if refusal is not None:
             return EncodedUpstream(problems=(*problems, refusal), known=True)
-        alone = {
-            (str(ipaddress.ip_address(each.address)), each.application_port): each
-            for each in self._dialed_directly(instances)
-        }
         owned = self._table.owned(service)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
+        alone = self._alone(instances) if any(at.own for at in owned) else {}
         outside = self._outside(service)
         for at in owned:
             if at.own and at in outside:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from xds.mesh.facts import ExplicitUpstream, Sidecar
 from xds.mesh.settings import ConfigEntries, Extension, ProxyMode, ProxySettings, UpstreamSettings
 
+NOTHING_SAID = ProxySettings()
+
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
     """The settings of ``sidecar``: its registration, else the service-defaults, else the proxy-defaults.
@@ -15,7 +17,7 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
     The mode is Consul's ``Mode`` of those three in that order and only then ``Config["mode"]``, which is for a Consul
     before 1.10; a sidecar of which nobody says anything is in direct mode.
     """
-    defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
+    defaults = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
     merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
     return replace(
         merged,
@@ -26,20 +28,20 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
 
 def is_dialed_directly(sidecar: Sidecar, entries: ConfigEntries) -> bool:
     """`effective_settings` of ``dialed_directly`` alone: asked of every instance of every upstream."""
-    defaults = entries.service_defaults.get(sidecar.service, ProxySettings())
+    defaults = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
     levels = (sidecar.settings, defaults, entries.proxy_defaults)
     return next((each.dialed_directly for each in levels if each.dialed_directly is not None), False)
 
 
 def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]:
     """The extensions of the sidecars of a service: of the proxy-defaults, then of its service-defaults."""
-    own = entries.service_defaults.get(service, ProxySettings())
+    own = entries.service_defaults.get(service, NOTHING_SAID)
     return (*(entries.proxy_defaults.extensions or ()), *(own.extensions or ()))
 
 
 def implicit_settings(service: str, entries: ConfigEntries) -> tuple[UpstreamSettings, Mapping[str, UpstreamSettings]]:
     """How ``service`` calls its upstreams by its own service-defaults: in general, and those with ``Overrides``."""
-    said = entries.service_defaults.get(service, ProxySettings())
+    said = entries.service_defaults.get(service, NOTHING_SAID)
     defaults = _defaults(said, None, entries)
     overridden = {name: each.over(defaults) for name, each in (said.upstream_overrides or {}).items()}
     return defaults, {name: each for name, each in overridden.items() if each != defaults}
@@ -53,7 +55,7 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
     """
     if not sidecar.upstreams:
         return ()  # most have none, and this is asked of every sidecar
-    said = entries.service_defaults.get(sidecar.service, ProxySettings())
+    said = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
     defaults = _defaults(said, sidecar.settings.mesh_gateway, entries)
     found = []
     for upstream in sidecar.upstreams:
@@ -89,7 +91,7 @@ class Differing:
         """Whether ``service`` may be reached in another way, its discovery chain apart."""
         if self._upstreams or self._before.destinations.get(service) != self._after.destinations.get(service):
             return True
-        before, after = (each.service_defaults.get(service, ProxySettings()) for each in (self._before, self._after))
+        before, after = (each.service_defaults.get(service, NOTHING_SAID) for each in (self._before, self._after))
         return before.dialed_directly != after.dialed_directly
 
     def as_sidecar(self, service: str) -> bool:

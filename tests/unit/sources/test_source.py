@@ -38,6 +38,8 @@ class PretendConsul:
         self.judges_by_itself = False
         self.changed = asyncio.Event()
         self.tokens: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str, bool]] = []
+        """Every path that was asked for, and whether to be answered at a change only."""
         self.say("/v1/connect/intentions", [DENY_DB])
         self.say("/v1/connect/intentions/match", {})
         self.say("/v1/catalog/services", {"web": [], "db": []})
@@ -62,6 +64,7 @@ class PretendConsul:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.tokens.append((request.path, request.headers.get("X-Consul-Token")))
+        self.asked.append((request.path, "index" in request.query))
         while int(request.query.get("index", "0")) >= self.index:
             await self.changed.wait()
         if self.judges_by_itself and request.path.endswith("/authorize"):
@@ -327,14 +330,22 @@ async def test_a_mesh_is_read_with_one_request_a_service_and_one_that_waits(read
         reading.consul.say(f"/v1/discovery-chain/{service}", {"Chain": compiled})
     reading.consul.say("/v1/catalog/services", names)
     await reading.until_true(lambda: reading.mesh.service_names == frozenset(names))
-    reading.consul.tokens.clear()
+    reading.consul.asked.clear()
     wanted = frozenset(names) - {"web", "db"}
     reading.source.demand(Demand(services=wanted))
     await reading.until_true(lambda: all(reading.mesh.instances(n) and reading.mesh.chain(n) for n in wanted))
-    asked = [path for path, _ in reading.consul.tokens]
-    assert len([path for path in asked if path.startswith("/v1/discovery-chain/")]) <= 16, "plain ones are told"
+
+    def waiting() -> list[str]:
+        return [path for path, blocks in reading.consul.asked if blocks and path.startswith("/v1/health/connect/")]
+
+    await reading.until_true(lambda: len(waiting()) >= size)
+    asked = [path for path, _ in reading.consul.asked]
+    assert len([path for path in asked if path.startswith("/v1/discovery-chain/")]) <= 8, "plain ones are told"
     assert not [path for path in asked if path.endswith("-sidecar-proxy")], "nobody is reached by such a name"
     assert len(asked) <= 2 * size + 16 + 20
+    first_to_wait = reading.consul.asked.index((waiting()[0], True))
+    read_before = {path for path, blocks in reading.consul.asked[:first_to_wait] if not blocks}
+    assert {f"/v1/health/connect/{service}" for service in services} <= read_before, "all are read before any waits"
     for service in services:
         chain = reading.mesh.chain(service)
         assert chain is not None

@@ -16,13 +16,17 @@ from xds.mesh.chains import default_chain
 from xds.mesh.facts import ANY_PORT, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
 from xds.sources import decode
-from xds.sources.consul.blocking import Tell, Watch
+from xds.sources.consul.blocking import Pace, Tell, Watch
 from xds.sources.consul.chains import ChainReader
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 
 PACE_S = 0.1
-READS_AT_ONCE = 16
-"""Reads that do not block, over all services: a cold start must not be a storm."""
+READS_AT_ONCE = 12
+CHAINS_AT_ONCE = 4
+"""Reads that do not block, over all services: a cold start must not be a storm. Chains don't queue behind instances:
+the first that is read tells all the others, as their instances come."""
+CONNECTIONS_A_SECOND = 1000
+"""For the queries that block, each of which has one to itself; those begin when everything has been read once."""
 PARKED_S = 60.0
 """How long a parked name is not looked at, at the most."""
 LOOKS_A_SECOND = 2.0
@@ -61,12 +65,13 @@ class ServiceWatches:
         """By service, the names that its sidecars are registered under."""
         self._to_be_read: set[str] = set()
         """The services whose first read is still to come; not those that look like a proxy's own."""
-        self._others_read = asyncio.Event()
+        self._all_read = asyncio.Event()
         self._names: frozenset[str] | None = None
         self._names_known = asyncio.Event()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
+        self._connecting = Pace(1 / CONNECTIONS_A_SECOND)
         self._shapes: dict[str, object] = {}
-        self.chains = ChainReader(client, deliver, tell, self._reading)
+        self.chains = ChainReader(client, deliver, tell, asyncio.Semaphore(CHAINS_AT_ONCE))
 
     def count(self) -> int:
         """How many watches there are."""
@@ -85,7 +90,7 @@ class ServiceWatches:
                 self._parked[service].set()
         fresh = sorted(wanted - self._watches.keys())
         self._to_be_read |= {service for service in fresh if not service.endswith(PROXY_SUFFIX)}
-        self._see_whether_others_are_read()
+        self._see_whether_all_are_read()
         for service in fresh:
             self._watches[service] = self._watch(service)
             tasks.create_task(self._keep(service, self._watches[service], tasks))
@@ -100,20 +105,34 @@ class ServiceWatches:
             if service in moved or service not in names:
                 event.set()
 
-    def _see_whether_others_are_read(self) -> None:
-        (self._others_read.clear if self._to_be_read else self._others_read.set)()
+    def _is_read(self, service: str) -> None:
+        self._to_be_read.discard(service)
+        self._see_whether_all_are_read()
+
+    def _see_whether_all_are_read(self) -> None:
+        (self._all_read.clear if self._to_be_read else self._all_read.set)()
 
     # -- instances ------------------------------------------------------------------------------------------------
 
     def _watch(self, service: str) -> Watch:
         path = f"/v1/health/connect/{service}"
+        blocks = False
 
         async def read(index: int | None, wait_s: float) -> Reply:
+            nonlocal blocks
             if index is not None:
+                if not blocks:
+                    # Each takes a connection, which costs as much as reading: who waits for all has them sooner so.
+                    await self._all_read.wait()
+                    await asyncio.sleep(self._connecting.next_wait(asyncio.get_running_loop().time()))
+                blocks = True
                 reply = await self._client.read(path, index=index, wait_s=wait_s)
             else:
                 async with self._reading:
-                    reply = await self._client.read(path)
+                    try:
+                        reply = await self._client.read(path)
+                    finally:
+                        self._is_read(service)
             if not reply.data and self._nodes.get(service):
                 # All gone at once: because they are, or because the token may not see them any more.
                 nodes = [("node", node) for node in sorted(self._nodes[service])]
@@ -147,7 +166,7 @@ class ServiceWatches:
         """Watch one service until nobody wants it."""
         await self._names_known.wait()
         if service.endswith(PROXY_SUFFIX):
-            await self._others_read.wait()
+            await self._all_read.wait()
             if watch.wanted and self._is_a_proxys(service):
                 # Its own reading would say no more than that nobody is reached by this name.
                 empty, chain = ServiceInstances(service), default_chain(service)
@@ -158,9 +177,6 @@ class ServiceWatches:
         while watch.wanted:
             names = self._names
             await watch.turn()
-            if service in self._to_be_read:
-                self._to_be_read.discard(service)
-                self._see_whether_others_are_read()
             if watch.state.error is None:
                 self.chains.look_again(service)
             if watch.state.answered and watch.state.error is None and await self._idle(service):
@@ -171,8 +187,7 @@ class ServiceWatches:
         self._shapes.pop(service, None)
         self._nodes.pop(service, None)
         self._proxies_of.pop(service, None)
-        self._to_be_read.discard(service)
-        self._see_whether_others_are_read()
+        self._is_read(service)
         self.chains.let_go(service)
         self._deliver({Key(Kind.INSTANCES, service): None, Key(Kind.CHAIN, service): None})
         if service in self._wanted:

@@ -53,12 +53,16 @@ class Outgoing:
         if any(state.inherited for state in self._types.values()) and self._view.complete():
             for state in self._types.values():
                 state.inherited.clear()
+        open_to_more = [
+            type_url
+            for type_url, state in self._types.items()
+            if state.asked and state.in_flight is None and (state.dirty or state.suspects or not state.answered)
+        ]
+        if not open_to_more:
+            return None
         for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
             for type_url in order:
-                state = self._types[type_url]
-                if not state.asked or state.in_flight is not None:
-                    continue
-                if state.dirty or state.suspects or not state.answered:
+                if type_url in open_to_more:
                     response = attempt(type_url)
                     if response is not None:
                         return response
@@ -68,7 +72,7 @@ class Outgoing:
         """Whether resources of a type may be removed: not before what refers to them was replaced."""
         if type_url in REFERRING:
             return True
-        referring = [(t, self._types[t]) for t in REFERRING]
+        referring = [(t, self._types[t]) for t in REFERRING if t in self._types]
         return not any(
             state.in_flight or ((state.dirty or state.suspects) and (self._pending(t) or self._gone(state, t)))
             for t, state in referring
@@ -79,8 +83,8 @@ class Outgoing:
         return self._are_there(CLUSTER, resource.clusters) and self._are_there(SCOPED_ROUTE, resource.routes)
 
     def _are_there(self, type_url: str, names: tuple[str, ...]) -> bool:
-        state = self._types[type_url]
-        if not names or not state.asked:
+        state = self._types.get(type_url) if names else None
+        if state is None or not state.asked:
             return True
         on_the_way = self._on_the_way(state)
         return all(name not in on_the_way and self._to_send(state, type_url, name) is None for name in names)
@@ -204,7 +208,7 @@ class Outgoing:
         Because it rejected what would have replaced their users, or because they are what a cluster is made of that is
         not ``gone`` with them.
         """
-        states = [self._types[type_url] for type_url in REFERRING]
+        states = [self._types[type_url] for type_url in REFERRING if type_url in self._types]
         of_kept = {cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())}
         made_of = self._types[CLUSTER].clusters
         if made_of:

@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping
 from xds.ads.messages import Received, Rejection, Request, Response
 from xds.ads.outgoing import WILDCARD_TYPES, Outgoing
 from xds.ads.state import TypeState
-from xds.ads.wanted import ResourceView, Wanted
+from xds.ads.wanted import MAKE_ORDER, ResourceView, Wanted
 from xds.envoy.resource import CLUSTER, TYPE_NAMES
 
 WILDCARD = "*"
@@ -66,9 +66,9 @@ class Session:
 
         Types that Gossamer does not serve are remembered nowhere and never answered.
         """
-        state = self._types.get(request.type_url)
-        if state is None:
+        if request.type_url not in MAKE_ORDER:
             return Received()
+        state = self._types[request.type_url]
         received = self._acknowledge(state, request)
         if not state.asked:
             self._first_request(state, request)
@@ -93,15 +93,29 @@ class Session:
 
     def _bring_along(self, state: TypeState, type_url: str, known: Mapping[str, str]) -> None:
         """Take over what the proxy says it has. A thousand that come back at once mostly have what they should."""
-        found = {resource.name: resource for resource in self._view.select(type_url, known)}
-        state.inherited = {n for n in known if n not in found or found[n].of_all_upstreams}
-        # The names and versions that are kept are those of the resources, which all sessions share.
-        state.has = {n: r.version for n, r in found.items() if known[n] == r.version and n not in state.owed}
-        state.clusters.update((n, found[n].clusters) for n in state.has if found[n].clusters)
-        for name, version in known.items():
-            if name not in state.has:
-                state.has[name] = UNCERTAIN if name in state.owed else version
-                state.dirty.add(name)
+        if known:
+            has, found = state.has, 0
+            for resource in self._view.select(type_url, known):
+                name, version = resource.name, resource.version
+                found += 1
+                if resource.of_all_upstreams:
+                    state.inherited.add(name)
+                if name in state.owed:
+                    has[name] = UNCERTAIN
+                    state.dirty.add(name)
+                elif known[name] == version:
+                    # What is kept is the resource's own name and version, which all sessions share.
+                    has[name] = version
+                    if resource.clusters:
+                        state.clusters[name] = resource.clusters
+                else:
+                    has[name] = known[name]
+                    state.dirty.add(name)
+            if found < len(known):
+                strange = {name: version for name, version in known.items() if name not in has}
+                state.inherited.update(strange)
+                state.dirty.update(strange)
+                has.update({name: UNCERTAIN if name in state.owed else version for name, version in strange.items()})
         state.owed.clear()
         if self._wanted.is_on_demand(type_url):
             state.dirty.update(known)  # some of it may not be meant for it any more unless it asks
@@ -210,8 +224,8 @@ class Session:
         Returns:
             Whether any of them matters to the proxy.
         """
-        state = self._types[type_url]
-        if not state.asked:
+        state = self._types.get(type_url)
+        if state is None or not state.asked:
             return False
         if self._wanted.is_on_demand(type_url):
             names = [n for n in names if n in state.has or self._wanted.wants(state, type_url, n)]

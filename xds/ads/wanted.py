@@ -35,12 +35,20 @@ class ResourceView(Protocol):
         """Whether everything that is meant for the proxy has been read."""
 
 
+class States(dict[str, TypeState]):
+    """What is remembered, by type; of most types a proxy never says anything, and those cost nothing."""
+
+    def __missing__(self, type_url: str) -> TypeState:
+        found = self[type_url] = TypeState()
+        return found
+
+
 class Wanted:
     """What the two halves of a session share: where the resources are, and what is remembered of each type."""
 
     def __init__(self, view: ResourceView) -> None:
         self.view = view
-        self.types: dict[str, TypeState] = {type_url: TypeState() for type_url in MAKE_ORDER}
+        self.types = States()
 
     def is_on_demand(self, type_url: str) -> bool:
         """Whether resources of a type are sent to who asks for them by name."""

@@ -225,6 +225,13 @@ class Callers:
         elif any(proxy.waits_for_upstreams for proxy in proxies):
             self._waiting_for.setdefault(waits_for, {})[view] = None
 
+    def note_that_it_waits(self, proxy: Proxy) -> None:
+        """Note the same for one proxy of its service: of many that come at once, the others need no look for each."""
+        view = self.views[proxy.service]
+        waits_for = view.first_unknown() if proxy.waits_for_upstreams else None
+        if waits_for is not None:
+            self._waiting_for.setdefault(waits_for, {})[view] = None
+
     def _table(self, settings: UpstreamSettings, extensions: tuple[Extension, ...]) -> UpstreamTable:
         key = settings, extensions
         found = self._tables.get(key)

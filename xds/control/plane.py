@@ -118,7 +118,7 @@ class ControlPlane:
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         if proxy.as_of == self._news.get(service, 0):
             proxy.blocked_by(None)  # nothing has changed since it left
-            self._callers.see_what_it_waits_for(self._callers.views[service])
+            self._callers.note_that_it_waits(proxy)
         else:
             self._update(proxy)
         self._want_demand()
@@ -262,8 +262,7 @@ class ControlPlane:
                 if proxy.ready:
                     log.error("sidecar %s keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         news = proxy.blocked_by(blocker.reason if blocker else None)
-        if proxy.waits_for_upstreams:
-            self._callers.see_what_it_waits_for(self._callers.views[proxy.service])
+        self._callers.note_that_it_waits(proxy)
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)

@@ -140,10 +140,14 @@ class Watch:
         self._rules = IndexRules()
         self._backoff = Backoff(chance)
         self._again = asyncio.Event()
+        self._blocking: asyncio.Timeout | None = None
+        """What a query that blocks can be interrupted by."""
 
     def read_again(self) -> None:
         """Read without blocking, now."""
         self._again.set()
+        if self._blocking is not None and not self._blocking.expired():
+            self._blocking.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Watch until nobody wants it any more; that is noticed when the query next returns."""
@@ -196,15 +200,15 @@ class Watch:
         """The answer, or ``None`` when a fresh read was asked for meanwhile."""
         if self._rules.index is None:
             return await self._read(None, wait_s)  # it does not block, so there is nothing to interrupt
-        query = asyncio.ensure_future(self._read(self._rules.index, wait_s))
-        again = asyncio.ensure_future(self._again.wait())
         try:
-            await asyncio.wait({query, again}, return_when=asyncio.FIRST_COMPLETED)
-            return query.result() if query.done() else None
+            async with asyncio.timeout(None) as self._blocking:
+                return await self._read(self._rules.index, wait_s)
+        except TimeoutError:
+            if not self._again.is_set():
+                raise
+            return None
         finally:
-            for task in (query, again):
-                task.cancel()
-            await asyncio.gather(query, again, return_exceptions=True)
+            self._blocking = None
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:

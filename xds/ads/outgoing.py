@@ -53,11 +53,7 @@ class Outgoing:
         if any(state.inherited for state in self._types.values()) and self._view.complete():
             for state in self._types.values():
                 state.inherited.clear()
-        open_to_more = [
-            type_url
-            for type_url, state in self._types.items()
-            if state.asked and state.in_flight is None and (state.dirty or state.suspects or not state.answered)
-        ]
+        open_to_more = self.open_types()
         if not open_to_more:
             return None
         for order, attempt in ((MAKE_ORDER, self._make), (BREAK_ORDER, self._break)):
@@ -67,6 +63,14 @@ class Outgoing:
                     if response is not None:
                         return response
         return None
+
+    def open_types(self) -> list[str]:
+        """The types of which there may be something to send now."""
+        return [
+            type_url
+            for type_url, state in self._types.items()
+            if state.asked and state.in_flight is None and (state.dirty or state.suspects or not state.answered)
+        ]
 
     def _may_break(self, type_url: str) -> bool:
         """Whether resources of a type may be removed: not before what refers to them was replaced."""

@@ -297,7 +297,8 @@ class _Stream:
             sent_at = self._sent_at.pop(request.type_url, None)
             seconds = asyncio.get_running_loop().time() - sent_at if sent_at is not None else None
         self._registry.received(peer, received, seconds)
-        peer.wake.set()
+        if peer.session.may_send:  # most acknowledgements leave nothing to do, and the writing task asleep
+            peer.wake.set()
 
     async def _write(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()

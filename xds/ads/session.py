@@ -57,6 +57,11 @@ class Session:
         return self._outgoing.next_response(most)
 
     @property
+    def may_send(self) -> bool:
+        """Whether it is worth asking for `next_response`; quick."""
+        return bool(self._outgoing.open_types())
+
+    @property
     def held_back(self) -> bool:
         """Whether the last `next_response` left something out because it is large."""
         return self._outgoing.held_back

@@ -79,8 +79,10 @@ class Stream:
         )
 
     def next(self) -> Response:
+        worth_asking = self.session.may_send
         response = self.session.next_response()
         assert response is not None, "nothing to send"
+        assert worth_asking
         return response
 
     def nothing_to_send(self) -> bool:
@@ -113,6 +115,18 @@ def test_a_fresh_proxy_gets_an_empty_first_answer_so_that_it_does_not_wait(strea
     stream.subscribe(LISTENER)
     assert stream.next().resources == ()
     assert stream.nothing_to_send()
+
+
+def test_whether_it_is_worth_asking_for_a_response(stream: Stream) -> None:
+    stream.cluster("a", "1")
+    assert not stream.session.may_send
+    stream.subscribe(CLUSTER)
+    response = stream.next()
+    assert not stream.session.may_send, "one is outstanding"
+    stream.ack(response)
+    assert not stream.session.may_send
+    stream.cluster("a", "2")
+    assert stream.session.may_send
 
 
 def test_nothing_is_sent_for_a_type_that_was_not_asked_for(stream: Stream) -> None:

@@ -72,7 +72,8 @@ class SessionAndEnvoy(RuleBasedStateMachine):
         self.session.receive(request)
 
     def pump(self) -> None:
-        while (response := self.session.next_response()) is not None:
+        # As the server does, which asks for a response only where there may be one.
+        while self.session.may_send and (response := self.session.next_response()) is not None:
             self.waiting.append(response)
             for resource in response.resources:
                 key = (resource.type_url, resource.name, resource.version)

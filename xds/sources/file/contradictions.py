@@ -6,15 +6,14 @@ import ipaddress
 from collections.abc import Iterator
 
 from xds.sources.file.models import VIRTUAL_TAGS, MeshFile, ServiceIntentions
-from xds.sources.file.registered import CONNECT_PROXY, Registered, registered
+from xds.sources.file.registered import CONNECT_PROXY, Registered
 
 Found = tuple[tuple[str | int, ...], str]
 """Where it is, and what it is."""
 
 
-def contradictions(mesh: MeshFile) -> Iterator[Found]:
-    """Everything that can't be meant, each with where it is."""
-    services = registered(mesh)
+def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found]:
+    """Everything that can't be meant, each with where it is; ``services`` are what ``mesh`` registers."""
     yield from _repeated_ids(services)
     yield from _shared_addresses(services)
     yield from _exposed_elsewhere(services)

@@ -1,13 +1,14 @@
 """The text of a mesh file into a checked `MeshFile`, or into everything that is wrong with it, line by line.
 
-Three looks, each only if the one before found nothing: is it YAML, are the fields Consul's and of the right kind
-(`models`), does it contradict itself (`contradictions`). No I/O.
+Three looks, each only if the one before found nothing: is it YAML (as JSON is), are the fields Consul's and of the
+right kind (`models`), does it contradict itself (`contradictions`). No I/O.
 """
 
 from __future__ import annotations
 
 import difflib
 import gc
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from xds.sources.file.contradictions import contradictions
+from xds.sources.file.lines import JSONLines, Lines, Path, YAMLLines
 from xds.sources.file.models import MeshFile
-
-Path = tuple[str | int, ...]
-"""Where something is in a document: keys and list indices."""
+from xds.sources.file.registered import Registered, registered
 
 MOST_ALIASES = 1000
 DEEPEST = 50
@@ -59,11 +59,9 @@ class Document:
 
     file: str
     mesh: MeshFile
-    _root: yaml.Node
-
-    def line(self, path: Path) -> int:
-        """The line of what is at ``path``, or of the nearest thing around it that the text has."""
-        return _line(self._root, path)
+    services: list[Registered]
+    """Everything that ``mesh.services`` registers, in the order of the file."""
+    lines: Lines
 
 
 def parse(file: str, text: str) -> Document:
@@ -76,21 +74,21 @@ def parse(file: str, text: str) -> Document:
     Raises:
         RefusedError: it is not YAML, says something that Consul does not know, or contradicts itself.
     """
-    with _no_garbage():
-        root, data = _load(file, text)
+    with no_garbage():
+        lines, data = _load_json(text) or _load(file, text)
         try:
             mesh = MeshFile.model_validate(data)
         except ValidationError as error:
-            raise RefusedError(file, [_explained(root, found) for found in error.errors()]) from None
-        document = Document(file, mesh, root)
-        found = [Problem(document.line(path), reason) for path, reason in contradictions(mesh)]
+            raise RefusedError(file, [_explained(lines, data, found) for found in error.errors()]) from None
+        services = registered(mesh)
+        found = [Problem(lines.of(path), reason) for path, reason in contradictions(mesh, services)]
         if found:
             raise RefusedError(file, found)
-        return document
+        return Document(file, mesh, services, lines)
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Look for no garbage meanwhile: of the millions of objects that a large file becomes none is, and looking through
     them again and again is what took most of the time.
     """
@@ -103,7 +101,39 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _load(file: str, text: str) -> tuple[yaml.Node, Any]:
+def _load_json(text: str) -> tuple[Lines, Any] | None:
+    """A text that is JSON and nothing is wrong with; ``None``: to be read as YAML, which has a word for what is."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        data = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    level = [data]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return JSONLines(text), data
+    return None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _load(file: str, text: str) -> tuple[Lines, Any]:
     loader = None
     try:
         _check_depth(file, text)
@@ -116,7 +146,7 @@ def _load(file: str, text: str) -> tuple[yaml.Node, Any]:
         repeated = list(_repeated_keys(root, set()))
         if repeated:
             raise RefusedError(file, repeated)
-        return root, loader.construct_document(root)
+        return YAMLLines(root), loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
@@ -165,24 +195,10 @@ def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[Problem]:
             yield from _repeated_keys(item, seen)
 
 
-def _line(node: yaml.Node, path: Path) -> int:
-    line = node.start_mark.line + 1
-    for step in path:
-        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == step), None)
-            if found is None:
-                continue  # a step that only the model has (the kind of a config entry), or a field that is missing
-            line, node = found[0].start_mark.line + 1, found[1]
-    return int(line)
-
-
-def _explained(root: yaml.Node, error: ErrorDetails) -> Problem:
+def _explained(lines: Lines, data: Any, error: ErrorDetails) -> Problem:
     """A validation error in the words of this file's readers."""
     path = error["loc"]
-    where = _written(root, path)
+    where = _written(data, path)
     match error["type"]:
         case "extra_forbidden":
             field = str(path[-1])
@@ -212,7 +228,7 @@ def _explained(root: yaml.Node, error: ErrorDetails) -> Problem:
             reason = f"{where}: expected {expected}{_given(error)}"
         case _:
             reason = f"{where or 'the file'}: {error['msg'][0].lower()}{error['msg'][1:]}{_given(error)}"
-    return Problem(_line(root, path), reason)
+    return Problem(lines.of(path), reason)
 
 
 def _given(error: ErrorDetails) -> str:
@@ -222,21 +238,19 @@ def _given(error: ErrorDetails) -> str:
     return f", not {error['input']!r}" if plain else ""
 
 
-def _written(root: yaml.Node, path: Path) -> str:
+def _written(data: Any, path: Path) -> str:
     """A path as a reader would write it, without the steps that the text does not have."""
     written = ""
-    node: yaml.Node | None = root
     for number, step in enumerate(path):
         if isinstance(step, int):
             written += f"[{step}]"
-            node = node.value[step] if isinstance(node, yaml.SequenceNode) and step < len(node.value) else None
+            data = data[step] if isinstance(data, list) and step < len(data) else None
             continue
-        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-        found = next((value for key, value in pairs if key.value == step), None)
+        found = data.get(step) if isinstance(data, dict) else None
         if found is None and number != len(path) - 1:
             continue
         written += f".{step}" if written else step
-        node = found
+        data = found
     return written
 
 

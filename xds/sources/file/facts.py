@@ -36,7 +36,7 @@ from xds.sources.file.models import (
     ServiceSplitter,
     TerminatingGateway,
 )
-from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered, registered
+from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,10 @@ class FileFacts:
 
     def protocols(self, service: str) -> set[str]:
         """What the sidecars of a service speak."""
-        sidecars = [instance.sidecar for instance in self.instances[service].instances if instance.sidecar]
-        return {effective_settings(sidecar, self.entries).protocol or "tcp" for sidecar in sidecars}
+        sidecars = (instance.sidecar for instance in self.instances[service].instances if instance.sidecar)
+        # What is said alike is one object.
+        different = {id(sidecar.settings): sidecar for sidecar in sidecars}
+        return {effective_settings(each, self.entries).protocol or "tcp" for each in different.values()}
 
     def callers(self, service: str) -> str:
         """Who may call a service, in words: names, or everybody but some."""
@@ -90,22 +92,24 @@ class FileFacts:
 
 def facts_of(document: Document) -> FileFacts:
     """The facts that a document states."""
-    mesh = document.mesh
-    services = registered(mesh)
-    instances: dict[str, list[Any]] = {}
+    mesh, services = document.mesh, document.services
+    instances: dict[str, list[tuple[Registered, int]]] = {}
     tokens: dict[str, set[str]] = {}
     for index, service in enumerate(services, start=1):
         if service.destination is not None:
-            instances.setdefault(service.destination, []).append(_health_entry(service, index))
+            instances.setdefault(service.destination, []).append((service, index))
             tokens.setdefault(service.destination, set()).update([service.token] if service.token else [])
     gateways = [entry for entry in mesh.config_entries.bootstrap if isinstance(entry, TerminatingGateway)]
     for gateway in gateways:
         for linked in gateway.Services:
             for index, service in enumerate(services, start=1):
                 if service.kind == decode.TERMINATING_GATEWAY and service.name == gateway.Name:
-                    instances.setdefault(linked.Name, []).append(_health_entry(service, index))
+                    instances.setdefault(linked.Name, []).append((service, index))
                     tokens.setdefault(linked.Name, set()).update([service.token] if service.token else [])
-    found = {name: decode.service_instances(name, entries) for name, entries in instances.items()}
+    found = {
+        name: decode.service_instances(name, [_health_entry(service, index) for service, index in each])
+        for name, each in instances.items()
+    }
     made = tuple(
         entry.Name
         for entry in mesh.config_entries.bootstrap
@@ -163,13 +167,12 @@ def _chains(mesh: MeshFile, names: Iterable[str]) -> Iterator[DiscoveryChain]:
 
 def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
     """What is allowed and may still not be meant, each with its line; ``facts`` are those of ``document``."""
-    mesh = document.mesh
-    services = registered(mesh)
+    mesh, services = document.mesh, document.services
     known = {*facts.service_names, WILDCARD}
     found: list[tuple[int, str]] = []
 
     def warn(path: tuple[str | int, ...], text: str) -> None:
-        found.append((document.line(path), text))
+        found.append((document.lines.of(path), text))
 
     for service in services:
         if service.kind not in ("", CONNECT_PROXY, decode.TERMINATING_GATEWAY):

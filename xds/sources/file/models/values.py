@@ -41,7 +41,13 @@ class Exact(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_fields(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+        if isinstance(data, dict) and None in data.values():
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+    def __hash__(self) -> int:
+        # What pydantic can't hash it copies whenever it is a default, and most of a large file is defaults.
+        return id(self)
 
 
 def _expression(text: str) -> str:

@@ -19,8 +19,8 @@ from benchmarks.stage import SERVE_PORT, Stage, children
 from xds.lab.processes import run_to_end
 
 INSTANCES = 10
-LARGEST_FILE = 1000
-"""Services in a mesh file. The loader of YAML alone takes most of a minute for ten times as many."""
+MOST_IN_YAML = 1000
+"""Services in a mesh file that is YAML, whose loader alone takes most of a minute for ten times as many."""
 
 
 async def measure(stage: Stage, sizes: tuple[int, ...] = (1000, 10000)) -> dict[str, Any]:
@@ -32,17 +32,22 @@ async def measure(stage: Stage, sizes: tuple[int, ...] = (1000, 10000)) -> dict[
             ours = await _timed(stage, services, "--consul", played.url)
             ours["requests"] = await played.child.ask("asked")
         found[str(services)] = {"Consul": {**ours, "floor_s": floor}}
-        if services <= LARGEST_FILE:
-            found[str(services)]["a mesh file"] = await _from_file(stage, services)
+        if services <= MOST_IN_YAML:
+            found[str(services)]["a mesh file, YAML"] = await _from_file(stage, services, "yaml")
+        found[str(services)]["a mesh file, JSON"] = await _from_file(stage, services, "json")
     return found
 
 
-async def _from_file(stage: Stage, services: int) -> dict[str, Any]:
-    mesh = stage.folder / "mesh.yaml"
-    mesh.write_text(mesh_file(services))
-    began = time.perf_counter()
-    yaml.load(mesh.read_text(), yaml.CSafeLoader)
-    floor = time.perf_counter() - began
+async def _from_file(stage: Stage, services: int, kind: str) -> dict[str, Any]:
+    mesh = stage.folder / f"mesh.{kind}"
+    with mesh.open("w") as file:
+        if kind == "json":
+            json.dump(mesh_file(services), file, indent=1)
+        else:
+            yaml.dump(mesh_file(services), file, yaml.CSafeDumper)
+    load = "json.load(file)" if kind == "json" else "yaml.load(file, yaml.CSafeLoader)"
+    code = f"import json, sys, time, yaml; began = time.perf_counter(); file = open(sys.argv[1]); {load}"
+    floor = float(await run_to_end(sys.executable, "-c", f"{code}; print(time.perf_counter() - began)", str(mesh)))
     return {**await _timed(stage, services, "--mesh", str(mesh)), "floor_s": floor}
 
 
@@ -61,21 +66,30 @@ async def _timed(stage: Stage, services: int, *source: str) -> dict[str, Any]:
         }
 
 
-def mesh_file(services: int) -> str:
-    """A mesh file of so many services."""
-    lines = ["default_intention_policy: allow", "services:"]
+def mesh_file(services: int) -> dict[str, Any]:
+    """What a mesh file of so many services says."""
+    found: list[dict[str, Any]] = []
     for number in range(services):
         for instance in range(INSTANCES):
-            address = f"10.{instance}.{number >> 8}.{number & 255}"
-            lines.append(f"- {{id: s-{number}-{instance}, name: s-{number}, port: 8080, address: {address}}}")
-            proxy = f"{{destination_service_name: s-{number}, destination_service_id: s-{number}-{instance},"
-            proxy += " local_service_port: 8080, mode: transparent}"
-            tagged = f"{{virtual: {{address: {virtual_ip(number + 1)}, port: 80}}}}"
-            lines.append(
-                f"- {{kind: connect-proxy, id: s-{number}-{instance}-sidecar-proxy, name: s-{number}-sidecar-proxy,"
-                f" port: 20000, address: {address}, tagged_addresses: {tagged}, proxy: {proxy}}}"
-            )
-    return "\n".join(lines) + "\n"
+            address, name = f"10.{instance}.{number >> 8}.{number & 255}", f"s-{number}"
+            found.append({"id": f"{name}-{instance}", "name": name, "port": 8080, "address": address})
+            proxy = {
+                "destination_service_name": name,
+                "destination_service_id": f"{name}-{instance}",
+                "local_service_port": 8080,
+                "mode": "transparent",
+            }
+            sidecar = {
+                "kind": "connect-proxy",
+                "id": f"{name}-{instance}-sidecar-proxy",
+                "name": f"{name}-sidecar-proxy",
+                "port": 20000,
+                "address": address,
+                "tagged_addresses": {"virtual": {"address": virtual_ip(number + 1), "port": 80}},
+                "proxy": proxy,
+            }
+            found.append(sidecar)
+    return {"default_intention_policy": "allow", "services": found}
 
 
 async def read_everything(url: str, services: int) -> None:

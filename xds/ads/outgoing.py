@@ -146,7 +146,7 @@ class Outgoing:
         found, waiting = self._next_suspect(state, type_url), False
         if not found:
             found = wanted = self._all_to_send(state, type_url, names)
-            if type_url in REFERRING or any(r.clusters for r in wanted):
+            if type_url in REFERRING or (type_url == CLUSTER and any(r.clusters for r in wanted)):
                 found = [r for r in wanted if self._may_make(state, r)]
                 waiting = len(found) < len(wanted)
         if large:

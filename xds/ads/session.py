@@ -28,10 +28,12 @@ from xds.ads.messages import Received, Rejection, Request, Response
 from xds.ads.outgoing import WILDCARD_TYPES, Outgoing
 from xds.ads.state import TypeState
 from xds.ads.wanted import MAKE_ORDER, ResourceView, Wanted
-from xds.envoy.resource import CLUSTER, TYPE_NAMES
+from xds.envoy.resource import CLUSTER, ENDPOINT, SECRET, TYPE_NAMES
 
 WILDCARD = "*"
 REFUSED_KEPT = 16
+NAME_NONE = frozenset({ENDPOINT, SECRET})
+"""Types whose resources name no clusters."""
 PARTLY_TAKEN = "adding/updating"
 """In Envoy's words when it took a response but for the resources that it names. Otherwise it took nothing of it."""
 UNCERTAIN = "?"
@@ -190,6 +192,8 @@ class Session:
         return Received(rejections=rejections, unexplained=None if rejections else request.error)
 
     def _accepted(self, state: TypeState, response: Response) -> None:
+        if self.delta and not state.rejected and response.type_url in NAME_NONE:
+            return  # there is nothing to remember of a thousand endpoints
         for resource in response.resources:
             name = resource.name
             if state.rejected and state.has.get(name) == resource.version:

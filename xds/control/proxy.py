@@ -94,7 +94,7 @@ class Proxy:
             found = [each for scope in scopes if (each := self._routes(type_url, scope)) is not None]
         else:
             found = self._view.select(type_url, names)
-        if not mine:
+        if mine.keys().isdisjoint(names):
             return found
         return [mine[name] for name in names if name in mine] + [each for each in found if each.name not in mine]
 

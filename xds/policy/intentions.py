@@ -9,7 +9,7 @@ Names are compared without regard to case, as Consul does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from xds.mesh.facts import WILDCARD
@@ -26,7 +26,7 @@ def precedence(intention: Intention) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What a fixed source says of every destination, or a fixed destination of every source.
+    """What holds for every source of one destination.
 
     ``exact`` holds the names that some intention singles out, in lower case, with that intention; ``otherwise`` is for
     all other names, ``None`` when no intention speaks for them and the default decides.
@@ -36,7 +36,7 @@ class Decisions:
     otherwise: Intention | None
 
     def action(self, name: str, *, default_allow: bool) -> Action:
-        """What holds for ``name``."""
+        """What holds for the source ``name``."""
         found = self.exact.get(name.lower(), self.otherwise)
         if found is None:
             return Action.ALLOW if default_allow else Action.DENY
@@ -118,20 +118,19 @@ class IntentionIndex:
         """The sources, in lower case, that an intention to ``destination`` itself names."""
         return self._by_destination.get(destination.lower(), {}).keys() - {WILDCARD}
 
-    def from_source(self, source: str) -> Decisions:
-        """What the intentions say of ``source`` calling each destination."""
-        return _decide(self._matching(self._by_source, source), lambda intention: intention.destination)
-
     def to_destination(self, destination: str) -> Decisions:
         """What the intentions say of each source calling ``destination``."""
-        return _decide(self._matching(self._by_destination, destination), lambda intention: intention.source)
-
-    @staticmethod
-    def _matching(index: dict[str, dict[str, Intention]], name: str) -> list[Intention]:
-        found = [*index.get(name.lower(), {}).values()]
-        if name != WILDCARD:
-            found += index.get(WILDCARD, {}).values()
-        return sorted(found, key=lambda i: (-precedence(i), i.source, i.destination))
+        found = [*self._by_destination.get(destination.lower(), {}).values()]
+        if destination != WILDCARD:
+            found += self._by_destination.get(WILDCARD, {}).values()
+        exact: dict[str, Intention] = {}
+        for intention in sorted(found, key=lambda i: (-precedence(i), i.source)):
+            source = intention.source.lower()
+            if source == WILDCARD:
+                # Whatever comes later has less precedence than an intention that already matches every source.
+                return Decisions(exact, intention)
+            exact.setdefault(source, intention)
+        return Decisions(exact, None)
 
 
 def _take(index: dict[str, dict[str, Intention]], key: str, other: str) -> None:
@@ -143,17 +142,6 @@ def _take(index: dict[str, dict[str, Intention]], key: str, other: str) -> None:
 
 def _verdicts(by_destination: Mapping[str, Intention]) -> dict[str, bool]:
     return {name: i.action is not Action.DENY for name, i in by_destination.items() if name != WILDCARD}
-
-
-def _decide(in_order: list[Intention], other_side: Callable[[Intention], str]) -> Decisions:
-    exact: dict[str, Intention] = {}
-    for intention in in_order:
-        name = other_side(intention).lower()
-        if name == WILDCARD:
-            # Whatever comes later has less precedence than an intention that already matches every name.
-            return Decisions(exact, intention)
-        exact.setdefault(name, intention)
-    return Decisions(exact, None)
 
 
 @dataclass(frozen=True, slots=True)

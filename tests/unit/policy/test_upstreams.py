@@ -33,13 +33,13 @@ def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says
     for some in ([*now.items()][:2], [*now.items()]):
         union = frozenset().union(*(candidates.upstreams(source, reach) for source, reach in some))
         assert candidates.reached_by_any(some) == union
+    fresh = IntentionIndex(after)
     for source in candidates.names:
         reach = index.reach(source, default_allow=default_allow)
-        decisions = IntentionIndex(after).from_source(source)
         expected = {
             name
             for name in candidates.names - {source}
-            if decisions.action(name, default_allow=default_allow) is not Action.DENY
+            if fresh.to_destination(name).action(source, default_allow=default_allow) is not Action.DENY
         }
         assert candidates.upstreams(source, reach) == expected
         assert candidates.names - candidates.denied(source, reach) >= expected

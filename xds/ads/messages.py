@@ -10,9 +10,9 @@ from xds.envoy.resource import Resource
 
 @dataclass(slots=True)
 class Request:
-    """A discovery request of either variant, decoded.
+    """A discovery request of either variant, decoded. It may be shared, so nobody changes it.
 
-    Not frozen: there is one for every acknowledgement, and freezing costs more than the rest of it.
+    Not frozen: there are many, and freezing costs more than the rest of it.
     """
 
     type_url: str

@@ -53,3 +53,11 @@ def test_a_response_in_both_variants() -> None:
     assert list(delta.removed_resources) == ["b"]
     whole = discovery.DiscoveryResponse.FromString(codec.encode_response(response, delta=False))
     assert [(r.type_url, r.value) for r in whole.resources] == [(CLUSTER, b"body")]
+
+
+def test_what_many_say_alike_is_decoded_once() -> None:
+    one, other = (discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=nonce) for nonce in ("1", "2"))
+    first = codec.decode(one.SerializeToString(), delta=True)
+    assert codec.decode(one.SerializeToString(), delta=True) is first
+    assert codec.decode(other.SerializeToString(), delta=True)[0].nonce == "2"
+    assert codec.decode(discovery.DiscoveryRequest(type_url=CLUSTER).SerializeToString(), delta=False)[0].names == ()

@@ -250,14 +250,20 @@ async def _export(consul: LabConsul) -> str:
 def _comparable(facts: FileFacts, service: str) -> list[Instance]:
     """Instances without what a registry adds by itself: nodes, indices, health, and virtual IPs of its own.
 
-    A Consul agent merges the defaults into what it registers, so it is what the settings come to that is compared.
+    A Consul agent merges the defaults into what it registers, sooner or later, so it is what the settings come to that
+    is compared.
     """
     plain = []
     for instance in facts.instances[service].instances:
         sidecar = instance.sidecar
         given = tuple(address for address in instance.virtual_ips if address.ip == "240.0.0.9")
         assert sidecar is not None
-        effective = replace(sidecar, settings=effective_settings(sidecar, facts.entries), problems=())
+        upstreams = tuple(
+            replace(each, settings=replace(each.settings, protocol=each.settings.protocol or "tcp"))
+            for each in sidecar.upstreams
+        )
+        settings = effective_settings(sidecar, facts.entries)
+        effective = replace(sidecar, settings=settings, upstreams=upstreams, problems=())
         plain.append(
             replace(
                 instance,

@@ -28,6 +28,8 @@ MOST_ALIASES = 1000
 DEEPEST = 50
 """Consul's own entries nest some ten levels."""
 
+_SURROGATE = re.compile(r"\\u[dD]")
+"""What a character beyond the first 65536 is escaped as in JSON: two of these."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, and not always there
 
 
@@ -107,6 +109,8 @@ def _load_json(text: str) -> tuple[Lines, Any] | None:
         return None
     try:
         data = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+        if _SURROGATE.search(text):
+            json.dumps(data, ensure_ascii=False).encode()  # half of a pair is no character, and breaks whoever gets it
     except (ValueError, RecursionError):
         return None
     level = [data]

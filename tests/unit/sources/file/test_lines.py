@@ -51,6 +51,7 @@ def test_a_step_that_the_text_does_not_have_is_passed_over() -> None:
         ('{\n"services": [}', "f:2: not YAML"),
         ('{"services": ' + "[" * 60 + "]" * 60 + "}", "nested more than 50 deep"),
         ('{"services": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 50 deep"),
+        ('{"services": [{"name": "a",\n"token": "half \\ud83d"}]}', "f:2: not YAML: while parsing a quoted scalar"),
         ('{"services": [], "default_intention_policy": NaN}', "f:1: default_intention_policy: expected 'allow'"),
     ],
 )
@@ -58,6 +59,14 @@ def test_what_is_wrong_with_json_is_said_as_of_yaml(text: str, words: str) -> No
     with pytest.raises(RefusedError) as refused:
         parse("f", text)
     assert words in str(refused.value)
+
+
+def test_json_may_escape_any_character() -> None:
+    text = json.dumps(
+        {"default_intention_policy": "deny", "services": [{"name": "a", "meta": {"owner": "\U0001f600"}}]}
+    )
+    assert "\\ud83d" in text
+    assert parse("f", text).mesh.services[0].meta == {"owner": "\U0001f600"}
 
 
 def test_json_may_be_indented_with_tabs() -> None:

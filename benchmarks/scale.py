@@ -73,10 +73,10 @@ async def sizes(
             await fleet.ask("settled")
             # Once all is read, the queries that wait for changes begin, a thousand a second.
             await asyncio.sleep(5 + services / 1000)
-            rested = served.cpu()
+            before = served.cpu()
             await asyncio.sleep(REST_S)
-            rested = (served.cpu() - rested) / REST_S
-            before, began_all, seconds = served.cpu(), time.monotonic(), []
+            at_rest = (served.cpu() - before) / REST_S
+            before, changes_began, seconds = served.cpu(), time.monotonic(), []
             for number in range(changes):
                 await fleet.ask("arm")
                 began = time.monotonic()
@@ -84,9 +84,10 @@ async def sizes(
                 received = await fleet.ask("each", kind="endpoints")
                 seconds.append(received["last"] - began)
                 await asyncio.sleep(0.5)
+            spent = served.cpu() - before - at_rest * (time.monotonic() - changes_began)
             found[str(services)] = {
-                "cpu_ms_per_change": (served.cpu() - before - rested * (time.monotonic() - began_all)) / changes * 1e3,
-                "rest_share": rested,
+                "cpu_ms_per_change": spent / changes * 1e3,
+                "rest_share": at_rest,
                 "seconds": sorted(seconds),
                 "memory_mib": served.memory(),
                 "messages": received["messages"],

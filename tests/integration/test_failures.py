@@ -96,6 +96,12 @@ async def test_a_dead_control_plane_leaves_the_mesh_running(denying: Mesh) -> No
     await answers(denying.web.host, denying.api_ip, PORT, "api-1")
 
 
+async def troubles(lab: Lab) -> tuple[int, dict[str, str]]:
+    """The status of ``/ready``, and what it says can't be read."""
+    status, about = await get(lab.control, ADMIN_PORT, "/ready")
+    return status, dict(about["troubles"])
+
+
 async def certificates(lab: Lab, member: Member) -> set[str]:
     """Versions of the secrets that a sidecar has acknowledged: its certificate and the roots."""
     sidecar = (await lab.sidecars()).get(member.sidecar_id)
@@ -121,12 +127,12 @@ async def test_a_consul_that_goes_away_leaves_the_mesh_running_and_is_reported(f
     assert lab.consul.process is not None
     await lab.consul.process.stop(signal.SIGKILL)
 
-    async def troubles() -> dict[str, str]:
-        status, about = await get(lab.control, ADMIN_PORT, "/ready")
+    async def troubles_while_ready() -> dict[str, str]:
+        status, found = await troubles(lab)
         assert status == 200
-        return dict(about["troubles"])
+        return found
 
-    found = await eventually("the trouble to be reported", troubles, until=lambda t: "intentions" in t)
+    found = await eventually("the trouble to be reported", troubles_while_ready, until=lambda t: "intentions" in t)
     assert "can't reach Consul" in found["intentions"]
     await answers(fragile.web.host, fragile.api_ip, PORT, "api-1")
     await fragile.web.processes["sidecar"].stop()
@@ -153,10 +159,9 @@ async def test_a_consul_that_is_replaced_by_an_empty_one_is_followed_again(fragi
             until=partial(replaces, old),
         )
 
-    async def troubles() -> dict[str, str]:
-        return dict((await get(lab.control, ADMIN_PORT, "/ready"))[1]["troubles"])
-
-    await eventually("every watch to have read the new Consul", troubles, until=lambda found: not found)
+    await eventually(
+        "every watch to have read the new Consul", partial(troubles, lab), until=lambda found: not found[1]
+    )
     await answers(fragile.web.host, fragile.api_ip, PORT, "api-1")
     await lab.consul.intention("web", "api", "deny")
     await answers(fragile.web.host, fragile.api_ip, PORT, None)
@@ -202,12 +207,10 @@ async def test_connect_disabled_is_said_in_consuls_words(fragile: Mesh) -> None:
     (lab.folder / "consul.sock").unlink(missing_ok=True)
     lab.consul.process = await Process.start("consul", lab.control.command(*command), lab.folder / "consul.log")
 
-    async def troubles() -> dict[str, str]:
-        _, about = await get(lab.control, ADMIN_PORT, "/ready")
-        return dict(about["troubles"])
-
-    found = await eventually(
-        "Connect's absence to be reported", troubles, until=lambda t: "Connect must be enabled" in t.get("CA roots", "")
+    _, found = await eventually(
+        "Connect's absence to be reported",
+        partial(troubles, lab),
+        until=lambda found: "Connect must be enabled" in found[1].get("CA roots", ""),
     )
     assert "/v1/connect/ca/roots" in found["CA roots"]
     await answers(fragile.web.host, fragile.api_ip, PORT, None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
+from xds.sources.file.lines import Path
 from xds.sources.file.models import VIRTUAL_TAGS, MeshFile, ServiceIntentions
 from xds.sources.file.registered import CONNECT_PROXY, Registered
 
-Found = tuple[tuple[str | int, ...], str]
+Found = tuple[Path, str]
 """Where it is, and what it is."""
 
 
@@ -119,7 +120,7 @@ def _partial_tokens(services: list[Registered]) -> Iterator[Found]:
 def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:
     entries: set[tuple[str, str]] = set()
     for number, entry in enumerate(mesh.config_entries.bootstrap):
-        path: tuple[str | int, ...] = ("config_entries", "bootstrap", number)
+        path: Path = ("config_entries", "bootstrap", number)
         name = str(getattr(entry, "Name", "mesh"))
         key = (entry.Kind, name.lower() if isinstance(entry, ServiceIntentions) else name)
         if key in entries:

@@ -78,6 +78,7 @@ def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
     return (before.authority, before.facts.datacenter) != (after.authority, after.facts.datacenter)
 
 
+@no_garbage()
 def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: LoadedMesh | None = None) -> LoadedMesh:
     """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
 
@@ -91,33 +92,32 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: L
         RefusedError: the file can't be used.
         StateError: the state folder can't.
     """
-    with no_garbage():
-        document = parse(str(settings.mesh), read_text(settings.mesh))
-        facts = facts_of(document)
-        if tokens_needed and not facts.declares_tokens and facts.tokens:
-            raise RefusedError(
-                str(settings.mesh),
-                [
-                    Problem(
-                        document.lines.of(("services",)),
-                        "no service has a token, so whoever connects would be given any certificate: give each service"
-                        " its token, or let gossamer listen on loopback only (--listen 127.0.0.1:18000)",
-                    )
-                ],
-            )
-        folder = StateFolder(settings.state)
-        taken = {address: service for service in facts.instances for address in facts.claimed(service)}
-        wanted = facts.without_virtual_ip()
-        moved = [
-            f"{taken[address]!r} claims the virtual IP {address}, which was given to {service!r}: choose another"
-            for service, address in folder.virtual_ips().by_service.items()
-            if service in wanted and address in taken
-        ]
-        if moved:
-            raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
-        authority = folder.authority(now, known=known.authority if known else None)
-        given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
-        return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document, facts)))
+    document = parse(str(settings.mesh), read_text(settings.mesh))
+    facts = facts_of(document)
+    if tokens_needed and not facts.declares_tokens and facts.tokens:
+        raise RefusedError(
+            str(settings.mesh),
+            [
+                Problem(
+                    document.lines.of(("services",)),
+                    "no service has a token, so whoever connects would be given any certificate: give each service"
+                    " its token, or let gossamer listen on loopback only (--listen 127.0.0.1:18000)",
+                )
+            ],
+        )
+    folder = StateFolder(settings.state)
+    taken = {address: service for service in facts.instances for address in facts.claimed(service)}
+    wanted = facts.without_virtual_ip()
+    moved = [
+        f"{taken[address]!r} claims the virtual IP {address}, which was given to {service!r}: choose another"
+        for service, address in folder.virtual_ips().by_service.items()
+        if service in wanted and address in taken
+    ]
+    if moved:
+        raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
+    authority = folder.authority(now, known=known.authority if known else None)
+    given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
+    return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document, facts)))
 
 
 def read_text(file: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.integration.helpers import answers
@@ -25,12 +27,17 @@ ADDRESSES = {
     "spare": "240.0.0.13",
     "later": "240.0.0.14",
     "store": "240.0.0.15",
+    "book": "240.0.0.16",
+    "stock": "240.0.0.17",
 }
 
 
 @dataclass
 class OnDemand:
-    """web calls api, a TCP service, shop and store, HTTP services; primary fails over to spare."""
+    """web calls api, a TCP service, and shop, book, store and stock, HTTP services; primary fails over to spare.
+
+    shop and book have routes of their own.
+    """
 
     lab: Lab
     web: Member
@@ -59,17 +66,22 @@ class OnDemand:
 @pytest.fixture(scope="module")
 async def mesh() -> AsyncIterator[OnDemand]:
     async with Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "on-demand")) as lab:
-        for name in ("shop", "store"):
+        for name in ("shop", "book", "store", "stock"):
             await lab.catalog.entry({"Kind": "service-defaults", "Name": name, "Protocol": "http"})
+        for name in ("shop", "book"):
+            route = {"Match": {"HTTP": {"PathPrefix": "/"}}, "Destination": {"RequestTimeout": "20s"}}
+            await lab.catalog.entry({"Kind": "service-router", "Name": name, "Routes": [route]})
         await lab.catalog.entry(
             {"Kind": "service-resolver", "Name": "primary", "Failover": {"*": {"Service": "spare"}}}
         )
         members = await asyncio.gather(
             lab.member("web"),
             lab.member("api", virtual_ip=ADDRESSES["api"]),
-            lab.member("shop", virtual_ip=ADDRESSES["shop"], speaks="http"),
             lab.member("spare", virtual_ip=ADDRESSES["spare"]),
-            lab.member("store", virtual_ip=ADDRESSES["store"], speaks="http"),
+            *(
+                lab.member(name, virtual_ip=ADDRESSES[name], speaks="http")
+                for name in ("shop", "book", "store", "stock")
+            ),
         )
         await lab.served(*members)
         yield OnDemand(lab, members[0], members[1])
@@ -87,6 +99,38 @@ async def test_requests_ask_for_their_routes_and_clusters(mesh: OnDemand) -> Non
     assert slow.service == "shop-1", "the first request waits for both, and after that no less long than any"
     assert await mesh.routes() == {f"vip:{ADDRESSES['shop']}"}
     assert not any("store" in name for name in await mesh.clusters())
+
+
+async def test_requests_to_a_service_without_routes_ask_for_its_cluster_alone(mesh: OnDemand) -> None:
+    before = await mesh.routes()
+    slow = await request(mesh.web.host, f"http://{ADDRESSES['store']}/?wait=4", "POST")
+    assert slow.service == "store-1", "the wait for a cluster has a limit, the wait for an answer has not"
+    assert f"vip:{ADDRESSES['store']}" in await mesh.clusters()
+    assert await mesh.routes() == before
+
+
+async def test_a_service_may_get_and_lose_routes_of_its_own(mesh: OnDemand) -> None:
+    sockets: list[socket.socket] = []
+
+    def connect(info: Any) -> socket.socket:
+        sockets.append(mesh.web.host.socket(info[0], info[1]))
+        return sockets[-1]
+
+    async with aiohttp.ClientSession(
+        f"http://{ADDRESSES['store']}", connector=aiohttp.TCPConnector(socket_factory=connect)
+    ) as session:
+
+        async def ask() -> str:
+            async with session.get("/") as answer:
+                return str((await answer.json())["service"])
+
+        assert await ask() == "store-1"
+        route = {"Match": {"HTTP": {"PathPrefix": "/"}}, "Destination": {"Service": "book"}}
+        await mesh.lab.catalog.entry({"Kind": "service-router", "Name": "store", "Routes": [route]})
+        await eventually("its new routes", ask, until="book-1".__eq__)
+        await mesh.lab.catalog.remove_entry("service-router", "store")
+        await eventually("store itself", ask, until="store-1".__eq__)
+    assert len(sockets) == 1, "a connection that stands is routed by what holds when a request comes"
 
 
 async def test_routes_that_were_asked_for_are_kept_current(mesh: OnDemand) -> None:
@@ -141,13 +185,15 @@ async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_res
         assert answered is None
         assert seconds < 5
         assert (await mesh.ask("shop")).service == "shop-1"
-        began = time.monotonic()
-        assert (await mesh.ask("store")).status >= 400
-        assert time.monotonic() - began < 18, "the first request to a service waits longest"
+        for service, most in (("stock", 5), ("book", 18)):
+            began = time.monotonic()
+            assert (await mesh.ask(service)).status >= 400
+            assert time.monotonic() - began < most, "the first request to a service with routes waits longest"
     finally:
         await mesh.lab.start_gossamer()
     await answers(mesh.web.host, ADDRESSES["spare"], 80, "spare-1")
-    await until(lambda: mesh.ask("store"), "store", lambda found: found.service == "store-1")
+    await until(lambda: mesh.ask("stock"), "stock", lambda found: found.service == "stock-1")
+    await until(lambda: mesh.ask("book"), "book", lambda found: found.service == "book-1")
     await mesh.lab.served(mesh.web)
     found = await mesh.clusters()
     assert {f"vip:{ADDRESSES[name]}" for name in ("api", "spare")} <= found, "what it has is remembered"
@@ -175,9 +221,9 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
         await answers(web.host, ADDRESSES["api"], 80, "api-1")
         catalog = lab.catalog
         assert isinstance(catalog, MeshFile)
-        socket = web.host.socket()
-        await asyncio.get_running_loop().sock_connect(socket, (ADDRESSES["api"], 80))
-        reader, writer = await asyncio.open_connection(sock=socket)
+        dialing = web.host.socket()
+        await asyncio.get_running_loop().sock_connect(dialing, (ADDRESSES["api"], 80))
+        reader, writer = await asyncio.open_connection(sock=dialing)
         try:
             assert await reader.readline() == b"api-1\n"
             held = await stack.enter_async_context(Held(web.host, f"http://{ADDRESSES['shop']}/"))
@@ -195,7 +241,8 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
             assert await held.still_open(), "and so does one with requests, which need what was taken away"
             await answers(web.host, ADDRESSES["api"], 80, "api-1")
             fill(catalog, 0)
-            await eventually("the way back", clusters, until=lambda found: found == {f"vip:{ADDRESSES['api']}"})
+            both = {f"vip:{ADDRESSES[name]}" for name in ("api", "shop")}
+            await eventually("the way back", clusters, until=both.__eq__)
             writer.write(b"and now?\n")
             assert await asyncio.wait_for(reader.readline(), 10)
             assert await held.still_open()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from xds.control.tables import ResourcesByType
-from xds.envoy import clusters, jwt, names, outbound, tls
+from xds.envoy import clusters, jwt, names, outbound, routes, tls
 from xds.envoy.clusters import Here
 from xds.envoy.dns import Named, dns_listener, unanswerable
 from xds.envoy.egress import EgressHost
@@ -112,6 +112,8 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
         scopes_named = outbound.outbound_routes(listed, inputs.hosts)
         yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
+        if inputs.on_demand:
+            yield routes.by_address()
         if not inputs.outbound.destinations_only:
             yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
         if inputs.dns_port:

@@ -103,7 +103,7 @@ class Proxy:
         asked_for = self.on_demand and address_of(scope.name) is not None
         if type_url == ROUTE:
             return pointed_to(scope) if asked_for else None
-        return pointer(scope.name) if asked_for else scope
+        return pointer(scope) if asked_for else scope
 
     def names(self, type_url: str) -> Iterable[str]:
         """The names of every resource of a type that is meant for this proxy."""

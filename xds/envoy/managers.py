@@ -34,10 +34,11 @@ Added = core.HeaderValueOption.HeaderAppendAction
 Manager = manager.HttpConnectionManager
 JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 ON_DEMAND_TIMEOUT = Duration(seconds=2)
-"""How long a first connection waits for what it asked for: what a control plane that is away costs it."""
+"""How long a first connection or request waits for its cluster: what a control plane that is away costs it."""
 FIRST_ROUTES_TIMEOUT = Duration(seconds=15)
-"""How long a first request waits for its routes. Envoy has no timeout for just this: it is that of an idle stream,
-which every route replaces, but not for the request that waited for it. So it is what a request has by default.
+"""How long a first request waits for its routes, where its upstream has any. Envoy has no timeout for just this: it is
+that of an idle stream, which every route replaces, but not for the request that waited for it. So it is what a request
+has by default.
 """
 RBAC_FILTER = "envoy.filters.http.rbac"
 

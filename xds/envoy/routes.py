@@ -3,6 +3,10 @@
 Every outbound HTTP connection goes through one connection manager. It notes the dialed address in a header, by which
 the scope is found; the header is taken away again on the way up. So a new upstream is a resource of its own here, and
 no listener changes.
+
+Where clusters come on demand, so do the routes of an upstream that has any. One that has none, whose requests all go
+to the cluster that is named after the address, shares one configuration with all the others of that kind: it routes by
+the same header. So its first request waits for its cluster alone, for which Envoy has a time limit.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import route_pb2 as route
 
 SCOPE_HEADER = "x-gossamer-dialed"
+BY_ADDRESS = "by-address"
+"""The name of the routes that upstreams without any share."""
 ANY_CLUSTER = BoolValue(value=False)
 """Envoy would refuse a route to a cluster that is not there yet, and on demand none is before the first request."""
 IDLE_TIMEOUT_MS = 300_000
@@ -54,23 +60,54 @@ def _key(name: str) -> route.ScopedRouteConfiguration.Key:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def pointer(name: str) -> Resource:
-    """What stands for the scope ``name`` where its routes are asked for when the first request needs them."""
+def pointer(scope: Resource) -> Resource:
+    """What stands for a scope where its clusters come on demand: the name of its routes.
+
+    Those of its own are asked for when the first request needs them; `by_address` at once, and once for all scopes.
+    """
+    name, own = scope.name, not _is_straight(scope)
     message = route.ScopedRouteConfiguration(
         name=name,
         key=_key(name),
-        on_demand=True,
-        route_configuration_name=name,
+        on_demand=own,
+        route_configuration_name=name if own else BY_ADDRESS,
     )
     return encode(SCOPED_ROUTE, name, message)
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def pointed_to(scope: Resource) -> Resource:
-    """The routes in a scope, as they are asked for by `pointer`."""
+def pointed_to(scope: Resource) -> Resource | None:
+    """The routes in a scope, as they are asked for by `pointer`; ``None`` where it has none of its own."""
+    if _is_straight(scope):
+        return None
     message = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
     message.name = scope.name
     return encode(ROUTE, scope.name, message, clusters=scope.clusters)
+
+
+def _is_straight(scope: Resource) -> bool:
+    """Whether it leads all requests to the cluster of its own name, and does nothing else with them."""
+    if scope.clusters != (scope.name,):
+        return False
+    configuration = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
+    # An extension may have set what is no part of the API as it is known here: only the bytes tell.
+    return configuration.SerializeToString() == straight(configuration.name, scope.name).SerializeToString()
+
+
+@functools.cache
+def by_address() -> Resource:
+    """The routes of all scopes that lead to the cluster of their own name: to the cluster that `SCOPE_HEADER` names."""
+    action = route.RouteAction(cluster_header=SCOPE_HEADER)
+    return encode(ROUTE, BY_ADDRESS, _everything(BY_ADDRESS, action))
+
+
+def divides(chain: DiscoveryChain) -> bool:
+    """Whether requests are told apart, or treated in any way, so that an upstream needs routes of its own."""
+    start = chain.nodes[chain.start]
+    if not isinstance(start, Resolver):
+        return True
+    balancer = start.load_balancer
+    return start.request_timeout_ms is not None or (balancer is not None and balancer.hashes)
 
 
 def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.RouteConfiguration:
@@ -97,7 +134,11 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
 
 def straight(name: str, cluster: str) -> route.RouteConfiguration:
     """Everything to one cluster."""
-    action = route.RouteAction(cluster=cluster, idle_timeout=milliseconds(IDLE_TIMEOUT_MS))
+    return _everything(name, route.RouteAction(cluster=cluster))
+
+
+def _everything(name: str, action: route.RouteAction) -> route.RouteConfiguration:
+    action.idle_timeout.CopyFrom(milliseconds(IDLE_TIMEOUT_MS))
     everything = route.Route(match=route.RouteMatch(prefix="/"), route=action)
     return route.RouteConfiguration(
         name=name,

@@ -1,7 +1,8 @@
 """An upstream in Envoy: what its discovery chain comes to, for each name under which a listener asks for it.
 
-TCP: one cluster of that name. HTTP: routes of that name, over clusters that all the upstream's names share. A resolver
-with failover is an aggregate cluster over one for each of its targets.
+One cluster of that name; with HTTP, routes of that name that lead to it. Where a chain has routes of its own, they lead
+to clusters that all the upstream's names share. A resolver with failover is an aggregate cluster over one for each of
+its targets.
 """
 
 from __future__ import annotations
@@ -82,11 +83,13 @@ class UpstreamEncoder:
 
     def resources(self, dialed: Iterable[str]) -> Iterator[Resource]:
         """What is needed for the upstream under each of these names."""
-        if not self.is_http:
+        if not self.is_http or not routes.divides(self._chain):
             for name in dialed:
                 resolver = self._chain.first_resolver()
                 assert resolver is not None
                 yield from self._resolver(name, resolver)
+                if self.is_http:
+                    yield routes.scope(name, routes.straight(self._chain.service, name), (name,))
             return
         behind = {key: self._cluster_of(node) for key, node in self._chain.nodes.items() if isinstance(node, Resolver)}
         for key, name in behind.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from xds.control.proxy import SERVED_TYPES, Client, Proxy
 from xds.envoy.names import address_of
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET
-from xds.envoy.routes import pointed_to, pointer
+from xds.envoy.routes import BY_ADDRESS, SCOPE_HEADER, by_address, pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
 from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
@@ -41,6 +42,7 @@ from xds.mesh.settings import (
     Destination,
     EntryProblem,
     ExposedPath,
+    Extension,
     MeshSettings,
     PassiveHealthCheck,
     ProxyMode,
@@ -209,7 +211,7 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
                 assert resource is not None
                 yield type_url, resource.body
                 if type_url == SCOPED_ROUTE and address_of(name) is not None:
-                    for asked_for in (pointer(name), pointed_to(resource)):
+                    for asked_for in filter(None, (pointer(resource), pointed_to(resource), by_address())):
                         yield asked_for.type_url, asked_for.body
 
 
@@ -705,11 +707,10 @@ def test_a_subset_and_a_service_of_its_name_have_clusters_of_their_own() -> None
     http = ConfigEntries(proxy_defaults=ProxySettings(protocol="http", mode=ProxyMode.TRANSPARENT))
     bench.plane.apply({mesh.CONFIG_ENTRIES: http})
     bench.service("web", instances=web_with())
-    subset = DiscoveryChain(
-        "api", "http", "r", {"r": Resolver("t")}, {"t": Target("api", subset="v1", filter="Service.ID != x")}
-    )
-    bench.service("api", "240.0.0.2", chain=subset)
-    bench.service("v1.api", "240.0.0.3", chain=default_chain("v1.api", "http"))
+    slow = {"r": Resolver("t", request_timeout_ms=7)}
+    subset = {"t": Target("api", subset="v1", filter="Service.ID != x")}
+    bench.service("api", "240.0.0.2", chain=DiscoveryChain("api", "http", "r", slow, subset))
+    bench.service("v1.api", "240.0.0.3", chain=DiscoveryChain("v1.api", "http", "r", slow, {"t": Target("v1.api")}))
     bench.leaf("web")
     made = names(bench.connect("web"), CLUSTER)
     assert {"api/v1.api.default.dc1.internal.td.consul", "v1.api.default.dc1.internal.td.consul"} <= made
@@ -753,8 +754,12 @@ def test_a_listener_names_the_routes_that_have_to_be_there_before_it(bench: Benc
     assert proxy.get(SCOPED_ROUTE, "vip:240.0.0.9") is None
 
 
+SLOW = DiscoveryChain("page", "http", "r", {"r": Resolver("t", request_timeout_ms=7)}, {"t": Target("page")})
+"""A chain with routes of its own."""
+
+
 def test_on_demand_a_scope_stands_for_routes_that_are_asked_for(bench: Bench) -> None:
-    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    bench.service("page", "240.0.0.9", chain=SLOW)
     eager = bench.connect("web")
     whole = eager.get(SCOPED_ROUTE, "vip:240.0.0.9")
     assert whole is not None
@@ -777,10 +782,48 @@ def test_on_demand_a_scope_stands_for_routes_that_are_asked_for(bench: Bench) ->
     assert content.virtual_hosts == inline.virtual_hosts
 
 
+def test_on_demand_upstreams_that_divide_no_requests_share_their_routes(bench: Bench) -> None:
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    eager = bench.connect("web")
+    [whole] = eager.select(SCOPED_ROUTE, ["vip:240.0.0.9"])
+    assert whole.clusters == ("vip:240.0.0.9",)
+    assert eager.get(ROUTE, BY_ADDRESS) is None
+    sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
+    proxy = bench.connect("web", 1)
+    [scope] = proxy.select(SCOPED_ROUTE, ["vip:240.0.0.9"])
+    pointer = route_pb2.ScopedRouteConfiguration.FromString(scope.body)
+    assert (pointer.on_demand, pointer.route_configuration_name) == (False, BY_ADDRESS)
+    assert proxy.get(ROUTE, "vip:240.0.0.9") is None
+    shared = proxy.get(ROUTE, BY_ADDRESS)
+    assert shared is not None
+    [route] = route_pb2.RouteConfiguration.FromString(shared.body).virtual_hosts[0].routes
+    assert route.route.cluster_header == SCOPE_HEADER
+
+
+SIZE = 99
+
+
+def test_on_demand_routes_that_an_extension_touched_are_not_shared(bench: Bench) -> None:
+    patch = {
+        "ResourceFilter": {"ResourceType": "route", "TrafficDirection": "outbound"},
+        "Op": "add",
+        "Path": "/max_direct_response_body_size_bytes",
+        "Value": SIZE,
+    }
+    extension = Extension("builtin/property-override", False, json.dumps({"Patches": [patch]}))
+    sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND, extensions=(extension,))
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    routes = bench.connect("web").get(ROUTE, "vip:240.0.0.9")
+    assert routes is not None
+    assert routes.body.endswith(b"\x08" + SIZE.to_bytes(1, "big"))
+
+
 def test_on_demand_routes_that_were_asked_for_follow_their_chain(bench: Bench) -> None:
     sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
-    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    bench.service("page", "240.0.0.9", chain=SLOW)
     proxy = bench.connect("web")
     proxy.session.receive(Request(SCOPED_ROUTE, subscribe=("*",)))
     proxy.session.receive(Request(ROUTE, subscribe=("vip:240.0.0.9",)))
@@ -793,7 +836,12 @@ def test_on_demand_routes_that_were_asked_for_follow_their_chain(bench: Bench) -
         return found
 
     assert set(sent()) == {(ROUTE, "vip:240.0.0.9"), (SCOPED_ROUTE, "vip:240.0.0.9")}
-    slow = {"r": Resolver("t", request_timeout_ms=7)}
-    chain = DiscoveryChain("page", "http", "r", slow, {"t": Target("page")})
+    slower = {"r": Resolver("t", request_timeout_ms=8)}
+    chain = DiscoveryChain("page", "http", "r", slower, {"t": Target("page")})
     bench.service("page", "240.0.0.9", chain=chain)
     assert sent() == [(ROUTE, "vip:240.0.0.9")], "the scope is the same"
+    bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
+    assert sent() == [(SCOPED_ROUTE, "vip:240.0.0.9")], "it has no routes of its own any more"
+    bench.service("page", "240.0.0.9", chain=chain)
+    proxy.session.receive(Request(ROUTE, subscribe=("vip:240.0.0.9",)))
+    assert set(sent()) == {(ROUTE, "vip:240.0.0.9"), (SCOPED_ROUTE, "vip:240.0.0.9")}

@@ -48,6 +48,8 @@ class Callers:
         """The services with a view, by their name in lower case."""
         self._wide: set[str] = set()
         """Those of them that may call everybody whom no intention singles out."""
+        self._unassigned: set[str] = set()
+        """Those of them whose view is of intentions that hold no more, until their turn to be assigned comes."""
         self._waiting_for: dict[str, dict[ServiceView, None]] = {}
         """By upstream that has not been read, the views that wait for it (and maybe for others)."""
 
@@ -68,6 +70,7 @@ class Callers:
         if not alike:
             del self._spelled[service.lower()]
         self._wide.discard(service)
+        self._unassigned.discard(service)
 
     def candidates(self, before: Candidates) -> Candidates:
         """The names that could be upstreams: of the catalog, and those that config entries or intentions speak of.
@@ -106,6 +109,7 @@ class Callers:
     def assign(self, service: str) -> bool:
         """Work out anew whom ``service`` may call, and how; whether that differs."""
         default_allow, entries = self._mesh.default_allow, self._mesh.config_entries
+        self._unassigned.discard(service)
         if default_allow is None or entries is None or not self.is_assignable():
             return False
         view = self.views[service]
@@ -122,6 +126,12 @@ class Callers:
         self._tell(view, changes)
         self.see_what_it_waits_for(view)
         return True
+
+    def to_assign(self, services: Iterable[str]) -> list[str]:
+        """Note that these are to be assigned, for which some may have to wait; the same."""
+        found = list(services)
+        self._unassigned.update(found)
+        return found
 
     def not_held(self) -> list[tuple[UpstreamTable, str]]:
         """The upstreams that somebody may call now and nobody did, with the tables in which they are to stand."""
@@ -155,6 +165,8 @@ class Callers:
         services = set(self._wide) if shared is None else set(self.views) if shared else set()
         for service in self.having(self.index.sources_named_by(upstream)):
             (services.add if self.views[service].reach.includes(upstream) else services.discard)(service)
+        # The index knows the intentions of now. When these are assigned, only what differs from what they had is told.
+        services |= {each for each in self._unassigned if self.views[each].reach.includes(upstream)}
         services.discard(upstream)
         return [self.views[service] for service in services]
 

@@ -204,7 +204,8 @@ class ControlPlane:
             everybody = not assigned or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
             if everybody:
                 self._slices.run(callers.hold, callers.not_held())
-            self._slices.run(self._assign, list(callers.views if everybody else callers.having(sources)), in_order=True)
+            waiting = callers.to_assign(callers.views if everybody else callers.having(sources))
+            self._slices.run(self._assign, waiting, in_order=True)
         if not assigned or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
             stale |= self._proxies.keys()
         stale |= callers.having(destinations)

@@ -85,6 +85,31 @@ def test_a_name_that_an_intention_alone_spoke_of_goes_with_it() -> None:
     assert "vip:240.0.0.1" not in api.names(CLUSTER)
 
 
+def test_what_is_read_before_a_view_is_assigned_anew_is_told_by_whom_it_called_before() -> None:
+    waiting: list[Callable[[], None]] = []
+    bench = connected(Bench(default_allow=False, soon=waiting.append))
+    proxy = next(proxy for proxy in bench.plane.proxies() if proxy.service == "web")
+    state = proxy.session.state(CLUSTER)
+    state.asked = state.wildcard = True
+    changes: list[tuple[object, ...]] = [
+        ("names", frozenset(NAMES)),
+        ("intentions", {("web", "api"): Action.ALLOW}),
+        ("instances", "web", 1, 1),
+        ("instances", "api", 0, 1),
+    ]
+    for change in changes:
+        bench.plane.apply(make(change))
+    while waiting:
+        waiting.pop(0)()
+    state.dirty.clear()
+    bench.plane.apply(make(("intentions", {("web", "*"): Action.ALLOW, ("db", "*"): Action.ALLOW})))
+    bench.plane.apply(make(("chain", "api", "tcp")))
+    while waiting:
+        waiting.pop(0)()
+    assert proxy.get(CLUSTER, "vip:240.0.0.0") is not None
+    assert "vip:240.0.0.0" in state.dirty
+
+
 @settings(max_examples=250, deadline=None)
 @given(changes=st.lists(CHANGE, min_size=1, max_size=12), late=st.booleans(), data=st.data())
 def test_a_plane_that_changed_has_what_a_new_one_has(

@@ -36,7 +36,7 @@ from xds.control.callers import Callers
 from xds.control.inputs import Blocker, OwnInputs
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
-from xds.control.slices import Slices
+from xds.control.slices import Rests, Slices
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere, InstancesOf
@@ -70,6 +70,7 @@ class ControlPlane:
         metrics: where to count.
         soon: runs something once all that is waiting to happen has happened, so that a thousand sidecars that come at
             once make one demand.
+        later: runs something a moment later, for what is not worth doing each time that it could be.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ControlPlane:
         on_demand: Callable[[Demand], None],
         metrics: Metrics,
         soon: Callable[[Callable[[], None]], object],
+        later: Callable[[Callable[[], None]], object],
     ) -> None:
         self.mesh = Mesh()
         self.metrics = metrics
@@ -87,6 +89,7 @@ class ControlPlane:
         self._demand_stale = self._demand_wanted = False
         self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
         self._slices = Slices(soon)
+        self._relisting = Rests(self._relist, later)
         self._live: set[str] = set()
         """The services of which a proxy was given its certificate: nothing is read on behalf of the others."""
         self._proxies: dict[str, set[Proxy]] = {}
@@ -218,7 +221,9 @@ class ControlPlane:
         touched, more = callers.refresh(moved, self._demand.services)
         self._demand_stale |= before != (callers.changed, self._catalog.led)
         moved |= touched
-        stale |= more | {each for each in moved if isinstance(each, str)}
+        # Who still waits for other upstreams will soon have more addresses to list; in a cold start, thousands.
+        unread = {service for service in more if not callers.views[service].is_known()}
+        stale |= (more - unread) | {each for each in moved if isinstance(each, str)}
         proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}
         for key in changed:
             if isinstance(key.of, LeafKey):
@@ -228,7 +233,14 @@ class ControlPlane:
         for service in stale | {proxy.service for proxy in proxies}:
             self._news[service] = self._news.get(service, 0) + 1
         self._slices.run(self._update, proxies)
+        self._relisting.ask(unread - stale)
         self._want_demand()
+
+    def _relist(self, services: set[str]) -> None:
+        """Bring the outbound listeners of these services' sidecars up to date."""
+        for service in services:
+            self._news[service] = self._news.get(service, 0) + 1
+        self._slices.run(self._update, {proxy for each in services for proxy in self._proxies.get(each, ())})
 
     def _assign(self, service: str) -> None:
         """Work out anew whom ``service`` may call, and what that makes of its sidecars."""

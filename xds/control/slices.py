@@ -1,4 +1,5 @@
-"""Work on many, in slices, between which the event loop does whatever else has come."""
+"""Work that would hold others up: on many, in slices between which the event loop does whatever else has come; and the
+same again and again, with rests between."""
 
 from __future__ import annotations
 
@@ -49,3 +50,34 @@ class Slices:
 
 def _bound(step: Callable[[Item], None], item: Item) -> Callable[[], None]:
     return lambda: step(item)
+
+
+class Rests:
+    """Does ``step`` with what is asked for: at once, and then what is asked for meanwhile together, after a rest.
+
+    Args:
+        step: takes all that was asked for since it was last done.
+        later: runs something when a rest is over.
+    """
+
+    def __init__(self, step: Callable[[set[str]], None], later: Callable[[Callable[[], None]], object]) -> None:
+        self._step = step
+        self._later = later
+        self._asked: set[str] = set()
+        self._resting = False
+
+    def ask(self, items: Collection[str]) -> None:
+        """Have these done."""
+        self._asked.update(items)
+        if self._asked and not self._resting:
+            self._go()
+
+    def _go(self) -> None:
+        asked, self._asked = self._asked, set()
+        self._resting = True
+        self._step(asked)
+        self._later(self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self.ask(())

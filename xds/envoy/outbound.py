@@ -102,7 +102,7 @@ def outbound(
         dual_stack: whether on that of IPv6 as well.
         mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
         on_demand: whether they are sent on demand now.
-        listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol.
+        listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     way = Way(mode, on_demand)
@@ -193,19 +193,20 @@ def _by_destination(
 ) -> xds_matcher.Matcher:
     """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
     past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
-    by_kind: dict[str, list[IPNetwork]] = {way.chain("tcp", by_port=False): list(settings.virtual_ranges)}
+    by_kind = {way.chain("tcp", by_port=False): [_network(each) for each in settings.virtual_ranges]}
     ports: dict[str, dict[VirtualAddress, str]] = {}
-    for at, protocol in sorted(listed.items()):
+    chains = {protocol: way.chain(kind(protocol), by_port=False) for protocol in {*listed.values()}}
+    for at, protocol in listed.items():
         if at.port == ANY_PORT:
-            by_kind.setdefault(way.chain(kind(protocol), by_port=False), []).append(ipaddress.ip_network(at.ip))
+            by_kind.setdefault(chains[protocol], []).append(_one_address(at.ip))
         else:
             ports.setdefault(at.ip, {})[at] = protocol
-    ranges = [_range(networks, _go_to(chain)) for chain, networks in by_kind.items() if networks]
+    ranges = [_range(encoded, _go_to(chain)) for chain, encoded in by_kind.items() if encoded]
     for ip, there in sorted(ports.items()):
         otherwise = past
         if not all(at.own for at in there):
             otherwise = _go_to(way.chain("tcp", by_port=False))  # where no cluster is named after it: refused
-        ranges.append(_range([ipaddress.ip_network(ip)], _by_port(there, otherwise, way)))
+        ranges.append(_range([_one_address(ip)], _by_port(there, otherwise, way)))
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_ip", network_inputs_pb2.DestinationIPInput()),
         custom_match=xds_core.TypedExtensionConfig(
@@ -263,16 +264,25 @@ def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, way
     return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
 
 
-def _range(networks: Iterable[IPNetwork], then: OnMatch) -> xds_matcher.IPMatcher.IPRangeMatcher:
-    return xds_matcher.IPMatcher.IPRangeMatcher(
-        ranges=[
-            xds_core.CidrRange(
-                address_prefix=str(network.network_address), prefix_len=UInt32Value(value=network.prefixlen)
-            )
-            for network in networks
-        ],
-        on_match=then,
-    )
+def _range(encoded: Iterable[bytes], then: OnMatch) -> xds_matcher.IPMatcher.IPRangeMatcher:
+    """What these networks lead to, each of which is encoded as if it were the only one: repeated fields concatenate."""
+    found = xds_matcher.IPMatcher.IPRangeMatcher.FromString(b"".join(encoded))
+    found.on_match.CopyFrom(then)
+    return found
+
+
+def _network(network: IPNetwork) -> bytes:
+    return _encoded_range(str(network.network_address), network.prefixlen)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _one_address(ip: str) -> bytes:
+    return _encoded_range(ip, 128 if ":" in ip else 32)
+
+
+def _encoded_range(address: str, length: int) -> bytes:
+    found = xds_core.CidrRange(address_prefix=address, prefix_len=UInt32Value(value=length))
+    return xds_matcher.IPMatcher.IPRangeMatcher(ranges=[found]).SerializeToString()
 
 
 def _input(name: str, message: Message) -> xds_core.TypedExtensionConfig:

@@ -23,6 +23,8 @@ GARBAGE = (50_000, 2, 500)
 and after how many of those the old. Everything stands still meanwhile: 30 ms for the young, a tenth of a second for the
 middle-aged, which with a usual ten or twenty would be more and take three times as long.
 """
+LATER_S = 0.25
+"""How long what is done again and again rests between."""
 
 
 def prepare_process() -> None:
@@ -40,13 +42,16 @@ class Serving:
 
     def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None]) -> None:
         self.metrics = Metrics()
-        self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon)
+        self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon, self._later)
         self._ads = AdsServer(PlaneRegistry(self.plane))
         self._failed = asyncio.Event()
         self._failure: Exception | None = None
 
     def _soon(self, then: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(self._do, then)
+
+    def _later(self, then: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(LATER_S, self._do, then)
 
     def _do(self, then: Callable[[], None]) -> None:
         try:

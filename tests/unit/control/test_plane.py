@@ -59,10 +59,14 @@ class Bench:
     """A control plane with a source that is the test."""
 
     def __init__(
-        self, *, default_allow: bool = True, soon: Callable[[Callable[[], None]], object] | None = None
+        self,
+        *,
+        default_allow: bool = True,
+        soon: Callable[[Callable[[], None]], object] = lambda then: then(),
+        later: Callable[[Callable[[], None]], object] = lambda then: then(),
     ) -> None:
         self.demand = Demand()
-        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), soon or (lambda then: then()))
+        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), soon, later)
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
             {

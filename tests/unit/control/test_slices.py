@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xds.control.slices import FEW, SLICE, Slices
+from xds.control.slices import FEW, SLICE, Rests, Slices
 
 
 class Loop:
@@ -60,3 +60,21 @@ def test_what_is_left_can_be_done_now() -> None:
     assert not loop.waiting
     loop.slices.run(loop.done.append, range(2 * FEW))
     assert loop.waiting, "and then it begins anew"
+
+
+def test_what_is_asked_for_in_a_rest_is_done_together_after_it() -> None:
+    resting: list[Callable[[], None]] = []
+    done: list[set[str]] = []
+    rests = Rests(done.append, resting.append)
+    rests.ask(())
+    rests.ask({"a"})
+    assert done == [{"a"}], "at once"
+    rests.ask({"b"})
+    rests.ask({"b", "c"})
+    assert done == [{"a"}]
+    resting.pop()()
+    assert done == [{"a"}, {"b", "c"}]
+    resting.pop()()
+    assert not resting, "nothing was asked for in the second rest"
+    rests.ask({"d"})
+    assert done[-1] == {"d"}

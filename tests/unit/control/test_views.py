@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.control.test_plane import Bench
 from tests.unit.facts import make_instance
 from xds.control import slices
-from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import ServiceInstances
@@ -30,7 +30,7 @@ CHANGE = st.one_of(
     st.tuples(st.just("default"), st.booleans()),
     st.tuples(st.just("entries"), SERVICE, SERVICE, st.sampled_from([None, 7])),
 )
-TYPES = (CLUSTER, ENDPOINT, SCOPED_ROUTE)
+TYPES = (CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER)
 
 
 def make(change: tuple[object, ...]) -> dict[Key, object]:
@@ -116,7 +116,7 @@ def test_a_plane_that_changed_has_what_a_new_one_has(
     changes: list[tuple[object, ...]], late: bool, data: st.DataObject
 ) -> None:
     waiting: list[Callable[[], None]] = []
-    bench = connected(Bench(soon=waiting.append if late else None))
+    bench = connected(Bench(soon=waiting.append, later=waiting.append) if late else Bench())
     for proxy in bench.plane.proxies():
         for type_url in (CLUSTER, SCOPED_ROUTE):
             proxy.session.state(type_url).asked = proxy.session.state(type_url).wildcard = True
@@ -149,6 +149,6 @@ def test_a_plane_that_changed_has_what_a_new_one_has(
             expected = {name: new.get(type_url, name) for name in new.names(type_url)}
             assert {name: now.get(type_url, name) for name in now.names(type_url)} == expected
             assert {each.name: each for each in now.select(type_url, set(expected))} == expected
-            if type_url != ENDPOINT:
+            if type_url in (CLUSTER, SCOPED_ROUTE):
                 told = {name: each for (url, name), each in has.items() if url == type_url and each is not None}
                 assert told == expected, "what was told of the changes comes to the same"

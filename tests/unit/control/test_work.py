@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.test_plane import OUTBOUND, Bench
 from tests.unit.facts import make_instance, make_instances
 from xds.ads import codec
 from xds.ads.messages import Request
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Proxy
+from xds.envoy import outbound
 from xds.envoy import resource as resource_module
 from xds.envoy.clusters import service_cluster
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
@@ -25,7 +26,7 @@ from xds.mesh.chains import default_chain
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Key, Kind
-from xds.mesh.settings import ConfigEntries, ProxySettings
+from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings
 
 CALLERS = 3
 """Sidecars that a change is about."""
@@ -132,21 +133,23 @@ CHANGES: dict[Callable[[Fleet], None], dict[str, int]] = {
 }
 
 
+def counted(work: Counter[str], what: str, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, with its calls counted."""
+
+    def wrapped(*arguments: object, **named: object) -> object:
+        work[what] += 1
+        return function(*arguments, **named)
+
+    return wrapped
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_costs_what_it_is_about_whatever_the_size_of_the_mesh(
     change: Callable[[Fleet], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work: Counter[str] = Counter()
-
-    def counted(function: Callable[..., object], what: str) -> Callable[..., object]:
-        def wrapped(*arguments: object, **named: object) -> object:
-            work[what] += 1
-            return function(*arguments, **named)
-
-        return wrapped
-
-    monkeypatch.setattr(resource_module, "encode_bytes", counted(resource_module.encode_bytes, "encoded"))
-    monkeypatch.setattr(ControlPlane, "_update", counted(ControlPlane._update, "looked at"))
+    monkeypatch.setattr(resource_module, "encode_bytes", counted(work, "encoded", resource_module.encode_bytes))
+    monkeypatch.setattr(ControlPlane, "_update", counted(work, "looked at", ControlPlane._update))
     found = []
     for size in (10, 80):
         fleet = Fleet(size, work)
@@ -156,3 +159,29 @@ def test_a_change_costs_what_it_is_about_whatever_the_size_of_the_mesh(
     assert found[0] == found[1], "it grew with the mesh"
     for what, expected in CHANGES[change].items():
         assert found[0].get(what, 0) == expected, what
+
+
+@pytest.mark.parametrize("services", [10, 40])
+def test_a_cold_start_lists_the_addresses_of_http_services_a_few_times_however_many(
+    services: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: Counter[str] = Counter()
+    monkeypatch.setattr(outbound, "outbound", counted(work, "listeners", outbound.outbound))
+    later: list[Callable[[], None]] = []
+    bench = Bench(later=later.append)
+    http = ProxySettings(protocol="http", mode=ProxyMode.TRANSPARENT)
+    names = [f"http-{number}" for number in range(services)]
+    bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=http)})
+    bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", *names})})
+    bench.plane.apply({Key(Kind.INSTANCES, "web"): make_instances("web"), Key(Kind.CHAIN, "web"): default_chain("web")})
+    bench.leaf("web")
+    proxy = bench.connect("web")
+    for number, name in enumerate(names):
+        chain = default_chain(name, "http")
+        bench.plane.apply({Key(Kind.INSTANCES, name): make_instances(name, f"240.0.0.{number}")})
+        bench.plane.apply({Key(Kind.CHAIN, name): chain})
+    assert proxy.ready
+    listener = proxy.get(LISTENER, OUTBOUND)
+    assert listener is not None
+    assert len(listener.routes) == services, "all that have been read"
+    assert work["listeners"] <= 4

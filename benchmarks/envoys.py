@@ -1,7 +1,8 @@
-"""What a thousand and five thousand upstreams cost a real Envoy, of which it dials fifty: in three designs.
+"""What a thousand and five thousand upstreams cost a real Envoy, of which it dials fifty: in several designs.
 
-All at once, on demand, and as Consul has it (`benchmarks.chains`). The Envoy stands in a namespace whose traffic the
-kernel redirects to it; what it dials through virtual IPs is a TLS server that speaks for all fifty services.
+All at once and on demand, of TCP and of HTTP, and as Consul has it (`benchmarks.chains`). The Envoy stands in a
+namespace whose traffic the kernel redirects to it; what it dials through virtual IPs is a TLS server that speaks for
+all fifty services.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ssl
 import statistics
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,9 +40,12 @@ from xds.wire.envoy.service import discovery_pb2 as discovery
 
 DIALED = 50
 ADDED = 10
-SERVER_PORT = 20443
+SERVER_PORTS = {"tcp": 20443, "http": 20444}
+REQUESTS = {"tcp": b"", "http": b"GET / HTTP/1.1\r\nHost: called\r\n\r\n"}
+GREETINGS = {"tcp": b"hello\n", "http": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n"}
+"""What who is called answers to that."""
 ENVOY_ADMIN = 19000
-DESIGNS = ("eager", "on-demand", "chains")
+DESIGNS = ("eager", "on-demand", "eager, HTTP", "on-demand, HTTP", "chains")
 
 
 @dataclass
@@ -52,11 +56,13 @@ class Called:
     authority: Authority
     leaf: dict[str, str]
 
-    def templates(self) -> dict[str, Any]:
-        """What is played back instead of the recorded certificates."""
+    def templates(self, protocol: str) -> dict[str, Any]:
+        """What is played back instead of the recorded certificates, and of the recorded protocol."""
         root = {"ID": "bench", "Active": True, "RootCert": self.authority.certificate}
         roots = {**self.stage.templates["roots"], "TrustDomain": self.authority.trust_domain, "Roots": [root]}
-        return {**self.stage.templates, "roots": roots, "leaf": {**self.stage.templates["leaf"], **self.leaf}}
+        leaf = {**self.stage.templates["leaf"], **self.leaf}
+        chain = {"Chain": {**self.stage.templates["chain"]["Chain"], "Protocol": protocol}}
+        return {**self.stage.templates, "roots": roots, "leaf": leaf, "chain": chain}
 
 
 @asynccontextmanager
@@ -98,11 +104,18 @@ async def called(stage: Stage) -> AsyncIterator[Called]:
     context.verify_mode = ssl.CERT_REQUIRED
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello\n")
+        writer.write(GREETINGS["tcp"])
 
-    server = await asyncio.start_server(greet, stage.host.address, SERVER_PORT, ssl=context)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(GREETINGS["http"])
+
     leaf = {"CertPEM": issued.certificate_chain, "PrivateKeyPEM": issued.private_key}
-    async with server:
+    async with AsyncExitStack() as stack:
+        for protocol, speak in (("tcp", greet), ("http", answer)):
+            port = SERVER_PORTS[protocol]
+            await stack.enter_async_context(await asyncio.start_server(speak, stage.host.address, port, ssl=context))
         yield Called(stage, authority, leaf)
 
 
@@ -119,13 +132,14 @@ async def measure(stage: Stage, sizes: tuple[int, ...] = (1000, 5000)) -> dict[s
 
 
 async def _one(stage: Stage, caller: Host, server: Called, services: int, design: str) -> dict[str, Any]:
-    where = {"address": stage.host.address, "port": SERVER_PORT, "own": {"s-0": caller.address}}
-    async with stage.playback(services + 1, 1, [], templates=server.templates(), where=where) as played:
-        clusters = "eager" if design == "chains" else design
+    protocol = "http" if design.endswith("HTTP") else "tcp"
+    where = {"address": stage.host.address, "port": SERVER_PORTS[protocol], "own": {"s-0": caller.address}}
+    async with stage.playback(services + 1, 1, [], templates=server.templates(protocol), where=where) as played:
+        clusters = "eager" if design == "chains" else design.partition(",")[0]
         async with stage.serve("--consul", played.url, "--clusters", clusters, host=stage.host.address) as served:
             await served.ready()
             if design != "chains":
-                return await _with_envoy(stage, caller, played, SERVE_PORT, None, services)
+                return await _with_envoy(stage, caller, played, SERVE_PORT, None, services, protocol)
             async with children("benchmarks.chains") as (chains,):
                 port = await chains.ask(
                     "listen",
@@ -136,11 +150,11 @@ async def _one(stage: Stage, caller: Host, server: Called, services: int, design
                 )
                 everything = await _resources(f"{stage.host.address}:{SERVE_PORT}", services)
                 await chains.ask("hold", **everything)
-                return await _with_envoy(stage, caller, played, port, chains, services)
+                return await _with_envoy(stage, caller, played, port, chains, services, protocol)
 
 
 async def _with_envoy(
-    stage: Stage, caller: Host, played: Played, port: int, chains: Any, services: int
+    stage: Stage, caller: Host, played: Played, port: int, chains: Any, services: int, protocol: str
 ) -> dict[str, Any]:
     inputs = BootstrapInputs(
         "s-0-0-sidecar-proxy", "s-0", "", ((stage.host.address, port),), (caller.address, ENVOY_ADMIN), "", "dc1"
@@ -156,12 +170,12 @@ async def _with_envoy(
 
         async def ready() -> bool:
             envoy.alive()
-            return await _dial(caller, virtual_ip(DIALED + 1)) is not None
+            return await _dial(caller, virtual_ip(DIALED + 1), protocol) is not None
 
         await eventually("the first dial", ready, within_s=120)
         started = time.monotonic() - began
-        first = [await _dial(caller, virtual_ip(number + 1)) for number in range(1, DIALED)]
-        second = [await _dial(caller, virtual_ip(number + 1)) for number in range(1, DIALED)]
+        first = [await _dial(caller, virtual_ip(number + 1), protocol) for number in range(1, DIALED)]
+        second = [await _dial(caller, virtual_ip(number + 1), protocol) for number in range(1, DIALED)]
         await asyncio.sleep(3)
         cpu = cpu_seconds(envoy.pid)
         memory = resident_mib(envoy.pid)
@@ -185,15 +199,17 @@ async def _with_envoy(
         await envoy.stop()
 
 
-async def _dial(caller: Host, address: str) -> float | None:
-    """Seconds until the first byte through a virtual IP; ``None`` if there is none."""
+async def _dial(caller: Host, address: str, protocol: str) -> float | None:
+    """Seconds until the answer's first bytes come through a virtual IP; ``None`` where it is not the right one."""
     connection = caller.socket()
     loop = asyncio.get_running_loop()
     began = time.monotonic()
     try:
         async with asyncio.timeout(10):
             await loop.sock_connect(connection, (address, 80))
-            return time.monotonic() - began if await loop.sock_recv(connection, 6) else None
+            await loop.sock_sendall(connection, REQUESTS[protocol])
+            answered = await loop.sock_recv(connection, len("HTTP/1.1 200"))
+            return time.monotonic() - began if answered and GREETINGS[protocol].startswith(answered) else None
     except OSError:
         return None
     finally:

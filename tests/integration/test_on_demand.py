@@ -105,7 +105,7 @@ async def test_requests_to_a_service_without_routes_ask_for_its_cluster_alone(me
     before = await mesh.routes()
     slow = await request(mesh.web.host, f"http://{ADDRESSES['store']}/?wait=4", "POST")
     assert slow.service == "store-1", "the wait for a cluster has a limit, the wait for an answer has not"
-    assert f"vip:{ADDRESSES['store']}" in await mesh.clusters()
+    assert f"http:vip:{ADDRESSES['store']}" in await mesh.clusters()
     assert await mesh.routes() == before
 
 
@@ -231,7 +231,7 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
 
             async def clusters() -> set[str]:
                 resources: dict[str, Any] = (await lab.sidecars())[web.sidecar_id]["resources"]["clusters"]
-                return {name for name in resources["acknowledged"] if name.startswith("vip:")}
+                return {name for name in resources["acknowledged"] if "vip:" in name}
 
             assert f"vip:{ADDRESSES['api']}" in await clusters()
             fill(catalog, LARGE + 1)
@@ -241,7 +241,7 @@ async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_f
             assert await held.still_open(), "and so does one with requests, which need what was taken away"
             await answers(web.host, ADDRESSES["api"], 80, "api-1")
             fill(catalog, 0)
-            both = {f"vip:{ADDRESSES[name]}" for name in ("api", "shop")}
+            both = {f"vip:{ADDRESSES['api']}", f"http:vip:{ADDRESSES['shop']}"}
             await eventually("the way back", clusters, until=both.__eq__)
             writer.write(b"and now?\n")
             assert await asyncio.wait_for(reader.readline(), 10)

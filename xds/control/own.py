@@ -112,8 +112,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
         scopes_named = outbound.outbound_routes(listed, inputs.hosts)
         yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
-        if inputs.on_demand:
-            yield routes.by_address()
+        yield routes.by_address()  # whoever asks: when clusters stop coming on demand, scopes lead there for a moment
         if not inputs.outbound.destinations_only:
             yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
         if inputs.dns_port:

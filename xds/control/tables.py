@@ -52,8 +52,8 @@ class UpstreamTable:
     ) -> None:
         self.settings = settings
         self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
-        self.owners: dict[str, str] = {}
-        """By the name of a resource, the upstream that it belongs to."""
+        self.owners: dict[str, dict[str, str]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
+        """By type and name of a resource, the upstream that it belongs to."""
         self.encoded: dict[str, EncodedUpstream] = {}
         self.unknown: set[str] = set()
         """The upstreams that have not been read yet."""
@@ -90,18 +90,16 @@ class UpstreamTable:
             self.encoded[service] = encoded
         changes = differences(before.resources, encoded.resources)
         for type_url, changed in changes.items():
-            mine = self.resources[type_url]
+            mine, owners = self.resources[type_url], self.owners[type_url]
             for name in changed:
                 resource = encoded.resources.get(type_url, {}).get(name)
                 if resource is not None:
                     self.revision += name not in mine
                     mine[name] = resource
-                    self.owners[name] = service
-                elif self.owners.get(name) == service:  # an address that changed hands is its new owner's
-                    self.revision += mine.pop(name, None) is not None
-        for name in (name for changed in changes.values() for name in changed):
-            if self.owners.get(name) == service and not any(name in by_name for by_name in self.resources.values()):
-                del self.owners[name]
+                    owners[name] = service
+                elif owners.get(name) == service:  # an address that changed hands is its new owner's
+                    self.revision += 1
+                    del mine[name], owners[name]
         (self.unknown.discard if encoded.known else self.unknown.add)(service)
         if before.dialed != encoded.dialed:
             self._list(service, before, encoded)

@@ -120,11 +120,11 @@ class ServiceView:
     def get(self, type_url: str, name: str) -> Resource | None:
         """The resource of that name."""
         for upstream, table in self.special.items():
-            if table.owners.get(name) == upstream:
-                return table.resources[type_url].get(name) if self.reaches(upstream) else None
-        owner = self.table.owners.get(name)
+            if table.owners.get(type_url, {}).get(name) == upstream:
+                return table.resources[type_url][name] if self.reaches(upstream) else None
+        owner = self.table.owners.get(type_url, {}).get(name)
         if owner is not None and owner not in self.special and self.reaches(owner):
-            return self.table.resources[type_url].get(name) if type_url in self.table.resources else None
+            return self.table.resources[type_url][name]
         return self.egress.get(type_url, {}).get(name)
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from xds.envoy import matchers, names
-from xds.envoy.routes import SCOPE_HEADER
+from xds.envoy.routes import CLUSTER_HEADER, SCOPE_HEADER
 from xds.envoy.tls import ads_source, typed
 from xds.mesh.settings import MeshSettings, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core
@@ -66,7 +66,7 @@ def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = Fals
     if on_demand:
         clusters = on_demand_pb2.OnDemandCds(source=ads_source(), timeout=ON_DEMAND_TIMEOUT)
         filters.append(http_filter("envoy.filters.http.on_demand", on_demand_pb2.OnDemand(odcds=clusters)))
-    found = _scoped(stat_prefix, scope, filters)
+    found = _scoped(stat_prefix, scope, filters, by_cluster=on_demand)
     if on_demand:
         found.stream_idle_timeout.CopyFrom(FIRST_ROUTES_TIMEOUT)
     return found
@@ -134,17 +134,21 @@ def plain(stat_prefix: str, routes: Iterable[route.Route]) -> Manager:
     return found
 
 
-def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter]) -> Manager:
-    """A manager that finds its routes by a header, which nobody but it can set."""
-    mark = mutation_rules.HeaderMutation(
-        append=matchers.header_options(((SCOPE_HEADER, scope),), Added.OVERWRITE_IF_EXISTS_OR_ADD)[0]
-    )
+def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter], *, by_cluster: bool = False) -> Manager:
+    """A manager that finds its routes by a header, and ``by_cluster`` clusters by another; only it can set these."""
+    headers: tuple[tuple[str, str], ...] = ((SCOPE_HEADER, scope),)
+    if by_cluster:
+        headers += ((CLUSTER_HEADER, names.requests_to(scope)),)
+    marks = [
+        mutation_rules.HeaderMutation(append=each)
+        for each in matchers.header_options(headers, Added.OVERWRITE_IF_EXISTS_OR_ADD)
+    ]
     extractor = manager.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor(name=SCOPE_HEADER, index=0)
     found = _common(stat_prefix, filters)
     found.early_header_mutation_extensions.append(
         core.TypedExtensionConfig(
             name="envoy.http.early_header_mutation.header_mutation",
-            typed_config=typed(early_header_mutation_pb2.HeaderMutation(mutations=[mark])),
+            typed_config=typed(early_header_mutation_pb2.HeaderMutation(mutations=marks)),
         )
     )
     found.scoped_routes.CopyFrom(

@@ -31,6 +31,14 @@ def dialed(at: VirtualAddress) -> str:
     return f"vip:[{at.ip}]:{at.port}" if ":" in at.ip else f"vip:{at.ip}:{at.port}"
 
 
+def requests_to(dialed: str) -> str:
+    """The cluster that all requests to an HTTP upstream without routes go to, by the name under which it is dialed.
+
+    Not that of connections: while a service's protocol changes, each kind has its own.
+    """
+    return f"http:{dialed}"
+
+
 def address_of(name: str) -> VirtualAddress | None:
     """The address that `dialed` named this after, ``None`` where it was not."""
     if not name.startswith("vip:"):

@@ -6,7 +6,7 @@ no listener changes.
 
 Where clusters come on demand, so do the routes of an upstream that has any. One that has none, whose requests all go
 to the cluster that is named after the address, shares one configuration with all the others of that kind: it routes by
-the same header. So its first request waits for its cluster alone, for which Envoy has a time limit.
+another such header. So its first request waits for its cluster alone, for which Envoy has a time limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from xds.envoy import matchers
+from xds.envoy import matchers, names
 from xds.envoy.clusters import milliseconds
 from xds.envoy.resource import ROUTE, SCOPED_ROUTE, Resource, encode
 from xds.mesh.chains import (
@@ -35,6 +35,10 @@ from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import route_pb2 as route
 
 SCOPE_HEADER = "x-gossamer-dialed"
+CLUSTER_HEADER = "x-gossamer-cluster"
+"""Where `SCOPE_HEADER` is and clusters come on demand: the cluster of requests to that address."""
+OWN_HEADERS = (SCOPE_HEADER, CLUSTER_HEADER)
+"""What nobody but the sidecar itself is to see."""
 BY_ADDRESS = "by-address"
 """The name of the routes that upstreams without any share."""
 ANY_CLUSTER = BoolValue(value=False)
@@ -59,7 +63,7 @@ def _key(name: str) -> route.ScopedRouteConfiguration.Key:
     return route.ScopedRouteConfiguration.Key(fragments=[route.ScopedRouteConfiguration.Key.Fragment(string_key=name)])
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 16)
 def pointer(scope: Resource) -> Resource:
     """What stands for a scope where its clusters come on demand: the name of its routes.
 
@@ -85,19 +89,25 @@ def pointed_to(scope: Resource) -> Resource | None:
     return encode(ROUTE, scope.name, message, clusters=scope.clusters)
 
 
+def straight_scope(dialed: str, service: str) -> Resource:
+    """The scope of what is dialed as this and has no routes: all requests go to the cluster named after it."""
+    cluster = names.requests_to(dialed)
+    return scope(dialed, _everything(service, route.RouteAction(cluster=cluster)), (cluster,))
+
+
 def _is_straight(scope: Resource) -> bool:
-    """Whether it leads all requests to the cluster of its own name, and does nothing else with them."""
-    if scope.clusters != (scope.name,):
+    """Whether it is as `straight_scope` makes them."""
+    if scope.clusters != (names.requests_to(scope.name),):
         return False
     configuration = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
     # An extension may have set what is no part of the API as it is known here: only the bytes tell.
-    return configuration.SerializeToString() == straight(configuration.name, scope.name).SerializeToString()
+    return scope.version == straight_scope(scope.name, configuration.name).version
 
 
 @functools.cache
 def by_address() -> Resource:
-    """The routes of all scopes that lead to the cluster of their own name: to the cluster that `SCOPE_HEADER` names."""
-    action = route.RouteAction(cluster_header=SCOPE_HEADER)
+    """The routes that straight scopes share: to the cluster that `CLUSTER_HEADER` names."""
+    action = route.RouteAction(cluster_header=CLUSTER_HEADER)
     return encode(ROUTE, BY_ADDRESS, _everything(BY_ADDRESS, action))
 
 
@@ -127,23 +137,19 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
     return route.RouteConfiguration(
         name=name,
         virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=routes)],
-        request_headers_to_remove=[SCOPE_HEADER],
+        request_headers_to_remove=OWN_HEADERS,
         validate_clusters=ANY_CLUSTER,
     )
 
 
-def straight(name: str, cluster: str) -> route.RouteConfiguration:
-    """Everything to one cluster."""
-    return _everything(name, route.RouteAction(cluster=cluster))
-
-
 def _everything(name: str, action: route.RouteAction) -> route.RouteConfiguration:
+    """One route, for all requests."""
     action.idle_timeout.CopyFrom(milliseconds(IDLE_TIMEOUT_MS))
     everything = route.Route(match=route.RouteMatch(prefix="/"), route=action)
     return route.RouteConfiguration(
         name=name,
         virtual_hosts=[route.VirtualHost(name=name, domains=["*"], routes=[everything])],
-        request_headers_to_remove=[SCOPE_HEADER],
+        request_headers_to_remove=OWN_HEADERS,
         validate_clusters=ANY_CLUSTER,
     )
 

@@ -1,8 +1,8 @@
 """An upstream in Envoy: what its discovery chain comes to, for each name under which a listener asks for it.
 
-One cluster of that name; with HTTP, routes of that name that lead to it. Where a chain has routes of its own, they lead
-to clusters that all the upstream's names share. A resolver with failover is an aggregate cluster over one for each of
-its targets.
+TCP: one cluster of that name. HTTP: routes of that name, which lead to a cluster named after it. Where a chain has
+routes of its own, they lead to clusters that all the upstream's names share. A resolver with failover is an aggregate
+cluster over one for each of its targets.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class UpstreamEncoder:
             for name in dialed:
                 resolver = self._chain.first_resolver()
                 assert resolver is not None
-                yield from self._resolver(name, resolver)
+                yield from self._resolver(self._cluster_at(name), resolver)
                 if self.is_http:
-                    yield routes.scope(name, routes.straight(self._chain.service, name), (name,))
+                    yield routes.straight_scope(name, self._chain.service)
             return
         behind = {key: self._cluster_of(node) for key, node in self._chain.nodes.items() if isinstance(node, Resolver)}
         for key, name in behind.items():
@@ -110,10 +110,11 @@ class UpstreamEncoder:
             (target for target in self._chain.targets.values() if target.service == self._chain.service),
             Target(self._chain.service),
         )
-        yield self._target_cluster(dialed, target, None)
-        yield endpoints.load_assignment(dialed, [instance])
+        cluster = self._cluster_at(dialed)
+        yield self._target_cluster(cluster, target, None)
+        yield endpoints.load_assignment(cluster, [instance])
         if self.is_http:
-            yield routes.scope(dialed, routes.straight(self._chain.service, dialed), (dialed,))
+            yield routes.straight_scope(dialed, self._chain.service)
 
     def outside(self, name: str, address: str, instances: Sequence[Instance]) -> Iterator[Resource]:
         """A destination outside the mesh under a name of its own, through the terminating gateways ``instances``."""
@@ -121,10 +122,16 @@ class UpstreamEncoder:
         consul_name = names.destination(address, service, here.datacenter, here.trust_domain)
         target = Target(service, external_sni=consul_name)
         protocol = self._chain.protocol
-        yield clusters.service_cluster(name, target, here, protocol, self._settings, stat_name=consul_name)
-        yield endpoints.load_assignment(name, instances)
-        if self.is_http and names.address_of(name) is not None:
-            yield routes.scope(name, routes.straight(service, name), (name,))
+        is_dialed = names.address_of(name) is not None  # else it is a host's, to which routes of all hosts lead
+        cluster = self._cluster_at(name) if is_dialed else name
+        yield clusters.service_cluster(cluster, target, here, protocol, self._settings, stat_name=consul_name)
+        yield endpoints.load_assignment(cluster, instances)
+        if self.is_http and is_dialed:
+            yield routes.straight_scope(name, service)
+
+    def _cluster_at(self, dialed: str) -> str:
+        """The cluster of what has no routes, by the name under which it is dialed."""
+        return names.requests_to(dialed) if self.is_http else dialed
 
     def _cluster_of(self, resolver: Resolver) -> str:
         """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name.

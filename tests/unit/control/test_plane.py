@@ -19,7 +19,7 @@ from xds.control.proxy import SERVED_TYPES, Client, Proxy
 from xds.envoy.names import address_of
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET
-from xds.envoy.routes import BY_ADDRESS, SCOPE_HEADER, by_address, pointed_to, pointer
+from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER, by_address, pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
 from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
@@ -762,6 +762,28 @@ SLOW = DiscoveryChain("page", "http", "r", {"r": Resolver("t", request_timeout_m
 """A chain with routes of its own."""
 
 
+@pytest.mark.parametrize("before", ["tcp", "http"])
+@pytest.mark.parametrize("first", ["loses", "gains", "both"])
+def test_an_address_that_moves_takes_nothing_of_its_old_owner_along(bench: Bench, before: str, first: str) -> None:
+    loses = {Key(Kind.INSTANCES, "old"): make_instances("old")}
+    gains = {Key(Kind.INSTANCES, "page"): make_instances("page", "240.0.0.9")}
+    bench.service("old", "240.0.0.9", chain=default_chain("old", before))
+    bench.service("page", chain=SLOW)
+    proxy = bench.connect("web")
+    for batch in {"loses": (loses, gains), "gains": (gains, loses), "both": ({**gains, **loses},)}[first]:
+        bench.plane.apply(batch)
+    assert proxy.get(SCOPED_ROUTE, "vip:240.0.0.9") is not None
+    for type_url in (CLUSTER, ENDPOINT):
+        assert not {"vip:240.0.0.9", "http:vip:240.0.0.9"} & names(proxy, type_url)
+
+
+def test_while_a_protocol_changes_each_kind_has_its_own_cluster(bench: Bench) -> None:
+    proxy = bench.connect("web")
+    for protocol, there in (("tcp", "vip:240.0.0.9"), ("http", "http:vip:240.0.0.9")):
+        bench.service("page", "240.0.0.9", chain=default_chain("page", protocol))
+        assert {name for name in names(proxy, CLUSTER) if "240.0.0.9" in name} == {there}
+
+
 def test_on_demand_a_scope_stands_for_routes_that_are_asked_for(bench: Bench) -> None:
     bench.service("page", "240.0.0.9", chain=SLOW)
     eager = bench.connect("web")
@@ -790,8 +812,7 @@ def test_on_demand_upstreams_that_divide_no_requests_share_their_routes(bench: B
     bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
     eager = bench.connect("web")
     [whole] = eager.select(SCOPED_ROUTE, ["vip:240.0.0.9"])
-    assert whole.clusters == ("vip:240.0.0.9",)
-    assert eager.get(ROUTE, BY_ADDRESS) is None
+    assert whole.clusters == ("http:vip:240.0.0.9",)
     sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
     proxy = bench.connect("web", 1)
@@ -802,7 +823,7 @@ def test_on_demand_upstreams_that_divide_no_requests_share_their_routes(bench: B
     shared = proxy.get(ROUTE, BY_ADDRESS)
     assert shared is not None
     [route] = route_pb2.RouteConfiguration.FromString(shared.body).virtual_hosts[0].routes
-    assert route.route.cluster_header == SCOPE_HEADER
+    assert route.route.cluster_header == CLUSTER_HEADER
 
 
 SIZE = 99

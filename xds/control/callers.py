@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from weakref import WeakValueDictionary
 
 from xds.control.proxy import Proxy
@@ -27,13 +27,19 @@ class Callers:
         catalog: what upstreams contribute.
         outbound: what holds for the outbound listeners of the whole mesh.
         proxies: by service, the connected ones; whoever owns it changes it.
+        behind: the services whose sidecars' listeners lack addresses that have been read; likewise.
 
     Each method that follows a change tells the proxies, and answers with the services whose sidecars' own resources may
     differ by it: their outbound listeners list addresses of upstreams.
     """
 
     def __init__(
-        self, mesh: Mesh, catalog: UpstreamCatalog, outbound: OutboundSettings, proxies: Mapping[str, set[Proxy]]
+        self,
+        mesh: Mesh,
+        catalog: UpstreamCatalog,
+        outbound: OutboundSettings,
+        proxies: Mapping[str, set[Proxy]],
+        behind: Collection[str],
     ) -> None:
         self.views: dict[str, ServiceView] = {}
         self.index = IntentionIndex()
@@ -43,6 +49,7 @@ class Callers:
         self._catalog = catalog
         self._outbound = outbound
         self._proxies = proxies
+        self._behind = behind
         self._tables: WeakValueDictionary[object, UpstreamTable] = WeakValueDictionary()
         self._spelled: dict[str, set[str]] = {}
         """The services with a view, by their name in lower case."""
@@ -190,10 +197,12 @@ class Callers:
         """Bring what stands of an upstream in a table up to date, and tell its callers; who has addresses to list."""
         listing, addresses = table.listing, table.addresses
         changes = table.forget(upstream) if forget else table.refresh(upstream)
-        if upstream not in table.unknown:
-            for view in self._waiting_for.pop(upstream, ()):
-                self.see_what_it_waits_for(view)
         relisted: set[str] = set()
+        for view in self._waiting_for.pop(upstream, ()) if upstream not in table.unknown else ():
+            if view.is_known() and view.service in self._behind:
+                relisted.add(view.service)  # brought up to date, they are served
+            else:
+                self.see_what_it_waits_for(view)
         if not changes and (listing, addresses) == (table.listing, table.addresses):
             return relisted
         for view in self._callers(upstream):

@@ -101,7 +101,7 @@ class ControlPlane:
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
         """The proxies whose registration names upstreams, and what is read for these."""
         self._readers: dict[str | Elsewhere, set[Proxy]] = {}
-        self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies)
+        self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies, self._relisting.waiting)
         self._inputs = OwnInputs(self.mesh, self._catalog, outbound, self._callers.index, self._callers.views)
 
     # -- proxies come and go --------------------------------------------------------------------------------------
@@ -221,7 +221,8 @@ class ControlPlane:
         touched, more = callers.refresh(moved, self._demand.services)
         self._demand_stale |= before != (callers.changed, self._catalog.led)
         moved |= touched
-        # Who still waits for other upstreams will soon have more addresses to list; in a cold start, thousands.
+        # Who still waits for other upstreams will soon have more addresses to list, in a cold start thousands; who has
+        # waited for this one is brought up to date before it is served.
         unread = {service for service in more if not callers.views[service].is_known()}
         stale |= (more - unread) | {each for each in moved if isinstance(each, str)}
         proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}

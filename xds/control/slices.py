@@ -63,17 +63,19 @@ class Rests:
     def __init__(self, step: Callable[[set[str]], None], later: Callable[[Callable[[], None]], object]) -> None:
         self._step = step
         self._later = later
-        self._asked: set[str] = set()
+        self.waiting: set[str] = set()
+        """What is to be done after the rest."""
         self._resting = False
 
     def ask(self, items: Collection[str]) -> None:
         """Have these done."""
-        self._asked.update(items)
-        if self._asked and not self._resting:
+        self.waiting.update(items)
+        if self.waiting and not self._resting:
             self._go()
 
     def _go(self) -> None:
-        asked, self._asked = self._asked, set()
+        asked = set(self.waiting)
+        self.waiting.clear()
         self._resting = True
         self._step(asked)
         self._later(self._rested)

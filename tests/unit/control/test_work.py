@@ -172,7 +172,7 @@ def test_a_cold_start_lists_the_addresses_of_http_services_a_few_times_however_m
     http = ProxySettings(protocol="http", mode=ProxyMode.TRANSPARENT)
     names = [f"http-{number}" for number in range(services)]
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=http)})
-    bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", *names})})
+    bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "zzz-tcp", *names})})
     bench.plane.apply({Key(Kind.INSTANCES, "web"): make_instances("web"), Key(Kind.CHAIN, "web"): default_chain("web")})
     bench.leaf("web")
     proxy = bench.connect("web")
@@ -180,6 +180,9 @@ def test_a_cold_start_lists_the_addresses_of_http_services_a_few_times_however_m
         chain = default_chain(name, "http")
         bench.plane.apply({Key(Kind.INSTANCES, name): make_instances(name, f"240.0.0.{number}")})
         bench.plane.apply({Key(Kind.CHAIN, name): chain})
+    assert not proxy.ready
+    last = {Key(Kind.INSTANCES, "zzz-tcp"): make_instances("zzz-tcp", "240.1.0.1")}
+    bench.plane.apply({**last, Key(Kind.CHAIN, "zzz-tcp"): default_chain("zzz-tcp")})
     assert proxy.ready
     listener = proxy.get(LISTENER, OUTBOUND)
     assert listener is not None

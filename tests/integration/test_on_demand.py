@@ -17,7 +17,8 @@ from tests.integration.helpers import answers
 from tests.integration.requests import Answer, request, until
 from xds.control.views import LARGE
 from xds.lab.application import Held, who_answers
-from xds.lab.mesh import Lab, Member
+from xds.lab.commands import ADMIN_PORT
+from xds.lab.mesh import Lab, Member, get
 from xds.lab.mesh_file import MeshFile
 from xds.lab.processes import eventually
 
@@ -29,12 +30,13 @@ ADDRESSES = {
     "store": "240.0.0.15",
     "book": "240.0.0.16",
     "stock": "240.0.0.17",
+    "depot": "240.0.0.18",
 }
 
 
 @dataclass
 class OnDemand:
-    """web calls api, a TCP service, and shop, book, store and stock, HTTP services; primary fails over to spare.
+    """web calls api and depot, TCP services; shop, book, store and stock, HTTP services; primary fails over to spare.
 
     shop and book have routes of their own.
     """
@@ -52,6 +54,12 @@ class OnDemand:
         """The routes that it asked for."""
         resources = (await self.lab.sidecars())[self.web.sidecar_id]["resources"]["routes on demand"]
         return {name for name in resources["sent"] if "vip:" in name}
+
+    async def sent(self, kind: str) -> int:
+        """How many responses of a type all sidecars were sent."""
+        _, text = await get(self.lab.control, ADMIN_PORT, "/metrics")
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return round(float(samples[f'gossamer_responses_sent_total{{type="{kind}"}}']))
 
     async def ask(self, service: str) -> Answer:
         """What a request to an HTTP service is answered."""
@@ -78,6 +86,7 @@ async def mesh() -> AsyncIterator[OnDemand]:
             lab.member("web"),
             lab.member("api", virtual_ip=ADDRESSES["api"]),
             lab.member("spare", virtual_ip=ADDRESSES["spare"]),
+            lab.member("depot", virtual_ip=ADDRESSES["depot"]),
             *(
                 lab.member(name, virtual_ip=ADDRESSES[name], speaks="http")
                 for name in ("shop", "book", "store", "stock")
@@ -91,6 +100,12 @@ async def test_nothing_is_there_until_it_is_dialed_and_then_only_that(mesh: OnDe
     assert await mesh.clusters() == set()
     assert (await mesh.dial(ADDRESSES["api"]))[0] == "api-1", "the first dial waits for its cluster"
     assert await mesh.clusters() == {f"vip:{ADDRESSES['api']}"}
+
+
+async def test_what_is_dialed_next_brings_its_endpoints_which_are_sent_once(mesh: OnDemand) -> None:
+    before = await mesh.sent("endpoints")
+    assert (await mesh.dial(ADDRESSES["depot"]))[0] == "depot-1"
+    assert await mesh.sent("endpoints") == before + 1, "Envoy's subscription crosses what it asks for"
 
 
 async def test_requests_ask_for_their_routes_and_clusters(mesh: OnDemand) -> None:

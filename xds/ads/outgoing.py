@@ -50,8 +50,8 @@ class Outgoing:
         """
         self.held_back = False
         self._most = most
-        if any(state.inherited for state in self._types.values()) and self._view.complete():
-            for state in self._types.values():
+        for state in self._types.values():
+            if state.inherited and self._view.complete():
                 state.inherited.clear()
         open_to_more = self.open_types()
         if not open_to_more:
@@ -129,7 +129,7 @@ class Outgoing:
         if self._wanted.is_on_demand(type_url):
             found = [r for r in found if self._wanted.wants(state, type_url, r.name)]
         elif not state.wildcard:
-            found = [r for r in found if r.name in state.named]
+            found = [r for r in found if r.name in state.named or r.name in state.ahead]
         if state.refused:
             found = [r for r in found if r.version not in state.refused.get(r.name, ())]
         return sorted(found, key=_name) if len(found) <= SORTED else found
@@ -143,7 +143,7 @@ class Outgoing:
             names = self._dirty_of_had(state)
             if len(names) > (self._most or 0):
                 return None
-        found, waiting = self._next_suspect(state, type_url), False
+        found, waiting = self._next_suspect(state, type_url) if state.suspects else [], False
         if not found:
             found = wanted = self._all_to_send(state, type_url, names)
             if type_url in REFERRING or (type_url == CLUSTER and any(r.clusters for r in wanted)):
@@ -248,8 +248,8 @@ class Outgoing:
     def _send(self, state: TypeState, type_url: str, resources: list[Resource], removed: list[str]) -> Response:
         if type_url == CLUSTER:
             for resource in resources:
-                if resource.endpoints and resource.name in state.has:
-                    self._resend(ENDPOINT, resource.endpoints)
+                if resource.endpoints:
+                    self._endpoints_follow(resource, anew=not state.has.get(resource.name))
         sent = {resource.name: resource.version for resource in resources}
         state.has.update(sent)
         state.dirty.difference_update(sent)
@@ -277,10 +277,20 @@ class Outgoing:
         whole = {**state.good, **{r.name: r for r in resources}}
         return [whole[name] for name in sorted(whole)]
 
-    def _resend(self, type_url: str, name: str) -> None:
-        state = self._types[type_url]
-        if not state.asked:
-            state.owed.add(name)
-        elif self._wanted.wants(state, type_url, name):
+    def _endpoints_follow(self, cluster: Resource, *, anew: bool) -> None:
+        """See that the endpoints of a cluster that is being sent come behind it.
+
+        Of a changed one, because nobody will ask. Of a new one the proxy asks when it has read the cluster, which is
+        before it reads what comes behind: it need not wait for an answer. That is so of an Envoy that has asked for
+        endpoints before. One that never has may not even acknowledge them, and one that starts has its own order.
+        """
+        name, state = cluster.endpoints, self._types[ENDPOINT]
+        if name in state.named:
             state.has.pop(name, None)
+            state.dirty.add(name)
+        elif not state.asked:
+            if not anew:
+                state.owed.add(name)
+        elif anew and self._delta:
+            state.ahead.add(name)
             state.dirty.add(name)

@@ -14,7 +14,10 @@ of which asks for ``delta``; the rules hold for both:
 * What a proxy brings along over a reconnect is not taken from it before everything that is meant for it has been read:
   what a restarted control plane does not know yet may be in use. (Delta only; in state of the world a proxy does not
   say what it has.)
-* A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009).
+* A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009). Those of
+  a new one follow it too, rather than wait until they are asked for. A subscription that crosses them on their way is
+  answered by them: the proxy will read them after it subscribed, since it has not acknowledged them yet. One that comes
+  later is answered anew, for the proxy will have thrown them away. (Delta only.)
 * What Envoy rejected is never sent again. Of a rejected listener or cluster response Envoy names the culprits and takes
   the others; where it does not say so, the resources of that response are tried once more one by one, and the one that
   is rejected alone is the culprit.
@@ -154,6 +157,11 @@ class Session:
         state.named |= named
         # Asking for a name means not having it, whatever was sent before, unless the version comes along.
         fresh = named.difference(request.initial_versions)
+        if state.ahead:
+            if state.in_flight is not None:
+                on_the_way = {resource.name for resource in state.in_flight.resources}
+                fresh -= (state.ahead & on_the_way) - state.dirty
+            state.ahead -= named
         for name in fresh:
             state.has.pop(name, None)
         state.dirty |= fresh
@@ -184,6 +192,11 @@ class Session:
         if response is None or request.nonce != response.nonce:
             return Received()
         state.in_flight = None
+        if state.ahead:
+            unused = state.ahead - state.dirty
+            state.ahead -= unused
+            for name in unused:
+                state.has.pop(name, None)
         if request.error is None:
             state.acknowledged += 1
             self._accepted(state, response)

@@ -26,6 +26,8 @@ class TypeState:
     """Names that the proxy brought along, and that nobody here has spoken of yet."""
     owed: set[str] = field(default_factory=set)
     """Names to send when this type is first asked for, even if the proxy has them."""
+    ahead: set[str] = field(default_factory=set)
+    """Names to send, or on their way, that the proxy has not asked for yet and will as soon as it has their cluster."""
     dirty: set[str] = field(default_factory=set)
     suspects: list[str] = field(default_factory=list)
     """Names from a rejected response whose culprit is unknown, to be tried one by one."""

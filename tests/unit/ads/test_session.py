@@ -407,6 +407,110 @@ def test_a_changed_clusters_endpoints_follow_it_unasked(stream: Stream) -> None:
     assert (endpoints.type_url, sent(endpoints)) == (ENDPOINT, ["a@1"])
 
 
+# -- endpoints ahead of their subscription ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def following(stream: Stream) -> Stream:
+    """A proxy that has asked for endpoints before, and is sent a new cluster and what comes behind it."""
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.subscribe(ENDPOINT)
+    stream.put(ENDPOINT, "a", "1")
+    stream.cluster("a", "1")
+    assert sent(stream.next()) == ["a@1"]
+    return stream
+
+
+def test_a_new_clusters_endpoints_follow_it_and_answer_the_subscription_that_crosses_them(following: Stream) -> None:
+    endpoints = following.next()
+    assert (endpoints.type_url, sent(endpoints)) == (ENDPOINT, ["a@1"])
+    following.subscribe(ENDPOINT, "a")
+    following.ack(endpoints)
+    assert following.nothing_to_send()
+    following.put(ENDPOINT, "a", "2")
+    assert sent(following.next()) == ["a@2"]
+
+
+def test_endpoints_that_came_before_they_were_asked_for_are_sent_again(following: Stream) -> None:
+    following.ack(following.next())
+    assert following.nothing_to_send()
+    following.subscribe(ENDPOINT, "a")
+    assert sent(following.next()) == ["a@1"]
+
+
+def test_endpoints_are_sent_again_where_one_request_acknowledges_and_asks(following: Stream) -> None:
+    endpoints = following.next()
+    following.session.receive(Request(ENDPOINT, endpoints.nonce, subscribe=("a",)))
+    assert sent(following.next()) == ["a@1"]
+
+
+def test_endpoints_that_nobody_asked_for_are_not_followed(following: Stream) -> None:
+    following.ack(following.next())
+    following.put(ENDPOINT, "a", "2")
+    assert following.nothing_to_send()
+
+
+def test_endpoints_that_change_while_a_subscription_crosses_them_are_sent_again(following: Stream) -> None:
+    endpoints = following.next()
+    following.put(ENDPOINT, "a", "2")
+    following.subscribe(ENDPOINT, "a")
+    following.ack(endpoints)
+    assert sent(following.next()) == ["a@2"]
+
+
+def test_endpoints_that_are_gone_before_they_could_follow_are_answered_for(following: Stream) -> None:
+    following.drop(ENDPOINT, "a")
+    assert following.nothing_to_send()
+    following.subscribe(ENDPOINT, "a")
+    assert following.next().removed == ("a",)
+
+
+def test_endpoints_follow_nobody_who_has_not_begun_to_ask_for_any(stream: Stream) -> None:
+    stream.put(ENDPOINT, "a", "1")
+    stream.cluster("a", "1")
+    stream.subscribe(CLUSTER)
+    assert stream.next().type_url == CLUSTER
+    assert stream.nothing_to_send()
+
+
+def test_endpoints_are_not_ahead_of_a_subscription_in_state_of_the_world() -> None:
+    stream = Stream(delta=False)
+    stream.subscribe(CLUSTER)
+    stream.ack(stream.next())
+    stream.put(ENDPOINT, "other", "1")
+    stream.subscribe(ENDPOINT, "other")
+    stream.ack(stream.next(), "other")
+    stream.put(ENDPOINT, "a", "1")
+    stream.cluster("a", "1")
+    assert stream.next().type_url == CLUSTER
+    assert stream.nothing_to_send()
+
+
+def test_on_demand_what_is_dialed_brings_its_endpoints(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.subscribe(ENDPOINT, "own")
+    asking.ack(asking.next())
+    asking.subscribe(CLUSTER, "b")
+    assert names_in(asking.next()) == ["b"]
+    endpoints = asking.next()
+    assert (endpoints.type_url, names_in(endpoints)) == (ENDPOINT, ["b"])
+    asking.subscribe(ENDPOINT, "b")
+    asking.ack(endpoints)
+    assert asking.nothing_to_send()
+
+
+def test_on_demand_a_cluster_that_appears_late_brings_its_endpoints(asking: Stream) -> None:
+    asking.ack(asking.next())
+    asking.subscribe(CLUSTER, "later")
+    asking.ack(asking.next())
+    asking.subscribe(ENDPOINT)
+    asking.put(ENDPOINT, "later", "1")
+    asking.cluster("later", "1")
+    asking.ack(asking.next())
+    assert names_in(asking.next()) == ["later"]
+
+
 def test_a_reconnecting_proxy_gets_only_what_differs(stream: Stream) -> None:
     stream.cluster("same", "1")
     stream.cluster("changed", "2")

@@ -138,7 +138,11 @@ class SessionAndEnvoy(RuleBasedStateMachine):
             words = "something is wrong"
         else:
             words = "; ".join(f"Error adding/updating: {r.name}: wrong" for r in culprits)
-            held.update({r.name: r.version for r in response.resources if r not in culprits})
+            good = {r.name: r.version for r in response.resources if r not in culprits}
+            if self.delta and type_url == ENDPOINT:
+                # What it has not asked for it throws away.
+                good = {name: version for name, version in good.items() if name in self.wants_endpoints}
+            held.update(good)
             for name in response.removed:
                 held.pop(name, None)
         self.nonce[type_url] = response.nonce

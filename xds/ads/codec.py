@@ -103,21 +103,27 @@ def _node(node: core.Node) -> Node:
 
 def encode_response(response: Response, *, delta: bool) -> bytes:
     """A response as bytes."""
-    control_plane = core.ControlPlane(identifier=CONTROL_PLANE)
     if not delta:
         return discovery.DiscoveryResponse(
             version_info=response.version,
             resources=[Any(type_url=r.type_url, value=r.body) for r in response.resources],
             type_url=response.type_url,
             nonce=response.nonce,
-            control_plane=control_plane,
+            control_plane=core.ControlPlane(identifier=CONTROL_PLANE),
         ).SerializeToString()
     # Made of parts that are ready: with many resources, building the message would cost more than everything else.
-    own = discovery.DeltaDiscoveryResponse(
-        system_version_info=response.version,
-        type_url=response.type_url,
-        nonce=response.nonce,
-        removed_resources=response.removed,
-        control_plane=control_plane,
+    parts = [part for r in response.resources for part in (r.head, r.body)]
+    parts.append(_own_part(response.type_url, response.version, response.nonce, response.removed))
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_part(type_url: str, version: str, nonce: str, removed: tuple[str, ...]) -> bytes:
+    """A delta response but for its resources. Sidecars count alike, so the same goes to many of them."""
+    return discovery.DeltaDiscoveryResponse(
+        system_version_info=version,
+        type_url=type_url,
+        nonce=nonce,
+        removed_resources=removed,
+        control_plane=core.ControlPlane(identifier=CONTROL_PLANE),
     ).SerializeToString()
-    return b"".join([part for r in response.resources for part in (r.head, r.body)] + [own])

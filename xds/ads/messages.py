@@ -26,9 +26,9 @@ class Request:
     """State of the world only: all names that are wanted now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
-    """What to send next. ``version`` is the state-of-the-world version of the whole type."""
+    """What to send next. ``version`` is the state-of-the-world version of the whole type. Nobody changes it either."""
 
     type_url: str
     nonce: str
@@ -47,9 +47,9 @@ class Rejection:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
-    """What a request said about an earlier response."""
+    """What a request said about an earlier response. Nobody changes it either."""
 
     acknowledged: str | None = None
     """The type whose outstanding response is now acknowledged."""

@@ -203,7 +203,7 @@ class Turns:
 
     def has(self, wake: asyncio.Event) -> bool:
         """Whether it is its turn."""
-        return any(each is wake for each in islice(self._waiting, AT_ONCE))
+        return bool(self._waiting) and any(each is wake for each in islice(self._waiting, AT_ONCE))
 
     def writes(self, wake: asyncio.Event) -> asyncio.TimerHandle | None:
         """It writes now. If it has its turn, it gives it away soon, whether what it writes is taken or not.
@@ -222,6 +222,8 @@ class Turns:
 
     def done(self, wake: asyncio.Event) -> None:
         """It needs no turn any more."""
+        if not self._waiting:
+            return
         had = self.has(wake)
         self._waiting.pop(wake, None)
         if had:
@@ -242,6 +244,7 @@ class _Stream:
         self._delta = delta
         self._sent_at: dict[str, float] = {}
         self._task: asyncio.Task[Any] | None = None
+        self._clock = asyncio.get_running_loop().time
 
     def end(self, reason: str) -> None:
         """End it from outside."""
@@ -295,20 +298,19 @@ class _Stream:
         seconds = None
         if received.acknowledged is not None:
             sent_at = self._sent_at.pop(request.type_url, None)
-            seconds = asyncio.get_running_loop().time() - sent_at if sent_at is not None else None
+            seconds = self._clock() - sent_at if sent_at is not None else None
         self._registry.received(peer, received, seconds)
         if peer.session.may_send:  # most acknowledgements leave nothing to do, and the writing task asleep
             peer.wake.set()
 
     async def _write(self, peer: Peer) -> None:
-        loop = asyncio.get_running_loop()
         give_up_at: float | None = None
         while True:
             peer.wake.clear()
             if peer.ready:
                 await self._send_all(peer)
             elif peer.incomplete and give_up_at is None:
-                give_up_at = loop.time() + FIRST_ANSWER_WAIT_S
+                give_up_at = self._clock() + FIRST_ANSWER_WAIT_S
             if peer.ready or give_up_at is None:
                 await peer.wake.wait()
                 continue
@@ -328,7 +330,7 @@ class _Stream:
                 break
             message = codec.encode_response(response, delta=self._delta)
             passing_on = turns.writes(wake)
-            self.writing_since = self._sent_at[response.type_url] = asyncio.get_running_loop().time()
+            self.writing_since = self._sent_at[response.type_url] = self._clock()
             self._registry.sent(peer, response, len(message))
             await self._context.write(message)
             self.writing_since = None

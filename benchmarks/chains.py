@@ -17,7 +17,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from benchmarks.child import obey
 from xds.ads.server import SERVICE
 from xds.envoy.outbound import tcp_proxy
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, tag
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
+from xds.envoy.wire_format import tag
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener

@@ -23,11 +23,6 @@ FEW = 16
 """Up to so many names are looked up one by one."""
 
 
-def _where(listed: tuple[VirtualAddress, str]) -> tuple[str, int, bool]:
-    """What addresses are sorted by; a thousand of these compare in a fifth of the time."""
-    return listed[0].ip, listed[0].port, listed[0].own
-
-
 class ServiceView:
     """What the intentions let one service call.
 
@@ -201,7 +196,7 @@ class ServiceView:
                 for at, (protocol, upstream) in table.listed.items()
                 if self.table_of(upstream) is table and self.reaches(upstream)
             }
-            self._listed = key, tuple(sorted(found.items(), key=_where))
+            self._listed = key, tuple(sorted(found.items()))
         return self._listed[1]
 
     def named(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

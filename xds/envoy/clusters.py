@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from xds.envoy import names
 from xds.envoy.resource import CLUSTER, Resource, encode
-from xds.envoy.tls import ads_source, typed, upstream_transport_socket
+from xds.envoy.tls import ads_source, identify_upstream, typed
 from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
 from xds.mesh.facts import Sidecar, canonical_ip
 from xds.mesh.http import MULTIPLEXED
@@ -63,29 +63,39 @@ def service_cluster(
     """
     datacenter = target.datacenter or here.datacenter
     consul_name = consul_name_of(target, here)
+    message = cluster.Cluster.FromString(_nameless(target.connect_timeout_ms, protocol, settings, balancer))
+    message.name = message.eds_cluster_config.service_name = name
+    message.alt_stat_name = stat_name or consul_name
+    identify_upstream(
+        message.transport_socket,
+        [*identities] or [names.spiffe_id(target.service, datacenter, here.trust_domain)],
+        target.external_sni or consul_name,
+        here.tls,
+        ALPN.get(protocol, ()),
+    )
+    return encode(CLUSTER, name, message, endpoints=name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _nameless(
+    connect_timeout_ms: int, protocol: str, settings: UpstreamSettings, balancer: LoadBalancer | None
+) -> bytes:
+    """A cluster but for what only it has: its names and whose certificate it wants."""
     source = ads_source()
     source.initial_fetch_timeout.CopyFrom(ENDPOINTS_WAIT)
     message = cluster.Cluster(
-        name=name,
-        alt_stat_name=stat_name or consul_name,
         type=cluster.Cluster.EDS,
-        eds_cluster_config=cluster.Cluster.EdsClusterConfig(eds_config=source, service_name=name),
-        connect_timeout=milliseconds(settings.connect_timeout_ms or target.connect_timeout_ms),
+        eds_cluster_config=cluster.Cluster.EdsClusterConfig(eds_config=source),
+        connect_timeout=milliseconds(settings.connect_timeout_ms or connect_timeout_ms),
         lb_policy=balancer.policy.upper() if balancer and balancer.policy else "ROUND_ROBIN",
         circuit_breakers=_breakers(settings),
         outlier_detection=_outlier_detection(settings.passive_health_check or PassiveHealthCheck()),
         common_lb_config=cluster.Cluster.CommonLbConfig(healthy_panic_threshold=envoy_type.Percent(value=0)),
-        transport_socket=upstream_transport_socket(
-            [*identities] or [names.spiffe_id(target.service, datacenter, here.trust_domain)],
-            target.external_sni or consul_name,
-            here.tls,
-            ALPN.get(protocol, ()),
-        ),
     )
     if balancer is not None:
         _tune_balancer(message, balancer)
     _speak(message, protocol, negotiated=True)
-    return encode(CLUSTER, name, message, endpoints=name)
+    return message.SerializeToString(deterministic=True)
 
 
 def consul_name_of(target: Target, here: Here) -> str:

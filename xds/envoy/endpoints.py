@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from google.protobuf.wrappers_pb2 import UInt32Value
-
-from xds.envoy.clusters import socket_address
-from xds.envoy.resource import ENDPOINT, Resource, encode
-from xds.mesh.facts import Health, Instance, is_ip
+from xds.envoy.resource import ENDPOINT, Resource, encode_bytes
+from xds.envoy.wire_format import field, number, text
+from xds.mesh.facts import Health, Instance, canonical_ip, is_ip
 from xds.wire.envoy.config import core_pb2 as core
-from xds.wire.envoy.config import endpoint_pb2 as endpoint
 
 MAX_WEIGHT = 128
 
 
 def load_assignment(name: str, instances: Iterable[Instance], *, only_passing: bool = False) -> Resource:
     """The endpoints of the cluster ``name``; none is an answer too. ``only_passing``: a warning takes out as well."""
-    message = endpoint.ClusterLoadAssignment(
-        cluster_name=name,
-        endpoints=[
-            endpoint.LocalityLbEndpoints(
-                lb_endpoints=[_lb_endpoint(i, only_passing) for i in instances if unreachable(i) is None]
-            )
-        ],
-    )
-    return encode(ENDPOINT, name, message)
+    # A ClusterLoadAssignment: cluster_name, and endpoints: a LocalityLbEndpoints with no more than its lb_endpoints.
+    locality = b"".join([field(2, _lb_endpoint(i, only_passing)) for i in instances if unreachable(i) is None])
+    return encode_bytes(ENDPOINT, name, text(1, name) + field(2, locality))
 
 
 def unreachable(instance: Instance) -> str | None:
@@ -37,16 +28,16 @@ def unreachable(instance: Instance) -> str | None:
     return None
 
 
-def _lb_endpoint(instance: Instance, only_passing: bool) -> endpoint.LbEndpoint:
+def _lb_endpoint(instance: Instance, only_passing: bool) -> bytes:
     gets_traffic, weight = health_and_weight(instance)
     gets_traffic = gets_traffic and (instance.health is Health.PASSING or not only_passing)
     # Either keeps new connections away; one in maintenance is not broken, and Envoy's operators can see which it is.
     otherwise = core.DRAINING if instance.health is Health.MAINTENANCE else core.UNHEALTHY
-    return endpoint.LbEndpoint(
-        endpoint=endpoint.Endpoint(address=socket_address(instance.address, instance.port)),
-        health_status=core.HEALTHY if gets_traffic else otherwise,
-        load_balancing_weight=UInt32Value(value=weight),
-    )
+    # LbEndpoint.endpoint: an Endpoint, its address: an Address, its socket_address: address and port_value.
+    socket_address = text(2, canonical_ip(instance.address) or "") + number(3, instance.port)
+    made = field(1, field(1, field(1, socket_address)))
+    health_status = number(2, core.HEALTHY if gets_traffic else otherwise)
+    return made + health_status + field(4, number(1, weight))  # load_balancing_weight is a UInt32Value
 
 
 def health_and_weight(instance: Instance) -> tuple[bool, int]:

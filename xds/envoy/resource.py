@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
+from xds.envoy.wire_format import tag, text
+
 _PREFIX = "type.googleapis.com/"
 
 CLUSTER = _PREFIX + "envoy.config.cluster.v3.Cluster"
@@ -62,24 +64,9 @@ def _head(type_url: str, name: str, version: str, size: int) -> bytes:
     That holds ``version`` (field 1), ``name`` (3) and ``resource`` (2), whose own fields are ``type_url`` (1) and
     ``value`` (2).
     """
-    any_head = _text(1, type_url) + tag(2, size)
-    inner = _text(1, version) + _text(3, name) + tag(2, len(any_head) + size) + any_head
+    any_head = text(1, type_url) + tag(2, size)
+    inner = text(1, version) + text(3, name) + tag(2, len(any_head) + size) + any_head
     return tag(2, len(inner) + size) + inner
-
-
-def tag(number: int, size: int) -> bytes:
-    """The tag of a length-delimited field and its length (protobuf, "Encoding": varints, wire type 2)."""
-    found = bytearray([number << 3 | 2])
-    while size > 0x7F:
-        found.append(size & 0x7F | 0x80)
-        size >>= 7
-    found.append(size)
-    return bytes(found)
-
-
-def _text(number: int, value: str) -> bytes:
-    encoded = value.encode()
-    return tag(number, len(encoded)) + encoded
 
 
 def encode(

@@ -24,7 +24,7 @@ InstancesOfTarget = Callable[[Target], Sequence[Instance]]
 
 def members(target: Target, instances: Iterable[Instance]) -> list[Instance]:
     """Those of a service's instances that belong to a target."""
-    return [instance for instance in instances if chosen(target.filter, instance)]
+    return [instance for instance in instances if chosen(target.filter, instance)] if target.filter else [*instances]
 
 
 class UpstreamEncoder:

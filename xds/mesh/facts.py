@@ -9,12 +9,17 @@ from __future__ import annotations
 import enum
 import functools
 import ipaddress
+import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from xds.mesh.settings import ProxySettings, UpstreamSettings
 
 WILDCARD = "*"
 """The name that stands for every service in an intention."""
+
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
 
 
 def usable_name(name: str) -> bool:
@@ -26,8 +31,10 @@ def usable_name(name: str) -> bool:
 def canonical_ip(text: str) -> str | None:
     """The one way to write the IP address ``text``, ``None`` where it is none. Each is asked for again and again."""
     try:
+        if _IPV4.fullmatch(text):  # as nearly all are, and that takes a tenth of what follows
+            return text
         return str(ipaddress.ip_address(text))
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 
@@ -86,9 +93,11 @@ class Sidecar:
 ANY_PORT = 0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class VirtualAddress:
-    """An address at which a service is dialed, and the port; `ANY_PORT` where that makes no difference."""
+class VirtualAddress(NamedTuple):
+    """An address at which a service is dialed, and the port; `ANY_PORT` where that makes no difference.
+
+    A tuple, since thousands are sorted and looked up.
+    """
 
     ip: str
     port: int = ANY_PORT

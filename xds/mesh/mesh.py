@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
 from xds.mesh.facts import Leaf, LeafKey, LeafRefused, Roots, ServiceInstances
@@ -19,7 +19,7 @@ from xds.mesh.settings import ConfigEntries
 Fact = TypeVar("Fact")
 
 
-class Kind(enum.Enum):
+class Kind(enum.StrEnum):
     """What a key is about."""
 
     ROOTS = "roots"
@@ -33,9 +33,11 @@ class Kind(enum.Enum):
     LEAF = "leaf certificate"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Names one fact: its kind, and whose it is where there is one for each service (or leaf)."""
+class Key(NamedTuple):
+    """Names one fact: its kind, and whose it is where there is one for each service (or leaf).
+
+    A tuple, since facts are looked up dozens of times for each that changes.
+    """
 
     kind: Kind
     of: str | Elsewhere | LeafKey = ""

@@ -10,7 +10,7 @@ came about, so a restart changes no owner. Claims are known of services that som
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress, canonical_ip
@@ -54,7 +54,7 @@ def claims(
         if ip is None:
             malformed.append(at.ip)
             continue
-        canonical = at if ip == at.ip else replace(at, ip=ip)
+        canonical = at if ip == at.ip else at._replace(ip=ip)
         since[canonical] = min(since.get(canonical, NEVER), index)
     return Claims(since, tuple(sorted(set(malformed))))
 

@@ -18,9 +18,8 @@ from xds.ads.messages import Request
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Proxy
 from xds.envoy import outbound
-from xds.envoy import resource as resource_module
 from xds.envoy.clusters import service_cluster
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET, Resource
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import ServiceInstances
@@ -148,7 +147,7 @@ def test_a_change_costs_what_it_is_about_whatever_the_size_of_the_mesh(
     change: Callable[[Fleet], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work: Counter[str] = Counter()
-    monkeypatch.setattr(resource_module, "encode_bytes", counted(work, "encoded", resource_module.encode_bytes))
+    monkeypatch.setattr(Resource, "__post_init__", counted(work, "encoded", Resource.__post_init__))
     monkeypatch.setattr(ControlPlane, "_update", counted(work, "looked at", ControlPlane._update))
     found = []
     for size in (10, 80):

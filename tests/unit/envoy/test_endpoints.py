@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.facts import make_instance
-from xds.envoy.endpoints import health_and_weight, load_assignment
-from xds.mesh.facts import Health
+from xds.envoy.endpoints import health_and_weight, load_assignment, unreachable
+from xds.mesh.facts import Health, Instance
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 
@@ -48,3 +52,38 @@ def test_an_address_that_is_none_takes_only_its_instance_out() -> None:
 def test_no_instances_are_an_empty_answer_too() -> None:
     message = endpoint.ClusterLoadAssignment.FromString(load_assignment("api", ()).body)
     assert (message.cluster_name, len(message.endpoints)) == ("api", 1)
+
+
+@given(
+    name=st.text(min_size=1, max_size=300),
+    instances=st.lists(
+        st.builds(
+            make_instance,
+            st.just("api"),
+            address=st.one_of(st.ip_addresses().map(str), st.text(max_size=20)),
+            port=st.integers(-1, 70_000),
+            health=st.sampled_from(Health),
+            weight_passing=st.integers(0, 200),
+            weight_warning=st.integers(0, 200),
+        )
+    ),
+    only_passing=st.booleans(),
+)
+def test_what_is_encoded_by_hand_is_what_the_messages_make(
+    name: str, instances: list[Instance], only_passing: bool
+) -> None:
+    made = load_assignment(name, instances, only_passing=only_passing)
+    message = endpoint.ClusterLoadAssignment(cluster_name=name, endpoints=[endpoint.LocalityLbEndpoints()])
+    for instance in instances:
+        if unreachable(instance) is not None:
+            continue
+        gets_traffic, weight = health_and_weight(instance)
+        if gets_traffic and not (only_passing and instance.health is Health.WARNING):
+            status = core.HEALTHY
+        else:
+            status = core.DRAINING if instance.health is Health.MAINTENANCE else core.UNHEALTHY
+        found = message.endpoints[0].lb_endpoints.add(health_status=status)
+        found.load_balancing_weight.value = weight
+        found.endpoint.address.socket_address.address = str(ipaddress.ip_address(instance.address))
+        found.endpoint.address.socket_address.port_value = instance.port
+    assert made.body == message.SerializeToString(deterministic=True)

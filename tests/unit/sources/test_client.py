@@ -34,6 +34,10 @@ async def _broken(_request: web.Request) -> web.Response:
     return web.Response(text="<html>")
 
 
+async def _half_a_pair(_request: web.Request) -> web.Response:
+    return web.Response(text='{"Meta": "\\ud83d"}')  # as Go writes it where a text was cut off
+
+
 async def _about(request: web.Request) -> web.Response:
     return web.json_response(["dc1", str(request.headers.get("X-Consul-Token"))])
 
@@ -43,6 +47,7 @@ async def consul() -> AsyncIterator[Consul]:
     app = web.Application()
     app.router.add_get("/v1/thing", _answer)
     app.router.add_get("/v1/broken", _broken)
+    app.router.add_get("/v1/half", _half_a_pair)
     app.router.add_get("/v1/agent/self", _about)
     async with TestServer(app) as server:
         client = Consul(ConsulSettings(address=str(server.make_url("/")).rstrip("/"), token="own", datacenter="dc9"))
@@ -68,6 +73,10 @@ async def test_a_token_that_is_no_header_is_an_error(consul: Consul) -> None:
 
 async def test_the_librarys_own_endpoint_works_over_the_pool(consul: Consul) -> None:
     assert await consul.awaited(consul.agent.self()) == ["dc1", "own"]
+
+
+async def test_what_only_the_patient_decoder_takes_is_taken(consul: Consul) -> None:
+    assert (await consul.read("/v1/half")).data == {"Meta": "\ud83d"}
 
 
 @pytest.mark.parametrize("status", [301, 400, 403, 404, 429, 500])

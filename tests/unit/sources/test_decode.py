@@ -124,6 +124,16 @@ def test_what_can_not_be_followed_is_said() -> None:
     assert all(refusals.values())
 
 
+@pytest.mark.parametrize("limit", [2**70, "\ud83d"])
+def test_what_can_not_be_remembered_is_read_nevertheless(limit: object) -> None:
+    config = {"mode": "transparent", "max_inbound_connections": limit}
+    [found] = decode.service_instances("web", [entry(Proxy={"Config": config})]).instances
+    assert found.sidecar is not None
+    assert found.sidecar.settings.fallback_mode is ProxyMode.TRANSPARENT
+    [problem] = found.sidecar.problems
+    assert "max_inbound_connections: expected a number" in problem
+
+
 def test_intentions_of_this_cluster() -> None:
     okta = {"Providers": [{"Name": "okta"}]}
     found = decode.intentions(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson
 from consul import base
 from yarl import URL
 
@@ -273,13 +274,20 @@ def _reply(response: Any, known: bytes | None = None) -> Reply:
     digest = b"" if known is None else hashlib.blake2b(response.content, digest_size=16).digest()
     same = bool(digest) and digest == known
     return Reply(
-        data=None if same else json.loads(response.body),
+        data=None if same else _decoded(response),
         index=max(1, int(headers.get("X-Consul-Index", "1"))),
         filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
         default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),
         digest=digest,
         same=same,
     )
+
+
+def _decoded(response: Any) -> Any:
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:  # which takes less than Go may send: half a surrogate pair, say
+        return json.loads(response.body)
 
 
 def _read_timeout(params: Any) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
+
+import orjson
 
 from xds.mesh.facts import (
     ANY_PORT,
@@ -25,25 +27,22 @@ from xds.sources.decode.values import Fields
 CONNECT_PROXY = "connect-proxy"
 TERMINATING_GATEWAY = "terminating-gateway"
 MAINTENANCE_CHECKS = ("_node_maintenance", "_service_maintenance:")
+_WHERE = attrgetter("node", "service_id")
 
 
 def service_instances(service: str, data: Any, *, elsewhere: bool = False) -> ServiceInstances:
     """``/v1/health/connect/:service``; ``elsewhere``: in another datacenter, where WAN addresses are dialed."""
     found = [_instance(service, entry, elsewhere) for entry in data or ()]
-    return ServiceInstances(service, tuple(sorted(found, key=lambda i: (i.node, i.service_id))))
+    return ServiceInstances(service, tuple(sorted(found, key=_WHERE)))
 
 
 def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
     node, registered = entry["Node"], entry["Service"]
-    tagged = registered.get("TaggedAddresses") or {}
-    tags = [f"consul-virtual:{service}"] if registered.get("Kind") == TERMINATING_GATEWAY else ["consul-virtual"]
-    addresses = [VirtualAddress(tagged[tag]["Address"]) for tag in tags if tag in tagged]
-    if registered.get("Kind") != TERMINATING_GATEWAY and "virtual" in tagged:
-        # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
-        addresses.append(VirtualAddress(tagged["virtual"]["Address"], tagged["virtual"].get("Port") or ANY_PORT))
+    kind, tagged = registered.get("Kind"), registered.get("TaggedAddresses")
     weights = registered.get("Weights") or {}
     address, port = registered.get("Address") or node["Address"], registered.get("Port") or 0
     if elsewhere:
+        tagged = tagged or {}
         wan, node_wan = tagged.get("wan") or {}, (node.get("TaggedAddresses") or {}).get("wan")
         address = wan.get("Address") or registered.get("Address") or node_wan or node["Address"]
         port = wan.get("Port") or port
@@ -55,19 +54,38 @@ def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
         health=_health(entry.get("Checks") or ()),
         weight_passing=weights.get("Passing", 1),
         weight_warning=weights.get("Warning", 1),
-        virtual_ips=tuple(dict.fromkeys(addresses)),
+        virtual_ips=_virtual_ips(service, kind, tagged) if tagged else (),
         create_index=registered.get("CreateIndex") or 0,
-        sidecar=sidecar(node["Node"], registered) if registered.get("Kind") == CONNECT_PROXY else None,
+        sidecar=sidecar(node["Node"], registered) if kind == CONNECT_PROXY else None,
         name=registered.get("Service") or "",
         service_address=registered.get("Address") or "",
         tags=tuple(registered.get("Tags") or ()),
-        meta=tuple(sorted((registered.get("Meta") or {}).items())),
+        meta=_pairs(registered.get("Meta")),
         node_address=node["Address"],
-        node_meta=tuple(sorted((node.get("Meta") or {}).items())),
+        node_meta=_pairs(node.get("Meta")),
     )
 
 
+def _virtual_ips(service: str, kind: Any, tagged: Any) -> tuple[VirtualAddress, ...]:
+    if kind == TERMINATING_GATEWAY:
+        tag = f"consul-virtual:{service}"
+        return (VirtualAddress(tagged[tag]["Address"]),) if tag in tagged else ()
+    addresses = []
+    if "consul-virtual" in tagged:
+        addresses.append(VirtualAddress(tagged["consul-virtual"]["Address"]))
+    if "virtual" in tagged:
+        # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
+        addresses.append(VirtualAddress(tagged["virtual"]["Address"], tagged["virtual"].get("Port") or ANY_PORT))
+    return tuple(dict.fromkeys(addresses)) if len(addresses) > 1 else tuple(addresses)
+
+
+def _pairs(meta: Any) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(meta.items())) if meta else ()
+
+
 def _health(checks: Any) -> Health:
+    if not checks:
+        return Health.PASSING
     # Consul keeps maintenance mode as a critical check of its own (api/health.go, HealthMaint).
     maintained = [str(check.get("CheckID")).startswith(MAINTENANCE_CHECKS) for check in checks]
     statuses = {check.get("Status") for check, apart in zip(checks, maintained, strict=True) if not apart}
@@ -82,11 +100,8 @@ def sidecar(node: str, registered: Any) -> Sidecar:
     """The proxy part of a registration (a service of kind ``connect-proxy``)."""
     proxy = registered.get("Proxy") or {}
     problems: list[str] = []
-    upstreams = tuple(
-        _explicit_upstream(upstream, problems)
-        for upstream in proxy.get("Upstreams") or ()
-        if not upstream.get("CentrallyConfigured")
-    )
+    named = proxy.get("Upstreams") or ()
+    upstreams = [_explicit_upstream(each, problems) for each in named if not each.get("CentrallyConfigured")]
     return Sidecar(
         service_id=registered["ID"],
         node=node,
@@ -97,7 +112,7 @@ def sidecar(node: str, registered: Any) -> Sidecar:
         local_service_port=proxy.get("LocalServicePort") or 0,
         local_service_socket_path=proxy.get("LocalServiceSocketPath") or "",
         settings=_settings(proxy, problems),
-        upstreams=upstreams,
+        upstreams=tuple(upstreams),
         problems=tuple(problems),
     )
 
@@ -109,16 +124,24 @@ ITS_OWN = frozenset(
 
 
 def _settings(proxy: Any, problems: list[str]) -> ProxySettings:
-    said = json.dumps({key: value for key, value in proxy.items() if key not in ITS_OWN})
-    settings, more = _settings_of(said)
+    said = {key: value for key, value in proxy.items() if key not in ITS_OWN}
+    try:
+        settings, more = _settings_of(orjson.dumps(said))
+    except TypeError:  # a number beyond 64 bits
+        settings, more = _read_settings(said)
     problems.extend(more)
     return settings
 
 
 @functools.lru_cache(maxsize=4096)
-def _settings_of(said: str) -> tuple[ProxySettings, tuple[str, ...]]:
-    """The settings in a ``Proxy``, and what of it can't be followed: most sidecars of a mesh say the same."""
-    proxy, problems = json.loads(said), list[str]()
+def _settings_of(said: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
+    """`_read_settings`, remembered: most sidecars of a mesh say the same."""
+    return _read_settings(orjson.loads(said))
+
+
+def _read_settings(proxy: Any) -> tuple[ProxySettings, tuple[str, ...]]:
+    """The settings in a ``Proxy``, and what of it can't be followed."""
+    problems = list[str]()
     return proxy_settings(proxy, proxy.get("Config") or {}, problems.append), tuple(problems)
 
 

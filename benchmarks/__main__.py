@@ -59,15 +59,16 @@ def machine(consul: tuple[int, int]) -> dict[str, Any]:
 async def run(names: list[str]) -> dict[str, Any]:
     """Run these benchmarks; all results, those of earlier runs among them."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results = {name: found for name, found in results.items() if name in (*BENCHMARKS, "machine")}
+    results = {name: found for name, found in results.items() if name in (*BENCHMARKS, "machines")}
     fresh: dict[str, list[Any]] = {name: [] for name in names}
     for run in range(1, RUNS + 1):
         async with Stage.open() as stage:
-            results["machine"] = machine(stage.consul.release)
+            here = machine(stage.consul.release)
             for name in names:
                 print(f"{name}, run {run} of {RUNS} ...", flush=True)
                 fresh[name].append(await BENCHMARKS[name](stage))
                 results[name] = fresh[name]
+                results.setdefault("machines", {})[name] = here
                 RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
     return results
 

@@ -56,10 +56,14 @@ def _quantile(seconds: list[float], share: float) -> float:
 
 def page(results: Result) -> str:
     """The whole page; what was not measured is not on it."""
-    parts = [HEAD.format(**results["machine"])]
+    machines = [results["machines"][name] for name, _ in PARTS if name in results]
+    usual = max(machines, key=machines.count)
+    parts = [HEAD.format(machine=MACHINE.format(**usual))]
     for name, part in PARTS:
         if name in results:
             parts.append("\n".join(_written([part(run) for run in results[name]])))
+            if results["machines"][name] != usual:
+                parts[-1] += f"\nThis on another machine: {MACHINE.format(**results['machines'][name])}.\n"
     if all(name in results for name in ("fanout", "sizes", "reconnect", "idle", "start")):
         parts.append("\n".join(_written([carried_on(simulation.costs(results))])))
     return "\n".join(parts)
@@ -89,12 +93,13 @@ def _cell(runs: list[Figure | str]) -> str:
     return f"**{middle}**" if low == high else f"**{middle}** ({low} to {high})"
 
 
+MACHINE = """{cores} cores of {cpu}, Linux {kernel}, Python {python}, grpcio {grpcio}, protobuf {protobuf},
+Envoy {envoy}, Consul {consul}, Gossamer {gossamer}"""
 HEAD = """# Performance
 
 Written by `make bench`, never by hand; every run's figures are in `benchmarks/results.json`.
 
-Measured on {cores} cores of {cpu}, Linux {kernel}, Python {python}, grpcio {grpcio}, protobuf {protobuf},
-Envoy {envoy}, Consul {consul}, Gossamer {gossamer}, with one worker. What writes, what is served and what serves share
+Measured on {machine}, with one worker. What writes, what is served and what serves share
 these cores. Each figure is the median of several runs, in each of which everything was started anew; beside those in
 bold stand the least and the greatest.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -71,8 +70,8 @@ class Reply:
     """Consul left out what the token may not see (Consul 1.11 and newer say so)."""
     default_policy: str = ""
     """X-Consul-Default-ACL-Policy, where Consul sends it."""
-    digest: bytes = b""
-    """Of the body, where it was asked for."""
+    body: bytes = b""
+    """As it came, where that was asked for."""
     same: bool = False
     """Whether the body is the one that is known already. ``data`` is empty then."""
 
@@ -199,7 +198,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             token: in place of this client's own.
             datacenter: in place of this client's own.
             params: more query parameters.
-            known: the digest of a body that is known, and is not decoded again; ``None``: none is wanted.
+            known: a body that is known, and is not decoded again; ``None``: the body itself is not wanted.
 
         Raises:
             ConsulError: no answer, or one with a status other than 200.
@@ -271,14 +270,13 @@ Read = Callable[[int | None, float], Awaitable[Reply]]
 
 def _reply(response: Any, known: bytes | None = None) -> Reply:
     headers = response.headers
-    digest = b"" if known is None else hashlib.blake2b(response.content, digest_size=16).digest()
-    same = bool(digest) and digest == known
+    same = bool(known) and response.content == known
     return Reply(
         data=None if same else _decoded(response),
         index=max(1, int(headers.get("X-Consul-Index", "1"))),
         filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
         default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),
-        digest=digest,
+        body=b"" if known is None else response.content,
         same=same,
     )
 

@@ -80,7 +80,7 @@ class ConsulSource:
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._names_seen: frozenset[str] | None = None
-        self._names_digest = b""
+        self._names_body = b""
         self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
@@ -236,7 +236,7 @@ class ConsulSource:
         self.deliver({INTENTIONS: found})
 
     async def _read_names(self, index: int | None, wait_s: float) -> Reply:
-        reply = await self._client.read("/v1/catalog/services", index=index, wait_s=wait_s, known=self._names_digest)
+        reply = await self._client.read("/v1/catalog/services", index=index, wait_s=wait_s, known=self._names_body)
         if reply.filtered:
             raise ConsulError("the token may not see every service: it needs service:read on all services", 403)
         if reply.same:
@@ -248,7 +248,7 @@ class ConsulSource:
     def _take_names(self, reply: Reply) -> None:
         if reply.same:
             return  # every change of any instance wakes this query, and hardly any is about a name
-        self._names_digest = reply.digest
+        self._names_body = reply.body
         found = frozenset(reply.data)
         if found == self._names_seen:
             return  # only tags are others

@@ -34,6 +34,7 @@ class Outgoing:
         self._wanted = wanted
         self._view = wanted.view
         self._types = wanted.types
+        self._unsettled = wanted.unsettled
         self._delta = delta
         self._nonce = 0
         self._most: int | None = None
@@ -50,7 +51,8 @@ class Outgoing:
         """
         self.held_back = False
         self._most = most
-        for state in self._types.values():
+        for type_url in self._unsettled:
+            state = self._types[type_url]
             if state.inherited and self._view.complete():
                 state.inherited.clear()
         open_to_more = self.open_types()
@@ -66,11 +68,15 @@ class Outgoing:
 
     def open_types(self) -> list[str]:
         """The types of which there may be something to send now."""
-        return [
-            type_url
-            for type_url, state in self._types.items()
-            if state.asked and state.in_flight is None and (state.dirty or state.suspects or not state.answered)
-        ]
+        found = []
+        for type_url in tuple(self._unsettled):
+            state = self._types[type_url]
+            if state.dirty or state.suspects or not state.answered:
+                if state.asked and state.in_flight is None:
+                    found.append(type_url)
+            elif not state.inherited:
+                self._unsettled.discard(type_url)
+        return found
 
     def _may_break(self, type_url: str) -> bool:
         """Whether resources of a type may be removed: not before what refers to them was replaced."""
@@ -285,6 +291,7 @@ class Outgoing:
         endpoints before. One that never has may not even acknowledge them, and one that starts has its own order.
         """
         name, state = cluster.endpoints, self._types[ENDPOINT]
+        self._unsettled.add(ENDPOINT)
         if name in state.named:
             state.has.pop(name, None)
             state.dirty.add(name)

@@ -79,6 +79,7 @@ class Session:
         if request.type_url not in MAKE_ORDER:
             return Received()
         state = self._types[request.type_url]
+        self._wanted.unsettled.add(request.type_url)
         received = self._acknowledge(state, request)
         if not state.asked:
             self._first_request(state, request)
@@ -253,10 +254,13 @@ class Session:
             names = [n for n in names if n in state.has or self._wanted.wants(state, type_url, n)]
         elif not state.wildcard:
             names = [n for n in names if n in state.named or n in state.has]
+        if not names:
+            return False
         state.dirty.update(names)
+        self._wanted.unsettled.add(type_url)
         if state.inherited:
             self._seen(state, type_url, names)
-        return bool(names)
+        return True
 
     def _seen(self, state: TypeState, type_url: str, names: Iterable[str]) -> None:
         """What the view holds is no longer merely inherited; but for a listener that may lack what is not read yet."""

@@ -49,6 +49,8 @@ class Wanted:
     def __init__(self, view: ResourceView) -> None:
         self.view = view
         self.types = States()
+        self.unsettled: set[str] = set()
+        """The types that something was said of since there was last nothing to do: only these are looked at."""
 
     def is_on_demand(self, type_url: str) -> bool:
         """Whether resources of a type are sent to who asks for them by name."""

@@ -263,9 +263,13 @@ def test_a_listener_that_is_held_back_keeps_no_denied_cluster_alive(stream: Stre
     assert stream.next().removed == ("denied",)
 
 
-def test_what_was_complete_once_does_not_hold_back_any_more(stream: Stream) -> None:
+@pytest.mark.parametrize("complete_at_first", [True, False])
+def test_what_was_complete_once_does_not_hold_back_any_more(stream: Stream, complete_at_first: bool) -> None:
+    stream.view.is_complete = complete_at_first
     stream.put(LISTENER, "outbound", "1", of_all_upstreams=True)
     stream.subscribe(LISTENER, known={"outbound": "1"})
+    assert stream.nothing_to_send()
+    stream.view.is_complete = True
     assert stream.nothing_to_send()
     stream.view.is_complete = False
     stream.put(LISTENER, "outbound", "2", of_all_upstreams=True)

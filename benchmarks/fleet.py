@@ -89,7 +89,7 @@ class Sidecar:
             self.missing.update(fresh)
             self._subscribe_more(ENDPOINT, fresh)
         if kind == ENDPOINT:
-            self.missing.difference_update(has)
+            self.missing.difference_update(resource.name for resource in response.resources)
         if kind == CLUSTER and not self._asked_for_rest:
             self._ask_for_rest()
 

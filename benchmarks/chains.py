@@ -18,7 +18,7 @@ from benchmarks.child import obey
 from xds.ads.server import SERVICE
 from xds.envoy.outbound import tcp_proxy
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
-from xds.envoy.wire_format import tag
+from xds.envoy.wire_format import field
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -26,11 +26,6 @@ from xds.wire.envoy.extensions import original_dst_pb2, tls_pb2
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
 NAME = "outbound_listener:127.0.0.1:15001"
-
-
-def field(number: int, value: bytes) -> bytes:
-    """A length-delimited field, for what the slice of the API in ``protos/`` has no name for."""
-    return tag(number, len(value)) + value
 
 
 def inlined(body: bytes, certificate: tls_pb2.TlsCertificate, roots: str) -> bytes:

@@ -280,6 +280,7 @@ class ControlPlane:
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)
+        self._want_demand()  # whoever asked for this may have gone on long ago
 
     def _read_for(self, proxy: Proxy, found: frozenset[str | Elsewhere]) -> None:
         """Note what is read on behalf of one proxy alone."""

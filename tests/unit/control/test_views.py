@@ -152,3 +152,20 @@ def test_a_plane_that_changed_has_what_a_new_one_has(
             if type_url in (CLUSTER, SCOPED_ROUTE):
                 told = {name: each for (url, name), each in has.items() if url == type_url and each is not None}
                 assert told == expected, "what was told of the changes comes to the same"
+
+
+def test_what_many_sidecars_of_one_service_need_is_read_when_they_are_looked_at_in_slices() -> None:
+    waiting: list[Callable[[], None]] = []
+
+    def settle() -> None:
+        while waiting:
+            waiting.pop(0)()
+
+    bench = Bench(soon=waiting.append)
+    bench.service("api", "240.0.0.2")
+    for number in range(2 * slices.FEW):
+        bench.connect("web", number)
+    settle()
+    bench.leaf("web")
+    settle()
+    assert bench.demand.services == {"web", "api"}

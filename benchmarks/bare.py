@@ -16,7 +16,20 @@ import grpc
 import grpc.aio
 
 from benchmarks.child import obey
-from xds.ads.server import OPTIONS, SERVICE
+from xds.ads.server import SERVICE
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 120_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # By itself gRPC refuses some of a thousand that come at once.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+)
 
 
 class Bare:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from xds.admin.server import AdminServer
-from xds.ads.server import ListenError
 from xds.control.metrics import Metrics
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
@@ -18,6 +17,7 @@ from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.source import FileSettings, FileSource
+from xds.transport.server import ListenError
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
 

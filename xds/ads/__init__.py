@@ -1,1 +1,1 @@
-"""The xDS protocol: a session state machine without I/O, and a thin grpc.aio server around it."""
+"""The xDS protocol: a session state machine without I/O, and a server that has a session on each stream."""

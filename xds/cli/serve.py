@@ -10,8 +10,6 @@ from pathlib import Path
 
 import click
 
-from xds.ads.loop import EventLoop
-from xds.ads.server import ListenError
 from xds.app import Gossamer, ServeSettings
 from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag, state_flag
 from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
@@ -20,6 +18,7 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError
+from xds.transport.server import ListenError
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")
@@ -140,8 +139,7 @@ def serve(
     if state is not None and mesh is None:
         raise click.UsageError("--state is for a mesh file: it goes with --mesh")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
-    for chatty in ("grpc", "watchfiles"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("watchfiles").setLevel(logging.ERROR)
     settings = ServeSettings(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
@@ -158,8 +156,7 @@ def serve(
         workers=workers,
     )
     try:
-        with asyncio.Runner(loop_factory=EventLoop) as runner:
-            runner.run(run_until_signal(settings))
+        asyncio.run(run_until_signal(settings))
     except (ListenError, SettingsError, RefusedError, StateError) as error:
         raise Failure(str(error)) from error
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from xds.ads.codec import Node
@@ -30,16 +29,20 @@ class Client:
     delta: bool
 
 
+def _nobody() -> None:
+    """Who is woken as long as nobody serves it."""
+
+
 class Proxy:
     """A proxy on its stream. The control plane keeps it up to date, the server sends what its session says.
 
-    ``wake`` is set whenever the session may have something new to send.
+    ``wake`` is called whenever the session may have something new to send.
     """
 
     def __init__(self, client: Client, view: ServiceView) -> None:
         self.client = client
         self.session = Session(self, delta=client.delta)
-        self.wake = asyncio.Event()
+        self.wake: Callable[[], None] = _nobody
         self.sidecar: Sidecar | None = None
         self.registered = False
         self.leaf: Leaf | None = None
@@ -148,7 +151,7 @@ class Proxy:
         if SCOPED_ROUTE in changes:
             matters.append(self.session.changed(ROUTE, changes[SCOPED_ROUTE]))
         if self.ready and any(matters):
-            self.wake.set()
+            self.wake()
 
     def resume(self, before: Proxy) -> None:
         """Take over from the same proxy on an earlier stream what was made for it; as long as it is still entitled."""
@@ -168,12 +171,12 @@ class Proxy:
         """Begin serving as soon as the first answer would be whole, or waiting for that has been given up."""
         if self.ready:
             if self.complete():
-                self.wake.set()  # what was held back until everything had been read need not wait any more
+                self.wake()  # what was held back until everything had been read need not wait any more
         elif self.incomplete:
             self.ready = not self._patient or self.complete()
             if self.ready or not self._waited_for:
                 self._waited_for = True
-                self.wake.set()
+                self.wake()
 
     @property
     def waits_for_upstreams(self) -> bool:

@@ -17,10 +17,10 @@ from typing import Any
 
 from prometheus_client import Metric
 
-from xds.ads.server import ListenError, check_free
 from xds.control.metrics import Metrics
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
+from xds.transport.server import ListenError, bind
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class WorkerPool:
         self._workers: dict[int, Worker] = {}
         self._questions = itertools.count()
         self._address = ""
-        self._reserved: socket.socket | None = None
+        self._reserved: list[socket.socket] = []
 
     async def start(self, address: str) -> int:
         """Start the workers; the port on which all of them listen.
@@ -69,15 +69,12 @@ class WorkerPool:
         Raises:
             ListenError: the address can't be listened on.
         """
-        await check_free(address)
-        host, _, port = address.rpartition(":")
-        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        for trial in await bind(address):
+            trial.close()  # with a port that is shared, others that listen on it would go unnoticed
         # Bound here and listened on there, so that the port stays ours when port 0 asks for a free one.
-        self._reserved = socket.socket(found[0][0], socket.SOCK_STREAM)
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reserved.bind(found[0][4])
-        chosen = int(self._reserved.getsockname()[1])
-        self._address = f"{host}:{chosen}"
+        self._reserved = await bind(address, shared=True)
+        chosen = int(self._reserved[0].getsockname()[1])
+        self._address = f"{address.rpartition(':')[0]}:{chosen}"
         try:
             for number in range(self._count):
                 self._workers[number] = await self._start_one()
@@ -93,8 +90,8 @@ class WorkerPool:
             worker.link.close()
         for worker in workers:
             await _ended(worker.process)
-        if self._reserved is not None:
-            self._reserved.close()
+        for reserved in self._reserved:
+            reserved.close()
 
     async def _start_one(self) -> Worker:
         ours, theirs = socket.socketpair()

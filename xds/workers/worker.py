@@ -11,8 +11,7 @@ import signal
 import socket
 import sys
 
-from xds.ads.loop import EventLoop
-from xds.ads.server import ListenError
+from xds.transport.server import ListenError
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import Serving, prepare_process
 
@@ -23,7 +22,6 @@ async def work(end: socket.socket) -> None:
     start = await link.hear()
     assert isinstance(start, Start)
     logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)-7s worker %(process)d: %(message)s")
-    logging.getLogger("grpc").setLevel(logging.ERROR)
     serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)))
     try:
         port = await serving.start(start.address, shared=True)
@@ -55,8 +53,7 @@ def main() -> None:
     # Who started it says when it ends: a terminal's Ctrl-C reaches everybody.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_process()
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(work(socket.socket(fileno=int(sys.argv[1]))))
+    asyncio.run(work(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -13,10 +13,12 @@ import pytest
 from tests.unit.control.test_plane import Bench
 from xds.ads import server as ads_server
 from xds.ads.messages import Response
-from xds.ads.server import SERVICE, AdsServer, ListenError
+from xds.ads.server import SERVICE, AdsServer, Stream
+from xds.ads.turns import AT_ONCE
 from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, LISTENER
 from xds.mesh import mesh
+from xds.transport.server import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
@@ -161,37 +163,6 @@ async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
         await AdsServer(PlaneRegistry(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")
 
 
-def test_large_responses_take_turns_in_the_order_of_asking() -> None:
-    turns = ads_server.Turns()
-    one_after_another = [asyncio.Event() for _ in range(ads_server.AT_ONCE + 3)]
-    for each in one_after_another:
-        turns.ask(each)
-    *having, second, third, fourth = one_after_another
-    assert [turns.has(each) for each in one_after_another] == [True] * len(having) + [False] * 3
-    turns.done(second)
-    assert not third.is_set(), "those before still have their turn"
-    turns.done(having[-1])
-    assert third.is_set()
-    assert turns.has(third)
-    assert not fourth.is_set()
-    turns.done(third)
-    assert not turns.has(third)
-    assert fourth.is_set()
-
-
-async def test_a_turn_is_given_away_even_if_what_was_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ads_server, "PASS_ON_S", 0.01)
-    turns = ads_server.Turns()
-    events = [asyncio.Event() for _ in range(ads_server.AT_ONCE + 1)]
-    for each in events:
-        turns.ask(each)
-    assert turns.writes(events[0]) is not None
-    assert not turns.has(events[-1])
-    async with asyncio.timeout(20):
-        await events[-1].wait()
-    assert turns.has(events[-1])
-
-
 async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:
     bench = serving.bench
     for number in range(2 * ads_server.SMALL):
@@ -210,18 +181,18 @@ async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Servi
 
 
 class Pushed:
-    """A peer that first has a small response to send and then a large one; and its stream's other end."""
+    """A peer that first has a small response to send and then a large one, and the call that it is sent on."""
 
-    def __init__(self, turns: ads_server.Turns, *, reads: bool) -> None:
+    def __init__(self, server: AdsServer, *, takes: bool) -> None:
         self.session = self
-        self.wake = asyncio.Event()
         self.ready, self.incomplete, self.held_back = True, False, False
+        self.clogged = False
         self.small, self.large = 0, True
-        self.written: list[str] = []
-        self.reads = asyncio.Event()
-        if reads:
-            self.reads.set()
-        self.stream = ads_server._Stream(self, self, turns, asyncio.Lock(), delta=True)  # type: ignore[arg-type]
+        self.sent: list[str] = []
+        self.takes = takes
+        self.stream = Stream(server, self, delta=True)  # type: ignore[arg-type]
+        self.stream._peer = self  # type: ignore[assignment]
+        self.wake = self.stream.wake
 
     def next_response(self, most: int | None = None) -> Response | None:
         self.held_back = self.large and most is not None
@@ -233,39 +204,61 @@ class Pushed:
         self.large = False
         return Response(CLUSTER, "large", "large", (), ())
 
-    def sent(self, *_: object) -> None:
-        """Nobody counts here."""
+    def send(self, message: bytes) -> None:
+        self.sent.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
+        self.clogged = not self.takes
 
-    async def write(self, message: bytes) -> None:
-        await self.reads.wait()
-        self.written.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
+    def flush(self) -> None:
+        """It is on its way already."""
+
+    def tell(self, listener: Callable[..., None], *arguments: object) -> None:
+        listener(*arguments)
+
+    def take(self) -> None:
+        """Take what waits, and everything from now on."""
+        self.takes, self.clogged = True, False
+        self.stream.written()
+
+
+class Nobody:
+    """Counts nothing."""
+
+    def sent(self, *_: object) -> None: ...
 
 
 async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -> None:
-    turns = ads_server.Turns()
-    first, stuck, other = Pushed(turns, reads=True), Pushed(turns, reads=False), Pushed(turns, reads=True)
-    ahead = [first.wake, *(asyncio.Event() for _ in range(ads_server.AT_ONCE - 1))]
-    for each in ahead:
-        turns.ask(each)
-    writers = []
-    for pushed in (stuck, other):
-        writers.append(asyncio.create_task(pushed.stream._write(pushed)))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
+    server = AdsServer(Nobody())  # type: ignore[arg-type]
+    stuck, other = Pushed(server, takes=False), Pushed(server, takes=True)
+    ahead = [Pushed(server, takes=False) for _ in range(AT_ONCE)]
+    for each in (*ahead, stuck, other):
+        server.turns.ask(each.wake)
     stuck.small = 1
-    stuck.wake.set()  # it has something to say while it waits for its turn, and nobody who listens
-    for _ in range(5):
-        await asyncio.sleep(0)
-    for each in ahead:
-        turns.done(each)
+    stuck.wake()  # it has something to say while it waits for its turn, and does not take it
     async with asyncio.timeout(20):
-        while not other.written:  # noqa: ASYNC110 - the other end has no event for it
+        while not other.sent:  # noqa: ASYNC110 - the other end has no event for it
             await asyncio.sleep(0)
-    assert (other.written, stuck.written) == (["large"], [])
-    stuck.reads.set()
+    assert (other.sent, stuck.sent) == (["large"], ["small"])
+    stuck.take()
     async with asyncio.timeout(20):
-        while len(stuck.written) < 2:  # noqa: ASYNC110
+        while len(stuck.sent) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    assert stuck.written == ["small", "large"]
-    for writer in writers:
-        writer.cancel()
-    await asyncio.gather(*writers, return_exceptions=True)
+    assert stuck.sent == ["small", "large"]
+
+
+async def test_large_requests_are_heard_one_after_the_other_and_in_order(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    monkeypatch.setattr(ads_server, "LARGE_REQUEST", 1)
+    streams = [serving.stream() for _ in range(5)]
+    for stream in streams:
+        await stream.write(first_request())
+        await stream.write(discovery.DeltaDiscoveryRequest(type_url=LISTENER).SerializeToString())
+    for stream in streams:
+        answer = await read(stream)
+        assert answer.type_url == CLUSTER
+        acknowledgement = discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=answer.nonce)
+        await stream.write(acknowledgement.SerializeToString())
+        assert (await read(stream)).type_url == LISTENER
+        stream.cancel()

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from tests.unit.facts import ROOTS, make_instances, make_leaf
-from xds.ads.server import SERVICE, ListenError
+from xds.ads.server import SERVICE
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER
 from xds.mesh import mesh
@@ -22,6 +22,7 @@ from xds.mesh.chains import default_chain
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import ConfigEntries
+from xds.transport.server import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up

@@ -1,0 +1,392 @@
+"""The server: connections on sockets, and the calls on them.
+
+Everything happens in callbacks of the event loop, so a call costs no task. A `Call` is handed to what the server was
+given for its method, which answers with a `Conversation`: that is told what arrives on it, when there is room again
+after there was none, and last that it ended, for whatever reason. Whatever goes wrong on one connection stays there.
+
+One task looks after all connections: it asks those that have been silent for long for a sign of life, and ends those
+that give none, take nothing, or never begin to speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVarTuple, Unpack, cast
+
+from xds.transport import frames, messages
+from xds.transport.connection import Connection, Data, Drained, Gone, Headers, Opened
+from xds.transport.messages import Assembler, CallError, Status
+
+log = logging.getLogger(__name__)
+Arguments = TypeVarTuple("Arguments")
+
+LOOK_EVERY_S = 5.0
+SILENT_S = 120.0
+"""After so long a peer is asked whether it is there. Asking three thousand every thirty seconds cost more than all else
+about idle streams, and who has gone without a word costs memory only."""
+ANSWER_WITHIN_S = 60.0
+"""A host that is too busy to answer soon must not be made to come again."""
+TAKE_WITHIN_S = 30.0
+"""How long a peer may take nothing of what waits for it."""
+BACKLOG = 4096
+CONTROL = 0
+"""The stream that a connection itself is (RFC 9113)."""
+
+
+class ListenError(Exception):
+    """The server can't listen where it was told to."""
+
+
+class Conversation(Protocol):
+    """What is made of a call."""
+
+    def message(self, message: bytes) -> None:
+        """A message arrived.
+
+        Raises:
+            CallError: the call can't go on.
+        """
+
+    def half_closed(self) -> None:
+        """The client has said all."""
+
+    def written(self) -> None:
+        """There is room again: `Call.clogged` is over."""
+
+    def ended(self, why: str) -> None:
+        """The call is over. It is told nothing more."""
+
+
+class Call:
+    """A call in progress, as seen by who answers it."""
+
+    def __init__(self, connection: _Connection, stream: int, headers: Headers) -> None:
+        self.peer = connection.peer
+        """The client's address."""
+        self.metadata = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        self.conversation: Conversation | None = None
+        self.clogged_since: float | None = None
+        """Since when (loop time) it has been taking nothing."""
+        self._connection: _Connection | None = connection
+        self._stream = stream
+        self._assembler = Assembler()
+        self._answered = False
+
+    @property
+    def clogged(self) -> bool:
+        """Whether what was sent waits to be taken. More can be sent, and waits as well."""
+        return self.clogged_since is not None
+
+    def send(self, message: bytes) -> None:
+        """Send a message, with whatever else is sent until `flush`."""
+        connection = self._connection
+        if connection is None:
+            return
+        if not self._answered:
+            self._answered = True
+            connection.h2.send_headers(self._stream, messages.RESPONSE_HEADERS)
+        if not connection.h2.send(self._stream, messages.prefix(len(message)) + message):
+            self.clog()
+
+    def flush(self) -> None:
+        """Have on its way what was sent."""
+        if self._connection is not None:
+            self._connection.flush()
+
+    def end(self, status: Status, details: str = "") -> None:
+        """End it, after all that was sent."""
+        connection = self._connection
+        if connection is not None:
+            ending = messages.trailers(status, details)
+            if not self._answered:
+                ending = [(":status", "200"), ("content-type", "application/grpc"), *ending]
+            connection.h2.send_headers(self._stream, messages.headers_block(*ending), last=True)
+            connection.forget(self._stream)
+            connection.flush()
+            self.gone(details or status.name)
+
+    def tell(self, listener: Callable[[Unpack[Arguments]], None], *arguments: *Arguments) -> None:
+        """Call ``listener``, which is about this call: whatever goes wrong in it ends this call, and nothing else."""
+        try:
+            listener(*arguments)
+        except CallError as error:
+            self.end(error.status, str(error))
+        except Exception:
+            log.exception("a call from %s failed", self.peer)
+            self.end(Status.INTERNAL, "the server failed; its log says how")
+
+    def stop_reading(self) -> None:
+        """Take nothing more from this client's connection until `read_on`."""
+        if self._connection is not None:
+            self._connection.hold(self._stream)
+
+    def read_on(self) -> None:
+        """Take again what it sends."""
+        if self._connection is not None:
+            self._connection.release(self._stream)
+
+    # -- what its connection tells it ---------------------------------------------------------------------------------
+
+    def clog(self) -> None:
+        """What was sent waits."""
+        if self.clogged_since is None:
+            self.clogged_since = asyncio.get_running_loop().time()
+
+    def feed(self, data: Data) -> None:
+        """Something arrived."""
+        self.tell(self._feed, data)
+
+    def _feed(self, data: Data) -> None:
+        assert self.conversation is not None
+        for message in self._assembler.feed(data.data) if data.data else ():
+            self.conversation.message(message)
+        if data.ended and self._connection is not None:
+            self.conversation.half_closed()
+
+    def relieved(self) -> None:
+        """Nothing waits any more."""
+        if self.clogged_since is not None:
+            self.clogged_since = None
+            if self.conversation is not None:
+                self.tell(self.conversation.written)
+
+    def gone(self, why: str) -> None:
+        """It is over."""
+        if self._connection is not None:
+            self._connection = None
+            if self.conversation is not None:
+                self.conversation.ended(why)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection on its socket."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: GrpcServer) -> None:
+        self.h2 = Connection()
+        self.paused = False
+        self.peer = ""
+        self.heard = 0.0
+        self.asked: float | None = None
+        """When it was asked for a sign of life and has not answered since."""
+        self.calls: dict[int, Call] = {}
+        self._server = server
+        self._reading = False
+        self._held: set[int] = set()
+        """The streams on whose account nothing is read."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        host, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
+        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.heard = self._server.now()
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard, self.asked = self._server.now(), None
+        self._reading = True
+        drained = []
+        for event in self.h2.receive(data):
+            match event:
+                case Data(stream):
+                    call = self.calls.get(stream)
+                    if call is not None:
+                        call.feed(event)
+                case Opened(stream, headers):
+                    self._opened(stream, headers, ended=event.ended)
+                case Gone(stream, why):
+                    self._end(stream, why)
+                case Drained(stream):
+                    drained.append(stream)
+        self._reading = False
+        self.flush()
+        for stream in drained:
+            if stream in self.calls and not self.paused:
+                self.calls[stream].relieved()
+        if self.h2.over is not None:
+            log.info("connection from %s ended: %s", self.peer, self.h2.over)
+            self.transport.close()
+
+    def _opened(self, stream: int, headers: Headers, *, ended: bool) -> None:
+        if not messages.is_grpc(headers):
+            self.h2.send_headers(stream, messages.NO_GRPC, last=True)
+            return
+        call = Call(self, stream, headers)
+        begin = self._server.methods.get(call.metadata[":path"])
+        self.calls[stream] = call
+        if begin is None:
+            call.end(Status.UNIMPLEMENTED, f"there is no {call.metadata[':path']} here")
+            return
+        call.conversation = begin(call)
+        if ended:
+            call.feed(Data(stream, b"", ended=True))
+
+    def hold(self, stream: int) -> None:
+        """Read nothing on account of this stream."""
+        self._held.add(stream)
+        self.transport.pause_reading()
+
+    def release(self, stream: int) -> None:
+        """Read on, as far as this stream is concerned."""
+        self._held.discard(stream)
+        if not self._held:
+            self.transport.resume_reading()
+
+    def forget(self, stream: int) -> Call | None:
+        """Nothing more is about this stream; the call that was on it."""
+        if stream in self._held:
+            self.release(stream)
+        return self.calls.pop(stream, None)
+
+    def _end(self, stream: int, why: str) -> None:
+        call = self.forget(stream)
+        if call is not None:
+            call.gone(why)
+
+    def flush(self) -> None:
+        """Write what there is to write; while something is being read, that is once, when it has been."""
+        if not self._reading and (out := self.h2.take()):
+            self.transport.write(out)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self.hold(CONTROL)  # who does not read what it was sent can't ask for more
+        for call in self.calls.values():
+            call.clog()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self.release(CONTROL)
+        for stream, call in list(self.calls.items()):
+            if not self.h2.has_unsent(stream):
+                call.relieved()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._server.lost()
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.gone(str(error or self.h2.over or "the client left"))
+
+    def shut(self) -> None:
+        """Say goodbye and hang up."""
+        self.h2.close(frames.NO_ERROR, "the server stops")
+        self.flush()
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # it would wait for the client to take it
+
+    def look(self, now: float) -> None:
+        """See that there is somebody at the other end."""
+        self.h2.relent()
+        since = min((call.clogged_since for call in self.calls.values() if call.clogged_since is not None), default=now)
+        if now - since > TAKE_WITHIN_S:
+            self._give_up(f"it took nothing for {TAKE_WITHIN_S:.0f} s")
+        elif self.asked is not None and now - self.asked > ANSWER_WITHIN_S:
+            self._give_up(f"it did not answer a ping within {ANSWER_WITHIN_S:.0f} s")
+        elif self.asked is None and now - self.heard > SILENT_S:
+            if not self.h2.last_stream:
+                self._give_up(f"it opened no stream within {SILENT_S:.0f} s")
+            else:
+                self.asked = now
+                self.h2.ping()
+                self.flush()
+
+    def _give_up(self, why: str) -> None:
+        log.warning("connection from %s ended: %s", self.peer, why)
+        self.transport.abort()
+
+
+class GrpcServer:
+    """Serves bidirectional streams on one address.
+
+    Args:
+        methods: by path, ``/package.Service/Method``, what makes a conversation of a call.
+    """
+
+    def __init__(self, methods: Mapping[str, Callable[[Call], Conversation]]) -> None:
+        self.methods = methods
+        self.connections: set[_Connection] = set()
+        self.now: Callable[[], float] = lambda: 0.0
+        self._servers: list[asyncio.Server] = []
+        self._looking: asyncio.Task[None] | None = None
+        self._none_left = asyncio.Event()
+
+    async def start(self, address: str, *, shared: bool = False) -> int:
+        """Listen on ``address`` (``host:port``, port 0 for a free one); ``shared`` with other processes.
+
+        Returns:
+            The port.
+
+        Raises:
+            ListenError: the address can't be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        self.now = loop.time
+        for bound in await bind(address, shared=shared):
+            try:
+                self._servers.append(await loop.create_server(lambda: _Connection(self), sock=bound, backlog=BACKLOG))
+            except OSError as error:
+                bound.close()
+                raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
+        self._looking = asyncio.create_task(self._look())
+        return int(self._servers[0].sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop listening and end every connection."""
+        for server in self._servers:
+            server.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        for connection in list(self.connections):
+            connection.shut()
+        while self.connections:
+            self._none_left.clear()
+            await self._none_left.wait()
+
+    def lost(self) -> None:
+        """A connection has gone."""
+        if not self.connections:
+            self._none_left.set()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            now = self.now()
+            for connection in list(self.connections):
+                connection.look(now)
+
+
+async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:
+    """Sockets bound to ``address``: one for each address that the host has; ``::`` takes IPv4 as well.
+
+    Raises:
+        ListenError: it can't be; the message has the system's words.
+    """
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    bound: list[socket.socket] = []
+    try:
+        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, resolved in dict.fromkeys(found):
+            made = socket.socket(family, kind, protocol)
+            bound.append(made)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host.strip("[]") != "::"))
+            if bound[1:] and not resolved[1]:
+                resolved = (resolved[0], bound[0].getsockname()[1], *resolved[2:])
+            made.bind(resolved)
+            made.setblocking(False)
+    except (OSError, UnicodeError) as error:
+        for made in bound:
+            made.close()
+        raise ListenError(f"can't listen on {address}: {getattr(error, 'strerror', None) or error}") from error
+    return bound

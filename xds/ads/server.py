@@ -79,6 +79,7 @@ class AdsServer:
         self.turns = Turns()
         self._woken: dict[Stream, None] = {}
         self._unheard: deque[Stream] = deque()
+        self._serves_soon = self._hears_soon = False
         self._server = GrpcServer(
             {
                 f"/{SERVICE}/DeltaAggregatedResources": lambda call: Stream(self, call, delta=True),
@@ -103,29 +104,31 @@ class AdsServer:
 
     def wake(self, stream: Stream) -> None:
         """Serve it soon."""
-        if not self._woken:
-            asyncio.get_running_loop().call_soon(self._serve)
         self._woken[stream] = None
+        if not self._serves_soon:
+            self._serves_soon = True
+            asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
-        now = list(islice(self._woken, SERVED_AT_ONCE))
-        for stream in now:
+        for stream in list(islice(self._woken, SERVED_AT_ONCE)):
             del self._woken[stream]
             stream.call.tell(stream.serve)
-        if self._woken:
+        self._serves_soon = bool(self._woken)
+        if self._serves_soon:
             asyncio.get_running_loop().call_soon(self._serve)
 
     def hear_later(self, stream: Stream) -> None:
         """Take what waits on it when it is its turn."""
-        if not self._unheard:
-            asyncio.get_running_loop().call_soon(self._hear)
         self._unheard.append(stream)
+        if not self._hears_soon:
+            self._hears_soon = True
+            asyncio.get_running_loop().call_soon(self._hear)
 
     def _hear(self) -> None:
-        stream = self._unheard[0]
+        stream = self._unheard.popleft()
         stream.call.tell(stream.hear)
-        self._unheard.popleft()
-        if self._unheard:
+        self._hears_soon = bool(self._unheard)
+        if self._hears_soon:
             asyncio.get_running_loop().call_soon(self._hear)
 
 
@@ -230,6 +233,8 @@ class Stream:
         if peer.ready:
             if not self.call.clogged:
                 self._send_all(peer)
+            elif self._passing_on is None:
+                self._turns.done(self.wake)  # it can't use it, and asks again when what it was sent has been taken
         elif peer.incomplete and self._giving_up is None:
             self._giving_up = asyncio.get_running_loop().call_later(
                 FIRST_ANSWER_WAIT_S, self.call.tell, peer.stop_waiting

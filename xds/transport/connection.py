@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import hpack
@@ -37,7 +37,8 @@ from xds.transport.frames import (
 STREAM_WINDOW = 1 << 20
 """Bytes that a peer may send on a stream beyond what has been taken."""
 CONNECTION_WINDOW = 4 << 20
-MOST_STREAMS = 100
+MOST_STREAMS = 20
+"""A proxy has one, for as long as it lives."""
 MOST_HEADERS = 64 * 1024
 """Bytes of one header block, as sent and as decoded."""
 MOST_CHEAP_FRAMES = 10_000
@@ -121,6 +122,8 @@ class Connection:
         self._greeted = False
         self._rest = b""
         self._streams: dict[int, _Stream] = {}
+        self._waiting: dict[int, None] = {}
+        """The streams that have something unsent."""
         self._block: tuple[int, int, bytearray] | None = None
         """A header block under way: its stream, the flags of its first frame, what has come."""
         self._headers = hpack.Decoder(max_header_list_size=MOST_HEADERS)
@@ -129,6 +132,10 @@ class Connection:
         self._first_window = DEFAULT_WINDOW
         self._frame_size = DEFAULT_FRAME_SIZE
         self._cheap = 0
+        self.sent = 0
+        """Bytes of data that went out."""
+        self._shrunk = False
+        """Whether the client was told that its memory of headers is not needed."""
         self._out: list[bytes | memoryview] = [
             frames.settings(
                 {
@@ -201,8 +208,7 @@ class Connection:
             self._continue_block(flags, events)
         else:
             control = self._controls.get(kind)
-            if kind != frames.WINDOW_UPDATE:
-                self._count_cheap()
+            self._count_cheap()
             if control is not None:
                 control(flags, stream, payload, events)
 
@@ -252,6 +258,7 @@ class Connection:
         if not flags & END_HEADERS:
             return
         self._block = None
+        self._count_cheap(len(block) // 100)  # the shorter, the less there is to decode
         try:
             decoded = self._headers.decode(bytes(block), raw=True)
         except hpack.HPACKError as error:
@@ -283,7 +290,7 @@ class Connection:
     def _tear_down(self, error: _StreamError, events: list[Event]) -> None:
         self._count_cheap()
         self._out.append(frames.rst_stream(error.stream, error.code))
-        if self._streams.pop(error.stream, None) is not None:
+        if self._forget(error.stream):
             events.append(Gone(error.stream, str(error)))
 
     def _priority(self, _flags: int, stream: int, payload: bytes, _events: list[Event]) -> None:
@@ -298,7 +305,7 @@ class Connection:
         if len(payload) != 4:
             raise _ConnectionError(frames.FRAME_SIZE_ERROR, "RST_STREAM is four bytes")
         self._must_be_known(stream)
-        if self._streams.pop(stream, None) is not None:
+        if self._forget(stream):
             events.append(Gone(stream, f"the client reset it, code {int.from_bytes(payload, 'big')}"))
 
     def _settings(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
@@ -308,23 +315,24 @@ class Connection:
             raise _ConnectionError(frames.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
         if flags & ACK:
             return
-        for name, value in struct.iter_unpack(">HI", payload):
-            if name == frames.INITIAL_WINDOW_SIZE:
-                if value > LARGEST_WINDOW:
-                    raise _ConnectionError(frames.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-                for state in self._streams.values():
-                    state.window += value - self._first_window
-                    if state.window > LARGEST_WINDOW:
-                        raise _ConnectionError(frames.FLOW_CONTROL_ERROR, "a window that is too large")
-                self._first_window = value
-            elif name == frames.MAX_FRAME_SIZE:
-                if not DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
-                    raise _ConnectionError(frames.PROTOCOL_ERROR, f"frames of {value} bytes")
-                self._frame_size = value
-            elif name == frames.ENABLE_PUSH and value > 1:
-                raise _ConnectionError(frames.PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
+        self._count_cheap(len(payload) // 6)
+        said: dict[int, int] = dict(struct.iter_unpack(">HI", payload))  # of several values the last counts
+        if said.get(frames.ENABLE_PUSH, 0) > 1:
+            raise _ConnectionError(frames.PROTOCOL_ERROR, f"ENABLE_PUSH is {said[frames.ENABLE_PUSH]}")
+        frame_size = said.get(frames.MAX_FRAME_SIZE, self._frame_size)
+        if not DEFAULT_FRAME_SIZE <= frame_size <= frames.LARGEST_FRAME_SIZE:
+            raise _ConnectionError(frames.PROTOCOL_ERROR, f"frames of {frame_size} bytes")
+        self._frame_size = frame_size
+        window = said.get(frames.INITIAL_WINDOW_SIZE, self._first_window)
+        if window > LARGEST_WINDOW:
+            raise _ConnectionError(frames.FLOW_CONTROL_ERROR, f"a window of {window} bytes")
+        for state in self._streams.values():
+            state.window += window - self._first_window
+            if state.window > LARGEST_WINDOW:
+                raise _ConnectionError(frames.FLOW_CONTROL_ERROR, "a window that is too large")
+        self._first_window = window
         self._out.append(frames.frame(frames.SETTINGS, ACK, 0))
-        self._send_what_waits(events)
+        self._send_what_waits(self._waiting, events)
 
     def _push_promise(self, _flags: int, _stream: int, _payload: bytes, _events: list[Event]) -> None:
         raise _ConnectionError(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -353,7 +361,7 @@ class Connection:
             if more == 0 or self._window > LARGEST_WINDOW:
                 code = frames.FLOW_CONTROL_ERROR if more else frames.PROTOCOL_ERROR
                 raise _ConnectionError(code, f"the connection's window opened by {more}")
-            self._send_what_waits(events)
+            self._send_what_waits(self._waiting, events)
             return
         state = self._streams.get(stream)
         if state is None:
@@ -363,15 +371,16 @@ class Connection:
         if more == 0 or state.window > LARGEST_WINDOW:
             code = frames.FLOW_CONTROL_ERROR if more else frames.PROTOCOL_ERROR
             raise _StreamError(stream, code, f"the stream's window opened by {more}")
-        self._send_what_waits(events)
+        if stream in self._waiting:
+            self._send_what_waits((stream,), events)
 
     def _must_be_known(self, stream: int) -> None:
         """See that a stream is, or was, one that the peer opened."""
         if stream == 0 or stream % 2 == 0 or stream > self.last_stream:
             raise _ConnectionError(frames.PROTOCOL_ERROR, f"stream {stream} was not opened")
 
-    def _count_cheap(self) -> None:
-        self._cheap += 1
+    def _count_cheap(self, many: int = 1) -> None:
+        self._cheap += many
         if self._cheap > MOST_CHEAP_FRAMES:
             raise _ConnectionError(frames.ENHANCE_YOUR_CALM, "a flood of frames without content")
 
@@ -386,6 +395,10 @@ class Connection:
         state = self._streams.get(stream)
         if state is None:
             return
+        if not self._shrunk:
+            # A dynamic table of size 0 (RFC 7541, section 6.3): none of our blocks uses it, and a client that wants a
+            # smaller one than the usual is to be told that it has it.
+            self._shrunk, block = True, b"\x20" + block
         if not last:
             self._out.append(frames.frame(HEADERS, END_HEADERS, stream, block))
             return
@@ -406,11 +419,13 @@ class Connection:
         if not state.unsent and length <= state.window and length <= self._window and length <= self._frame_size:
             state.window -= length
             self._window -= length
+            self.sent += length
             self._out.append(HEAD.pack(length >> 16, length & 0xFFFF, DATA, 0, stream))
             self._out.append(data)
             return True
         if data:
             state.unsent.append(memoryview(data))
+            self._waiting[stream] = None
         self._pump(stream, state)
         return not state.unsent
 
@@ -422,34 +437,41 @@ class Connection:
                 return
             state.window -= length
             self._window -= length
+            self.sent += length
             self._out.append(frames.head(DATA, 0, stream, length))
             self._out.append(unsent[0][:length])
             if length == len(unsent[0]):
                 unsent.popleft()
             else:
                 unsent[0] = unsent[0][length:]
+        self._waiting.pop(stream, None)
 
-    def _send_what_waits(self, events: list[Event]) -> None:
-        for stream, state in list(self._streams.items()):
-            if state.unsent:
-                self._pump(stream, state)
-                if not state.unsent:
-                    if state.last is not None:
-                        self._end(stream, state)
-                    else:
-                        events.append(Drained(stream))
+    def _send_what_waits(self, streams: Iterable[int], events: list[Event]) -> None:
+        for stream in list(streams):
+            state = self._streams[stream]
+            self._pump(stream, state)
+            if not state.unsent:
+                if state.last is not None:
+                    self._end(stream, state)
+                events.append(Drained(stream))
+            elif self._window <= 0:
+                return
 
     def _end(self, stream: int, state: _Stream) -> None:
         assert state.last is not None
         self._out.append(state.last)
         if not state.ended:
             self._out.append(frames.rst_stream(stream, frames.NO_ERROR))  # whatever else it has to say is not awaited
-        del self._streams[stream]
+        self._forget(stream)
+
+    def _forget(self, stream: int) -> bool:
+        """Drop a stream; whether there was one."""
+        self._waiting.pop(stream, None)
+        return self._streams.pop(stream, None) is not None
 
     def has_unsent(self, stream: int) -> bool:
         """Whether something waits for the windows of a stream."""
-        state = self._streams.get(stream)
-        return state is not None and bool(state.unsent)
+        return stream in self._waiting
 
     def ping(self) -> None:
         """Ask the peer for a sign of life."""
@@ -461,6 +483,7 @@ class Connection:
             self.over = why
             self._out.append(frames.goaway(self.last_stream, code, why))
             self._streams.clear()
+            self._waiting.clear()
 
     def take(self) -> bytes:
         """What is to be sent now."""

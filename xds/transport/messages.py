@@ -9,8 +9,8 @@ import hpack
 
 from xds.transport.connection import Headers
 
-MOST_MESSAGE = 64 << 20
-"""Bytes of one message."""
+MOST_MESSAGE = 16 << 20
+"""Bytes of one message. A proxy that comes back says of each resource what it has, some sixty bytes."""
 PREFIX = 5
 
 

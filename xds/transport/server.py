@@ -80,6 +80,11 @@ class Call:
         """Whether what was sent waits to be taken. More can be sent, and waits as well."""
         return self.clogged_since is not None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended, though something may still wait to be taken."""
+        return self._connection is None
+
     def send(self, message: bytes) -> None:
         """Send a message, with whatever else is sent until `flush`."""
         connection = self._connection
@@ -88,7 +93,13 @@ class Call:
         if not self._answered:
             self._answered = True
             connection.h2.send_headers(self._stream, messages.RESPONSE_HEADERS)
-        if not connection.h2.send(self._stream, messages.prefix(len(message)) + message):
+        before = messages.prefix(len(message))
+        if len(message) < frames.DEFAULT_FRAME_SIZE:
+            at_once = connection.h2.send(self._stream, before + message)
+        else:
+            connection.h2.send(self._stream, before)  # in a frame of its own, rather than copy what is large
+            at_once = connection.h2.send(self._stream, message)
+        if not at_once:
             self.clog()
 
     def flush(self) -> None:
@@ -104,7 +115,10 @@ class Call:
             if not self._answered:
                 ending = [(":status", "200"), ("content-type", "application/grpc"), *ending]
             connection.h2.send_headers(self._stream, messages.headers_block(*ending), last=True)
-            connection.forget(self._stream)
+            if connection.h2.has_unsent(self._stream):
+                self.clog()  # it stays known until that is taken
+            else:
+                connection.forget(self._stream)
             connection.flush()
             self.gone(details or status.name)
 
@@ -137,7 +151,8 @@ class Call:
 
     def feed(self, data: Data) -> None:
         """Something arrived."""
-        self.tell(self._feed, data)
+        if self._connection is not None:
+            self.tell(self._feed, data)
 
     def _feed(self, data: Data) -> None:
         assert self.conversation is not None
@@ -150,7 +165,7 @@ class Call:
         """Nothing waits any more."""
         if self.clogged_since is not None:
             self.clogged_since = None
-            if self.conversation is not None:
+            if self.conversation is not None and self._connection is not None:
                 self.tell(self.conversation.written)
 
     def gone(self, why: str) -> None:
@@ -158,7 +173,10 @@ class Call:
         if self._connection is not None:
             self._connection = None
             if self.conversation is not None:
-                self.conversation.ended(why)
+                try:
+                    self.conversation.ended(why)
+                except Exception:
+                    log.exception("the end of a call from %s failed", self.peer)
 
 
 class _Connection(asyncio.Protocol):
@@ -176,6 +194,8 @@ class _Connection(asyncio.Protocol):
         self.calls: dict[int, Call] = {}
         self._server = server
         self._reading = False
+        self._taken, self._took_at = 0, 0.0
+        """How much the client had taken when it was last looked at, and when that was last more than before."""
         self._held: set[int] = set()
         """The streams on whose account nothing is read."""
 
@@ -205,8 +225,11 @@ class _Connection(asyncio.Protocol):
         self._reading = False
         self.flush()
         for stream in drained:
-            if stream in self.calls and not self.paused:
-                self.calls[stream].relieved()
+            call = self.calls.get(stream)
+            if call is not None and call.is_over:
+                self.forget(stream)
+            elif call is not None and not self.paused:
+                call.relieved()
         if self.h2.over is not None:
             log.info("connection from %s ended: %s", self.peer, self.h2.over)
             self.transport.close()
@@ -283,8 +306,11 @@ class _Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """See that there is somebody at the other end."""
         self.h2.relent()
+        taken = self.h2.sent - self.transport.get_write_buffer_size()
+        if taken != self._taken:
+            self._taken, self._took_at = taken, now
         since = min((call.clogged_since for call in self.calls.values() if call.clogged_since is not None), default=now)
-        if now - since > TAKE_WITHIN_S:
+        if now - max(since, self._took_at) > TAKE_WITHIN_S:
             self._give_up(f"it took nothing for {TAKE_WITHIN_S:.0f} s")
         elif self.asked is not None and now - self.asked > ANSWER_WITHIN_S:
             self._give_up(f"it did not answer a ping within {ANSWER_WITHIN_S:.0f} s")

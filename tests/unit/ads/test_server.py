@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -243,6 +244,42 @@ async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -
         while len(stuck.sent) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert stuck.sent == ["small", "large"]
+
+
+async def test_a_turn_that_comes_while_nothing_is_taken_goes_to_the_next() -> None:
+    server = AdsServer(Nobody())  # type: ignore[arg-type]
+    clogged, other = [Pushed(server, takes=False) for _ in range(AT_ONCE)], Pushed(server, takes=True)
+    for each in clogged:
+        each.clogged = True  # by another stream of its connection, say
+    for each in (*clogged, other):
+        server.turns.ask(each.wake)
+    async with asyncio.timeout(20):
+        while not other.sent:  # noqa: ASYNC110 - the other end has no event for it
+            await asyncio.sleep(0)
+    for each in clogged:
+        each.take()
+    async with asyncio.timeout(20):
+        while not all(each.sent for each in clogged):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_a_stream_whose_end_fails_takes_no_others_with_it() -> None:
+    class Failing(Pushed):
+        def next_response(self, most: int | None = None) -> Response | None:
+            raise RuntimeError("a fault of ours")
+
+        def tell(self, listener: Callable[..., None], *arguments: object) -> None:
+            with contextlib.suppress(RuntimeError):
+                listener(*arguments)
+
+    server = AdsServer(Nobody())  # type: ignore[arg-type]
+    everybody = [Failing(server, takes=True), *(Pushed(server, takes=True) for _ in range(ads_server.SERVED_AT_ONCE))]
+    for each in everybody:
+        each.small = 1
+        each.wake()
+    async with asyncio.timeout(20):
+        while not all(each.sent for each in everybody[1:]):  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 async def test_large_requests_are_heard_one_after_the_other_and_in_order(

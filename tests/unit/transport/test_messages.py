@@ -31,7 +31,7 @@ def test_a_compressed_message_is_refused() -> None:
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_here() -> None:
-    with pytest.raises(CallError, match="more than 67108864") as refused:
+    with pytest.raises(CallError, match="more than 16777216") as refused:
         Assembler().feed(messages.prefix(messages.MOST_MESSAGE + 1))
     assert refused.value.status is Status.RESOURCE_EXHAUSTED
 

@@ -251,6 +251,47 @@ async def test_a_client_that_takes_nothing_is_noticed_and_keeps_nobody_waiting(
     assert await said_by(stream) == b"heard and still me"
 
 
+async def test_a_client_that_takes_slowly_is_not_taken_for_one_that_takes_nothing(running: Running) -> None:
+    slow = await running.raw({frames.INITIAL_WINDOW_SIZE: 100})
+    slow.open(b"send 1000")
+    talk = await running.talk()
+    await talk.until(lambda: talk.call.clogged)
+    (connection,) = running.server.connections
+    now = running.server.now()
+    for number in range(1, 4):
+        sent = connection.h2.sent
+        slow.writer.write(frames.window_update(1, 100))
+        async with asyncio.timeout(20):
+            while connection.h2.sent == sent:  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0)
+        connection.look(now + number * 0.9 * server_module.TAKE_WITHIN_S)
+    assert not talk.over
+    connection.look(now + 5 * server_module.TAKE_WITHIN_S)
+    await talk.until(lambda: talk.over)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_what_a_call_sent_before_its_end_is_taken_or_the_client_let_go(running: Running, takes: bool) -> None:
+    client = await running.raw({frames.INITIAL_WINDOW_SIZE: 100})
+    client.open(b"send 1000")
+    client.writer.write(frames.frame(frames.DATA, frames.END_STREAM, 1))
+    talk = await running.talk()
+    await talk.until(lambda: talk.over)
+    (connection,) = running.server.connections
+    assert connection.calls
+    if takes:
+        client.writer.write(frames.window_update(1, 10_000))
+        await client.read_until(b"grpc-status")
+        assert not connection.calls
+        client.writer.write(frames.frame(frames.PING, 0, 0, bytes(8)))
+        await client.read_until(frames.frame(frames.PING, frames.ACK, 0, bytes(8)))
+    else:
+        for later in (0, server_module.TAKE_WITHIN_S + 1):
+            connection.look(running.server.now() + later)
+        await client.read_to_end()
+        assert not running.server.connections
+
+
 @pytest.mark.parametrize("by", ["its window", "its socket"])
 async def test_a_client_that_takes_again_is_sent_on(running: Running, by: str) -> None:
     windows = 100 if by == "its window" else 2**31 - 1

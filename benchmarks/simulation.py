@@ -63,14 +63,13 @@ def costs(results: dict[str, Any]) -> Costs:
     told = median("fanout", lambda run: run["1000"]["gossamer"]["cpu_us_per_stream"] / 1e6)
     small, large = (median("sizes", lambda run, n=n: run[n]["cpu_ms_per_change"] / 1e3) for n in ("100", "10000"))  # type: ignore[misc]
     before, after = (median("sizes", lambda run, n=n: run[n]["memory_mib"]) for n in ("1000", "10000"))  # type: ignore[misc]
-    bare = median("idle", lambda run: run["bare_kb_per_stream"])
     return Costs(
         change=median("fanout", lambda run: run["1"]["gossamer"]["cpu_us_per_stream"] / 1e6) - told,
         change_stream=told,
         name=max(large - small, 0.0) / (2 * (10000 - 100)),
         reconnect=median("reconnect", lambda run: run["gossamer"]["cpu_s"]) / 1000,
         watch=median("idle", lambda run: run["core_share"] / run["watches"]),
-        stream_mib=max(bare, median("idle", lambda run: run["kb_per_stream"])) / 1024,
+        stream_mib=median("idle", lambda run: run["kb_per_stream"]) / 1024,
         service_mib=(after - before) / 9000,
         base_mib=median("sizes", lambda run: run["100"]["memory_mib"]),
         start=median("start", lambda run: run["10000"]["Consul"]["served_s"]) / 10000,

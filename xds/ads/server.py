@@ -31,6 +31,8 @@ FIRST_ANSWER_WAIT_S = 5.0
 """How long a first answer waits for upstreams that have not been read yet."""
 LARGE_REQUEST = 8192
 """Bytes. Who subscribes to a thousand names at once is heard one at a time, so that others are heard between."""
+HEARD_AT_ONCE = 32
+"""Messages of one stream that are taken in one turn of the event loop. A proxy that is well says a handful."""
 SMALL = 64
 """Responses of more resources than this wait for their turn."""
 SERVED_AT_ONCE = 256
@@ -79,7 +81,8 @@ class AdsServer:
         self.turns = Turns()
         self._woken: dict[Stream, None] = {}
         self._unheard: deque[Stream] = deque()
-        self._serves_soon = self._hears_soon = False
+        self._serves_soon = self._hears_soon = self._turn_ends = False
+        self._turn = 0
         self._server = GrpcServer(
             {
                 f"/{SERVICE}/DeltaAggregatedResources": lambda call: Stream(self, call, delta=True),
@@ -110,12 +113,15 @@ class AdsServer:
             asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
-        for stream in list(islice(self._woken, SERVED_AT_ONCE)):
-            del self._woken[stream]
-            stream.call.tell(stream.serve)
-        self._serves_soon = bool(self._woken)
-        if self._serves_soon:
-            asyncio.get_running_loop().call_soon(self._serve)
+        self._serves_soon = False
+        try:
+            for stream in list(islice(self._woken, SERVED_AT_ONCE)):
+                del self._woken[stream]
+                stream.call.tell(stream.serve)
+        finally:
+            if self._woken and not self._serves_soon:
+                self._serves_soon = True
+                asyncio.get_running_loop().call_soon(self._serve)
 
     def hear_later(self, stream: Stream) -> None:
         """Take what waits on it when it is its turn."""
@@ -125,11 +131,25 @@ class AdsServer:
             asyncio.get_running_loop().call_soon(self._hear)
 
     def _hear(self) -> None:
+        self._hears_soon = False
         stream = self._unheard.popleft()
-        stream.call.tell(stream.hear)
-        self._hears_soon = bool(self._unheard)
-        if self._hears_soon:
-            asyncio.get_running_loop().call_soon(self._hear)
+        try:
+            stream.call.tell(stream.hear)
+        finally:
+            if self._unheard and not self._hears_soon:
+                self._hears_soon = True
+                asyncio.get_running_loop().call_soon(self._hear)
+
+    def turn(self) -> int:
+        """Which turn of the event loop this is, of those in which something is heard."""
+        if not self._turn_ends:
+            self._turn_ends = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return self._turn
+
+    def _end_turn(self) -> None:
+        self._turn += 1
+        self._turn_ends = False
 
 
 class Stream:
@@ -143,7 +163,9 @@ class Stream:
         self._peer: Peer | None = None
         self._over = False
         self._unheard: deque[bytes] = deque()
-        """Messages that wait to be taken, the first of which is large."""
+        """Messages that wait to be taken: a large one and what came behind it, or too many for one turn."""
+        self._turn = self._heard = 0
+        """How many messages came in which turn of the event loop."""
         self._sent_at: dict[str, float] = {}
         self._clock = asyncio.get_running_loop().time
         self._giving_up: asyncio.TimerHandle | None = None
@@ -160,9 +182,13 @@ class Stream:
 
     def message(self, message: bytes) -> None:
         """A message arrived."""
+        turn = self._server.turn()
+        if turn != self._turn:
+            self._turn, self._heard = turn, 0
+        self._heard += 1
         if self._unheard:
             self._unheard.append(message)
-        elif len(message) > LARGE_REQUEST:
+        elif len(message) > LARGE_REQUEST or self._heard > HEARD_AT_ONCE:
             self._unheard.append(message)
             self.call.stop_reading()
             self._server.hear_later(self)
@@ -170,13 +196,17 @@ class Stream:
             self._take(message)
 
     def hear(self) -> None:
-        """Take what waited, up to the next large message."""
-        while self._unheard and not self._over:
+        """Take what waited: a large message, or a few small ones."""
+        for _ in range(HEARD_AT_ONCE):
+            if not self._unheard or self._over:
+                break
             self._take(self._unheard.popleft())
             if self._unheard and len(self._unheard[0]) > LARGE_REQUEST:
-                self._server.hear_later(self)
-                return
-        self.call.read_on()
+                break
+        if self._unheard and not self._over:
+            self._server.hear_later(self)
+        else:
+            self.call.read_on()
 
     def _take(self, message: bytes) -> None:
         try:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-# What gRPC writes to stderr by itself repeats what is said here, or worries about nothing.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from xds.cli.main import gossamer
 

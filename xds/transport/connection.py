@@ -37,12 +37,17 @@ from xds.transport.frames import (
 STREAM_WINDOW = 1 << 20
 """Bytes that a peer may send on a stream beyond what has been taken."""
 CONNECTION_WINDOW = 4 << 20
-MOST_STREAMS = 20
+MOST_STREAMS = 4
 """A proxy has one, for as long as it lives."""
 MOST_HEADERS = 64 * 1024
 """Bytes of one header block, as sent and as decoded."""
 MOST_CHEAP_FRAMES = 10_000
 """Frames without content that are borne between two calls of `Connection.relent`."""
+
+REQUEST_COUNTS = 10
+"""A request counts as so many of them, and a frame of data that is sent pays for two."""
+MOST_ENDED = 64
+"""Streams of which it is remembered that they were ended from here."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -122,6 +127,8 @@ class Connection:
         self._greeted = False
         self._rest = b""
         self._streams: dict[int, _Stream] = {}
+        self._ended: deque[int] = deque(maxlen=MOST_ENDED)
+        """Streams that were ended from here: what of theirs was under way is ignored (RFC 9113, section 5.1)."""
         self._waiting: dict[int, None] = {}
         """The streams that have something unsent."""
         self._block: tuple[int, int, bytearray] | None = None
@@ -220,6 +227,8 @@ class Connection:
             self._out.append(frames.window_update(0, CONNECTION_WINDOW - self._room))
             self._room = CONNECTION_WINDOW
         state = self._streams.get(stream)
+        if state is None and stream in self._ended:
+            return
         if state is None or state.ended:
             self._must_be_known(stream)
             raise _StreamError(stream, frames.STREAM_CLOSED, "data after the end")
@@ -258,11 +267,13 @@ class Connection:
         if not flags & END_HEADERS:
             return
         self._block = None
-        self._count_cheap(len(block) // 100)  # the shorter, the less there is to decode
+        self._count_cheap(REQUEST_COUNTS + len(block) // 100)  # the shorter, the less there is to decode
         try:
             decoded = self._headers.decode(bytes(block), raw=True)
         except hpack.HPACKError as error:
-            raise _ConnectionError(frames.COMPRESSION_ERROR, f"headers can't be decoded: {error}") from error
+            # Its words may hold what the headers do.
+            why = f"headers can't be decoded: {type(error).__name__}"
+            raise _ConnectionError(frames.COMPRESSION_ERROR, why) from error
         headers: Headers = [(bytes(name), bytes(value)) for name, value in decoded]
         self._whole_block(stream, headers, ended=bool(first_flags & END_STREAM), events=events)
 
@@ -275,6 +286,8 @@ class Connection:
                 raise _StreamError(stream, frames.PROTOCOL_ERROR, "headers in the middle of a stream")
             state.ended = True
             events.append(Data(stream, b"", ended=True))
+            return
+        if stream in self._ended:
             return
         if stream <= self.last_stream:
             raise _ConnectionError(frames.STREAM_CLOSED, f"stream {stream} was closed")
@@ -290,6 +303,7 @@ class Connection:
     def _tear_down(self, error: _StreamError, events: list[Event]) -> None:
         self._count_cheap()
         self._out.append(frames.rst_stream(error.stream, error.code))
+        self._ended.append(error.stream)
         if self._forget(error.stream):
             events.append(Gone(error.stream, str(error)))
 
@@ -420,6 +434,7 @@ class Connection:
             state.window -= length
             self._window -= length
             self.sent += length
+            self._cheap -= 2 if self._cheap > 0 else 0
             self._out.append(HEAD.pack(length >> 16, length & 0xFFFF, DATA, 0, stream))
             self._out.append(data)
             return True
@@ -438,6 +453,7 @@ class Connection:
             state.window -= length
             self._window -= length
             self.sent += length
+            self._cheap -= 2 if self._cheap > 0 else 0
             self._out.append(frames.head(DATA, 0, stream, length))
             self._out.append(unsent[0][:length])
             if length == len(unsent[0]):
@@ -462,6 +478,7 @@ class Connection:
         self._out.append(state.last)
         if not state.ended:
             self._out.append(frames.rst_stream(stream, frames.NO_ERROR))  # whatever else it has to say is not awaited
+            self._ended.append(stream)
         self._forget(stream)
 
     def _forget(self, stream: int) -> bool:

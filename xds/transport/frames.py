@@ -28,6 +28,8 @@ DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = 2**31 - 1
 DEFAULT_FRAME_SIZE = 16_384
 LARGEST_FRAME_SIZE = 2**24 - 1
+MOST_WORDS = 256
+"""Bytes."""
 
 
 def head(kind: int, flags: int, stream: int, length: int) -> bytes:
@@ -56,5 +58,5 @@ def rst_stream(stream: int, code: int) -> bytes:
 
 
 def goaway(last_stream: int, code: int, why: str = "") -> bytes:
-    """A GOAWAY frame."""
-    return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream, code) + why.encode())
+    """A GOAWAY frame; of ``why`` the beginning."""
+    return frame(GOAWAY, 0, 0, struct.pack(">II", last_stream, code) + why.encode()[:MOST_WORDS])

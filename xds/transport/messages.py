@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 from urllib.parse import quote
 
@@ -9,7 +10,7 @@ import hpack
 
 from xds.transport.connection import Headers
 
-MOST_MESSAGE = 16 << 20
+MOST_MESSAGE = 8 << 20
 """Bytes of one message. A proxy that comes back says of each resource what it has, some sixty bytes."""
 PREFIX = 5
 
@@ -38,16 +39,16 @@ class Assembler:
     def __init__(self) -> None:
         self._partial = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are whole with ``data``.
 
         Raises:
             CallError: it is compressed, though nobody said that we would read that, or larger than `MOST_MESSAGE`.
         """
         if not self._partial and len(data) >= PREFIX and not data[0] and _size(data) == len(data):
-            return [data[PREFIX:]]  # nearly all are
+            yield data[PREFIX:]  # nearly all are
+            return
         self._partial += data
-        found = []
         while len(self._partial) >= PREFIX:
             if self._partial[0]:
                 raise CallError(Status.UNIMPLEMENTED, "messages must not be compressed")
@@ -55,10 +56,10 @@ class Assembler:
             if size > MOST_MESSAGE:
                 raise CallError(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes, more than {MOST_MESSAGE}")
             if len(self._partial) < size:
-                break
-            found.append(bytes(self._partial[PREFIX:size]))
+                return
+            message = bytes(self._partial[PREFIX:size])
             del self._partial[:size]
-        return found
+            yield message
 
 
 def _size(data: bytes | bytearray) -> int:

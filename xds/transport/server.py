@@ -30,7 +30,9 @@ about idle streams, and who has gone without a word costs memory only."""
 ANSWER_WITHIN_S = 60.0
 """A host that is too busy to answer soon must not be made to come again."""
 TAKE_WITHIN_S = 30.0
-"""How long a peer may take nothing of what waits for it."""
+"""How long a peer may take next to nothing of what waits for it."""
+TAKE_AT_LEAST = 16_384
+"""Bytes; less is next to nothing."""
 BACKLOG = 4096
 CONTROL = 0
 """The stream that a connection itself is (RFC 9113)."""
@@ -117,6 +119,7 @@ class Call:
             connection.h2.send_headers(self._stream, messages.headers_block(*ending), last=True)
             if connection.h2.has_unsent(self._stream):
                 self.clog()  # it stays known until that is taken
+                connection.release(self._stream)
             else:
                 connection.forget(self._stream)
             connection.flush()
@@ -158,7 +161,9 @@ class Call:
         assert self.conversation is not None
         for message in self._assembler.feed(data.data) if data.data else ():
             self.conversation.message(message)
-        if data.ended and self._connection is not None:
+            if self._connection is None:
+                return  # by what that message said
+        if data.ended:
             self.conversation.half_closed()
 
     def relieved(self) -> None:
@@ -242,7 +247,7 @@ class _Connection(asyncio.Protocol):
         begin = self._server.methods.get(call.metadata[":path"])
         self.calls[stream] = call
         if begin is None:
-            call.end(Status.UNIMPLEMENTED, f"there is no {call.metadata[':path']} here")
+            call.end(Status.UNIMPLEMENTED, f"there is no {call.metadata[':path'][:100]} here")
             return
         call.conversation = begin(call)
         if ended:
@@ -307,11 +312,11 @@ class _Connection(asyncio.Protocol):
         """See that there is somebody at the other end."""
         self.h2.relent()
         taken = self.h2.sent - self.transport.get_write_buffer_size()
-        if taken != self._taken:
+        if taken >= self._taken + TAKE_AT_LEAST:
             self._taken, self._took_at = taken, now
         since = min((call.clogged_since for call in self.calls.values() if call.clogged_since is not None), default=now)
         if now - max(since, self._took_at) > TAKE_WITHIN_S:
-            self._give_up(f"it took nothing for {TAKE_WITHIN_S:.0f} s")
+            self._give_up(f"it took next to nothing for {TAKE_WITHIN_S:.0f} s")
         elif self.asked is not None and now - self.asked > ANSWER_WITHIN_S:
             self._give_up(f"it did not answer a ping within {ANSWER_WITHIN_S:.0f} s")
         elif self.asked is None and now - self.heard > SILENT_S:
@@ -385,7 +390,10 @@ class GrpcServer:
             await asyncio.sleep(LOOK_EVERY_S)
             now = self.now()
             for connection in list(self.connections):
-                connection.look(now)
+                try:
+                    connection.look(now)
+                except Exception:
+                    log.exception("looking after the connection from %s failed", connection.peer)
 
 
 async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:

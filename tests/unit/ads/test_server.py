@@ -19,6 +19,7 @@ from xds.ads.turns import AT_ONCE
 from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, LISTENER
 from xds.mesh import mesh
+from xds.transport.connection import MOST_STREAMS
 from xds.transport.server import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
@@ -288,7 +289,7 @@ async def test_large_requests_are_heard_one_after_the_other_and_in_order(
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
     monkeypatch.setattr(ads_server, "LARGE_REQUEST", 1)
-    streams = [serving.stream() for _ in range(5)]
+    streams = [serving.stream() for _ in range(MOST_STREAMS)]
     for stream in streams:
         await stream.write(first_request())
         await stream.write(discovery.DeltaDiscoveryRequest(type_url=LISTENER).SerializeToString())
@@ -299,3 +300,43 @@ async def test_large_requests_are_heard_one_after_the_other_and_in_order(
         await stream.write(acknowledgement.SerializeToString())
         assert (await read(stream)).type_url == LISTENER
         stream.cancel()
+
+
+async def test_who_says_very_much_at_once_is_heard_in_parts(serving: Serving) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    stream, said = serving.stream(), 10 * ads_server.HEARD_AT_ONCE
+    await stream.write(first_request())
+    first = await read(stream)
+    again = discovery.DeltaDiscoveryRequest(type_url=CLUSTER, resource_names_subscribe=["original-destination"])
+    for _ in range(said):
+        await stream.write(again.SerializeToString())
+    acknowledgement = discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=first.nonce)
+    await stream.write(acknowledgement.SerializeToString())
+    assert [resource.name for resource in (await read(stream)).resources] == ["original-destination"]
+    stream.cancel()
+
+
+async def test_of_many_messages_in_one_turn_some_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+
+    class Listening(Pushed):
+        held = False
+
+        def stop_reading(self) -> None:
+            self.held = True
+
+        def read_on(self) -> None:
+            self.held = False
+
+    call = Listening(AdsServer(Nobody()), takes=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(call.stream, "_take", heard.append)
+    messages = [b"%d" % number for number in range(3 * ads_server.HEARD_AT_ONCE)]
+    for message in messages:
+        call.stream.message(message)
+    assert len(heard) == ads_server.HEARD_AT_ONCE
+    assert call.held
+    async with asyncio.timeout(20):
+        while call.held:  # noqa: ASYNC110 - the call has no event for it
+            await asyncio.sleep(0)
+    assert heard == messages

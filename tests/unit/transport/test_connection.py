@@ -18,6 +18,7 @@ from xds.transport.connection import (
     MOST_CHEAP_FRAMES,
     MOST_HEADERS,
     MOST_STREAMS,
+    REQUEST_COUNTS,
     Connection,
     Data,
     Drained,
@@ -303,6 +304,10 @@ CONNECTION_FAULTS: dict[str, tuple[bytes, int]] = {
     "a window opened too far": (frames.frame(frames.WINDOW_UPDATE, 0, 0, HUGE), frames.FLOW_CONTROL_ERROR),
     "a window of a stream that nobody opened": (frames.window_update(9, 1), frames.PROTOCOL_ERROR),
     "a flood of settings": (frames.frame(frames.SETTINGS, 0, 0, bytes(16_380)) * 4, frames.ENHANCE_YOUR_CALM),
+    "a flood of requests": (
+        b"".join(opening(2 * number + 1, END) for number in range(MOST_CHEAP_FRAMES // REQUEST_COUNTS)),
+        frames.ENHANCE_YOUR_CALM,
+    ),
     "a flood": (frames.frame(frames.PING, 0, 0, bytes(8)) * (MOST_CHEAP_FRAMES + 1), frames.ENHANCE_YOUR_CALM),
 }
 STREAM_FAULTS: dict[str, tuple[bytes, int]] = {
@@ -361,6 +366,25 @@ def test_frames_without_content_are_forgiven_with_time() -> None:
         server.receive(frames.frame(frames.PING, 0, 0, bytes(8)) * (MOST_CHEAP_FRAMES - 10))
         server.relent()
     assert server.over is None
+
+
+def test_data_that_is_taken_pays_for_the_windows_that_it_opens() -> None:
+    server = greeted()
+    server.receive(opening() + frames.window_update(1, 2**30) + frames.window_update(0, 2**30))
+    for _ in range(2 * MOST_CHEAP_FRAMES):
+        assert server.send(1, b"x")
+        server.receive(frames.window_update(1, 1) + frames.window_update(0, 1))
+    server.take()
+    assert server.over is None
+
+
+def test_headers_that_can_not_be_decoded_are_in_nobodys_words() -> None:
+    server = greeted()
+    server.receive(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, b"\xff" * 12 + b"x-consul-token a-secret"))
+    assert server.over is not None
+    assert b"a-secret" not in server.take()
+    assert "a-secret" not in server.over
+    assert len(frames.goaway(1, 1, "x" * 100_000)) < frames.DEFAULT_FRAME_SIZE
 
 
 def test_headers_that_unpack_to_very_many_are_refused() -> None:

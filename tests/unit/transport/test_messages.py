@@ -18,7 +18,7 @@ from xds.transport.messages import Assembler, CallError, Status
 def test_messages_come_out_as_they_went_in_however_they_were_cut(sent: list[bytes], at: list[int]) -> None:
     stream = b"".join(messages.prefix(len(message)) + message for message in sent)
     cuts = sorted({0, len(stream), *(each for each in at if each < len(stream))})
-    assembler, found = Assembler(), []
+    assembler, found = Assembler(), list[bytes]()
     for start, stop in pairwise(cuts):
         found += assembler.feed(stream[start:stop])
     assert found == sent
@@ -26,14 +26,21 @@ def test_messages_come_out_as_they_went_in_however_they_were_cut(sent: list[byte
 
 def test_a_compressed_message_is_refused() -> None:
     with pytest.raises(CallError, match="compressed") as refused:
-        Assembler().feed(b"\x01\x00\x00\x00\x01x")
+        list(Assembler().feed(b"\x01\x00\x00\x00\x01x"))
     assert refused.value.status is Status.UNIMPLEMENTED
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_here() -> None:
-    with pytest.raises(CallError, match="more than 16777216") as refused:
-        Assembler().feed(messages.prefix(messages.MOST_MESSAGE + 1))
+    with pytest.raises(CallError, match="more than 8388608") as refused:
+        list(Assembler().feed(messages.prefix(messages.MOST_MESSAGE + 1)))
     assert refused.value.status is Status.RESOURCE_EXHAUSTED
+
+
+def test_what_came_before_a_message_that_is_refused_is_heard() -> None:
+    found = Assembler().feed(messages.prefix(3) + b"one" + b"\x01\x00\x00\x00\x01x")
+    assert next(found) == b"one"
+    with pytest.raises(CallError, match="compressed"):
+        next(found)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))

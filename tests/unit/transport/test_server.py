@@ -251,23 +251,56 @@ async def test_a_client_that_takes_nothing_is_noticed_and_keeps_nobody_waiting(
     assert await said_by(stream) == b"heard and still me"
 
 
-async def test_a_client_that_takes_slowly_is_not_taken_for_one_that_takes_nothing(running: Running) -> None:
+async def test_a_client_that_takes_slowly_is_not_taken_for_one_that_takes_next_to_nothing(running: Running) -> None:
     slow = await running.raw({frames.INITIAL_WINDOW_SIZE: 100})
-    slow.open(b"send 1000")
+    slow.open(b"send 1000000")
     talk = await running.talk()
     await talk.until(lambda: talk.call.clogged)
     (connection,) = running.server.connections
     now = running.server.now()
-    for number in range(1, 4):
+
+    async def take(size: int, after: float) -> None:
         sent = connection.h2.sent
-        slow.writer.write(frames.window_update(1, 100))
+        slow.writer.write(frames.window_update(1, size))
         async with asyncio.timeout(20):
             while connection.h2.sent == sent:  # noqa: ASYNC110 - the server has no event for it
                 await asyncio.sleep(0)
-        connection.look(now + number * 0.9 * server_module.TAKE_WITHIN_S)
+        connection.look(now + after * server_module.TAKE_WITHIN_S)
+
+    for number in range(1, 4):
+        await take(server_module.TAKE_AT_LEAST, 0.9 * number)
     assert not talk.over
-    connection.look(now + 5 * server_module.TAKE_WITHIN_S)
+    await take(1, 3.5)
+    await take(1, 4)
     await talk.until(lambda: talk.over)
+
+
+async def test_a_call_that_ends_while_nothing_is_read_has_the_rest_read(running: Running) -> None:
+    client = await running.raw({frames.INITIAL_WINDOW_SIZE: 100})
+    client.open(b"send 1000")
+    client.open(b"note", stream=3)
+    one, other = await running.talk(), await running.talk(1)
+    await one.until(lambda: one.call.clogged)
+    one.call.stop_reading()
+    one.call.end(Status.OK)
+    client.writer.write(frames.frame(frames.DATA, 0, 3, prefix(4) + b"note"))
+    await other.until(lambda: len(other.said) == 2)
+    client.writer.write(frames.window_update(1, 10_000))
+    await client.read_until(b"grpc-status")
+
+
+async def test_what_is_said_to_a_call_that_has_ended_is_not_heard(running: Running) -> None:
+    client = await running.raw()
+    client.open(b"refuse", b"note")
+    talk = await running.talk()
+    await talk.until(lambda: talk.over)
+    client.writer.write(frames.frame(frames.DATA, 0, 1, prefix(4) + b"note") * 100)
+    client.writer.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, headers_block(("a", "b")))
+    )
+    client.open(b"one", stream=3)
+    await client.read_until(b"heard one")
+    assert talk.said == [b"refuse"]
 
 
 @pytest.mark.parametrize("takes", [True, False])
@@ -286,8 +319,7 @@ async def test_what_a_call_sent_before_its_end_is_taken_or_the_client_let_go(run
         client.writer.write(frames.frame(frames.PING, 0, 0, bytes(8)))
         await client.read_until(frames.frame(frames.PING, frames.ACK, 0, bytes(8)))
     else:
-        for later in (0, server_module.TAKE_WITHIN_S + 1):
-            connection.look(running.server.now() + later)
+        connection.look(running.server.now() + server_module.TAKE_WITHIN_S + 1)
         await client.read_to_end()
         assert not running.server.connections
 

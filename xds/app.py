@@ -17,7 +17,7 @@ from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.source import FileSettings, FileSource
-from xds.transport.server import ListenError
+from xds.transport.listening import ListenError
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
 

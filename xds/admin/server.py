@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.registry import Collector
 
 from xds.admin import status
-from xds.transport.server import ListenError
+from xds.transport.listening import ListenError
 
 
 class Inspected(Protocol):

@@ -22,8 +22,9 @@ from xds.ads.messages import Received, Response
 from xds.ads.session import Session
 from xds.ads.turns import Turns
 from xds.mesh.facts import usable_name
+from xds.transport.call import Call
 from xds.transport.messages import CallError, Status
-from xds.transport.server import Call, GrpcServer
+from xds.transport.server import GrpcServer
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError
-from xds.transport.server import ListenError
+from xds.transport.listening import ListenError
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")

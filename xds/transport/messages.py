@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from urllib.parse import quote
 
-import hpack
-
-from xds.transport.connection import Headers
+from xds.transport.headers import Headers, headers_block
 
 MOST_MESSAGE = 8 << 20
 """Bytes of one message. A proxy that comes back says of each resource what it has, some sixty bytes."""
@@ -69,12 +67,6 @@ def _size(data: bytes | bytearray) -> int:
 def prefix(length: int) -> bytes:
     """What stands before a message of ``length`` bytes."""
     return b"\x00" + length.to_bytes(4, "big")
-
-
-def headers_block(*headers: tuple[str, str]) -> bytes:
-    """An encoded header block that leaves no trace in the compression's state, so that each can be made by itself."""
-    encoder = hpack.Encoder()
-    return encoder.encode([hpack.NeverIndexedHeaderTuple(*header) for header in headers], huffman=False)
 
 
 RESPONSE_HEADERS = headers_block((":status", "200"), ("content-type", "application/grpc"))

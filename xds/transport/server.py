@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVarTuple, Unpack, cast
+from typing import cast
 
 from xds.transport import frames, messages
-from xds.transport.connection import Connection, Data, Drained, Gone, Headers, Opened
-from xds.transport.messages import Assembler, CallError, Status
+from xds.transport.call import Call, Conversation
+from xds.transport.connection import Connection
+from xds.transport.events import Data, Drained, Gone, Opened
+from xds.transport.headers import Headers
+from xds.transport.listening import ListenError, bind
+from xds.transport.messages import Status
 
 log = logging.getLogger(__name__)
-Arguments = TypeVarTuple("Arguments")
 
 LOOK_EVERY_S = 5.0
 SILENT_S = 120.0
@@ -36,152 +38,6 @@ TAKE_AT_LEAST = 16_384
 BACKLOG = 4096
 CONTROL = 0
 """The stream that a connection itself is (RFC 9113)."""
-
-
-class ListenError(Exception):
-    """The server can't listen where it was told to."""
-
-
-class Conversation(Protocol):
-    """What is made of a call."""
-
-    def message(self, message: bytes) -> None:
-        """A message arrived.
-
-        Raises:
-            CallError: the call can't go on.
-        """
-
-    def half_closed(self) -> None:
-        """The client has said all."""
-
-    def written(self) -> None:
-        """There is room again: `Call.clogged` is over."""
-
-    def ended(self, why: str) -> None:
-        """The call is over. It is told nothing more."""
-
-
-class Call:
-    """A call in progress, as seen by who answers it."""
-
-    def __init__(self, connection: _Connection, stream: int, headers: Headers) -> None:
-        self.peer = connection.peer
-        """The client's address."""
-        self.metadata = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-        self.conversation: Conversation | None = None
-        self.clogged_since: float | None = None
-        """Since when (loop time) it has been taking nothing."""
-        self._connection: _Connection | None = connection
-        self._stream = stream
-        self._assembler = Assembler()
-        self._answered = False
-
-    @property
-    def clogged(self) -> bool:
-        """Whether what was sent waits to be taken. More can be sent, and waits as well."""
-        return self.clogged_since is not None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it ended, though something may still wait to be taken."""
-        return self._connection is None
-
-    def send(self, message: bytes) -> None:
-        """Send a message, with whatever else is sent until `flush`."""
-        connection = self._connection
-        if connection is None:
-            return
-        if not self._answered:
-            self._answered = True
-            connection.h2.send_headers(self._stream, messages.RESPONSE_HEADERS)
-        before = messages.prefix(len(message))
-        if len(message) < frames.DEFAULT_FRAME_SIZE:
-            at_once = connection.h2.send(self._stream, before + message)
-        else:
-            connection.h2.send(self._stream, before)  # in a frame of its own, rather than copy what is large
-            at_once = connection.h2.send(self._stream, message)
-        if not at_once:
-            self.clog()
-
-    def flush(self) -> None:
-        """Have on its way what was sent."""
-        if self._connection is not None:
-            self._connection.flush()
-
-    def end(self, status: Status, details: str = "") -> None:
-        """End it, after all that was sent."""
-        connection = self._connection
-        if connection is not None:
-            ending = messages.trailers(status, details)
-            if not self._answered:
-                ending = [(":status", "200"), ("content-type", "application/grpc"), *ending]
-            connection.h2.send_headers(self._stream, messages.headers_block(*ending), last=True)
-            if connection.h2.has_unsent(self._stream):
-                self.clog()  # it stays known until that is taken
-                connection.release(self._stream)
-            else:
-                connection.forget(self._stream)
-            connection.flush()
-            self.gone(details or status.name)
-
-    def tell(self, listener: Callable[[Unpack[Arguments]], None], *arguments: *Arguments) -> None:
-        """Call ``listener``, which is about this call: whatever goes wrong in it ends this call, and nothing else."""
-        try:
-            listener(*arguments)
-        except CallError as error:
-            self.end(error.status, str(error))
-        except Exception:
-            log.exception("a call from %s failed", self.peer)
-            self.end(Status.INTERNAL, "the server failed; its log says how")
-
-    def stop_reading(self) -> None:
-        """Take nothing more from this client's connection until `read_on`."""
-        if self._connection is not None:
-            self._connection.hold(self._stream)
-
-    def read_on(self) -> None:
-        """Take again what it sends."""
-        if self._connection is not None:
-            self._connection.release(self._stream)
-
-    # -- what its connection tells it ---------------------------------------------------------------------------------
-
-    def clog(self) -> None:
-        """What was sent waits."""
-        if self.clogged_since is None:
-            self.clogged_since = asyncio.get_running_loop().time()
-
-    def feed(self, data: Data) -> None:
-        """Something arrived."""
-        if self._connection is not None:
-            self.tell(self._feed, data)
-
-    def _feed(self, data: Data) -> None:
-        assert self.conversation is not None
-        for message in self._assembler.feed(data.data) if data.data else ():
-            self.conversation.message(message)
-            if self._connection is None:
-                return  # by what that message said
-        if data.ended:
-            self.conversation.half_closed()
-
-    def relieved(self) -> None:
-        """Nothing waits any more."""
-        if self.clogged_since is not None:
-            self.clogged_since = None
-            if self.conversation is not None and self._connection is not None:
-                self.tell(self.conversation.written)
-
-    def gone(self, why: str) -> None:
-        """It is over."""
-        if self._connection is not None:
-            self._connection = None
-            if self.conversation is not None:
-                try:
-                    self.conversation.ended(why)
-                except Exception:
-                    log.exception("the end of a call from %s failed", self.peer)
 
 
 class _Connection(asyncio.Protocol):
@@ -394,33 +250,3 @@ class GrpcServer:
                     connection.look(now)
                 except Exception:
                     log.exception("looking after the connection from %s failed", connection.peer)
-
-
-async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:
-    """Sockets bound to ``address``: one for each address that the host has; ``::`` takes IPv4 as well.
-
-    Raises:
-        ListenError: it can't be; the message has the system's words.
-    """
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    bound: list[socket.socket] = []
-    try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, resolved in dict.fromkeys(found):
-            made = socket.socket(family, kind, protocol)
-            bound.append(made)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host.strip("[]") != "::"))
-            if bound[1:] and not resolved[1]:
-                resolved = (resolved[0], bound[0].getsockname()[1], *resolved[2:])
-            made.bind(resolved)
-            made.setblocking(False)
-    except (OSError, UnicodeError) as error:
-        for made in bound:
-            made.close()
-        raise ListenError(f"can't listen on {address}: {getattr(error, 'strerror', None) or error}") from error
-    return bound

@@ -20,7 +20,7 @@ from prometheus_client import Metric
 from xds.control.metrics import Metrics
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
-from xds.transport.server import ListenError, bind
+from xds.transport.listening import ListenError, bind
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 
 log = logging.getLogger(__name__)

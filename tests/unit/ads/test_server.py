@@ -20,7 +20,7 @@ from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, LISTENER
 from xds.mesh import mesh
 from xds.transport.connection import MOST_STREAMS
-from xds.transport.server import ListenError
+from xds.transport.listening import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 

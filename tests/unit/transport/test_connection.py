@@ -14,19 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xds.transport import frames
-from xds.transport.connection import (
-    MOST_CHEAP_FRAMES,
-    MOST_HEADERS,
-    MOST_STREAMS,
-    REQUEST_COUNTS,
-    Connection,
-    Data,
-    Drained,
-    Event,
-    Gone,
-    Opened,
-)
-from xds.transport.messages import headers_block
+from xds.transport.connection import MOST_CHEAP_FRAMES, MOST_STREAMS, REQUEST_COUNTS, Connection
+from xds.transport.events import Data, Drained, Event, Gone, Opened
+from xds.transport.headers import MOST_HEADERS, headers_block
 
 REQUEST = [
     (":method", "POST"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds.transport import messages
+from xds.transport.headers import headers_block
 from xds.transport.messages import Assembler, CallError, Status
 
 
@@ -45,7 +46,7 @@ def test_what_came_before_a_message_that_is_refused_is_heard() -> None:
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))
 def test_whatever_is_said_at_the_end_fits_in_a_header(details: str) -> None:
-    block = messages.headers_block(*messages.trailers(Status.INTERNAL, details))
+    block = headers_block(*messages.trailers(Status.INTERNAL, details))
     decoded = {bytes(name): bytes(value) for name, value in hpack.Decoder().decode(block, raw=True)}
     assert decoded[b"grpc-status"] == b"13"
     assert unquote(decoded.get(b"grpc-message", b"").decode("ascii")) == details

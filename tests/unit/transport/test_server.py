@@ -15,8 +15,11 @@ import pytest
 
 from xds.transport import frames
 from xds.transport import server as server_module
-from xds.transport.messages import CallError, Status, headers_block, prefix
-from xds.transport.server import Call, GrpcServer, ListenError, bind
+from xds.transport.call import Call
+from xds.transport.headers import headers_block
+from xds.transport.listening import ListenError, bind
+from xds.transport.messages import CallError, Status, prefix
+from xds.transport.server import GrpcServer
 
 METHOD = "/test.Service/Talk"
 HEADERS = headers_block(

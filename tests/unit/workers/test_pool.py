@@ -22,7 +22,7 @@ from xds.mesh.chains import default_chain
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import ConfigEntries
-from xds.transport.server import ListenError
+from xds.transport.listening import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up

@@ -8,28 +8,33 @@ long stream needs (RFC 9113): headers go out uncompressed, what comes back in he
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
+from struct import iter_unpack
 from typing import cast
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-ACK = END_STREAM = 1
-END_HEADERS = 4
-INITIAL_WINDOW_SIZE = 4
+from xds.transport import frames
+from xds.transport.frames import (
+    ACK,
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    window_update,
+)
+from xds.transport.headers import headers_block
+from xds.transport.messages import prefix
+
 WINDOW = (1 << 24) - 1
-DEFAULT_WINDOW = 65535
-LARGEST_FRAME = 16384
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A frame."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header field without compression (RFC 7541, section 6.2.2); both shorter than 127 bytes."""
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
 class GrpcStream(asyncio.Protocol):
@@ -50,22 +55,18 @@ class GrpcStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        headers = b"".join(
-            literal(name, value)
-            for name, value in (
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", self._path.encode()),
-                (b":authority", b"bench"),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-            )
+        headers = headers_block(
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", self._path),
+            (":authority", "bench"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
         )
-        settings = struct.pack(">HI", INITIAL_WINDOW_SIZE, WINDOW)
         self._transport.write(
             PREFACE
-            + frame(SETTINGS, 0, 0, settings)
-            + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - DEFAULT_WINDOW))
+            + frames.settings({INITIAL_WINDOW_SIZE: WINDOW})
+            + window_update(0, WINDOW - DEFAULT_WINDOW)
             + frame(HEADERS, END_HEADERS, 1, headers)
         )
 
@@ -82,7 +83,7 @@ class GrpcStream(asyncio.Protocol):
 
         As Envoy does, with one write for all that is to be sent in a turn of the loop.
         """
-        self._unsent += b"\x00" + struct.pack(">I", len(message)) + message
+        self._unsent += prefix(len(message)) + message
         if not self._flushes:
             self._flushes = True
             asyncio.get_running_loop().call_soon(self._flush_all)
@@ -95,7 +96,7 @@ class GrpcStream(asyncio.Protocol):
     def _flush(self) -> None:
         assert self._transport is not None
         out = []
-        while self._unsent and (room := min(LARGEST_FRAME, *self._may_send.values())) > 0:
+        while self._unsent and (room := min(DEFAULT_FRAME_SIZE, *self._may_send.values())) > 0:
             payload = bytes(self._unsent[:room])
             del self._unsent[:room]
             for stream in self._may_send:
@@ -123,10 +124,9 @@ class GrpcStream(asyncio.Protocol):
         del received[:start]
         self._deliver()
         if self._taken > WINDOW // 2:
-            update = struct.pack(">I", self._taken)
-            self._taken = 0
             assert self._transport is not None
-            self._transport.write(frame(WINDOW_UPDATE, 0, 0, update) + frame(WINDOW_UPDATE, 0, 1, update))
+            self._transport.write(window_update(0, self._taken) + window_update(1, self._taken))
+            self._taken = 0
 
     def _deliver(self) -> None:
         message = self._message
@@ -141,8 +141,7 @@ class GrpcStream(asyncio.Protocol):
     def _control(self, kind: int, flags: int, stream: bytearray, payload: bytearray) -> None:
         assert self._transport is not None
         if kind == SETTINGS and not flags & ACK:
-            for at in range(0, len(payload), 6):
-                name, value = struct.unpack(">HI", payload[at : at + 6])
+            for name, value in iter_unpack(">HI", payload):
                 if name == INITIAL_WINDOW_SIZE:
                     self._may_send[1] += value - self._first_window
                     self._first_window = value

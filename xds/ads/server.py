@@ -74,6 +74,24 @@ class Registry(Protocol):
         """A response of ``size`` bytes is on its way to it."""
 
 
+class Soon:
+    """Does something once in the next turn of the event loop, however often it is asked to until then."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+        self._asked = False
+
+    def ask(self) -> None:
+        """Have it done."""
+        if not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._asked = False
+        self._do()
+
+
 class AdsServer:
     """Serves aggregated discovery on one address."""
 
@@ -82,7 +100,7 @@ class AdsServer:
         self.turns = Turns()
         self._woken: dict[Stream, None] = {}
         self._unheard: deque[Stream] = deque()
-        self._serves_soon = self._hears_soon = self._turn_ends = False
+        self._serving, self._hearing, self._turn_end = Soon(self._serve), Soon(self._hear), Soon(self._end_turn)
         self._turn = 0
         self._server = GrpcServer(
             {
@@ -109,52 +127,41 @@ class AdsServer:
     def wake(self, stream: Stream) -> None:
         """Serve it soon."""
         self._woken[stream] = None
-        if not self._serves_soon:
-            self._serves_soon = True
-            asyncio.get_running_loop().call_soon(self._serve)
+        self._serving.ask()
 
     def _serve(self) -> None:
-        self._serves_soon = False
         try:
             for stream in list(islice(self._woken, SERVED_AT_ONCE)):
                 del self._woken[stream]
                 stream.call.tell(stream.serve)
         finally:
-            if self._woken and not self._serves_soon:
-                self._serves_soon = True
-                asyncio.get_running_loop().call_soon(self._serve)
+            if self._woken:
+                self._serving.ask()
 
     def hear_later(self, stream: Stream) -> None:
         """Take what waits on it when it is its turn."""
         self._unheard.append(stream)
-        if not self._hears_soon:
-            self._hears_soon = True
-            asyncio.get_running_loop().call_soon(self._hear)
+        self._hearing.ask()
 
     def _hear(self) -> None:
-        self._hears_soon = False
         stream = self._unheard.popleft()
         try:
             stream.call.tell(stream.hear)
         finally:
-            if self._unheard and not self._hears_soon:
-                self._hears_soon = True
-                asyncio.get_running_loop().call_soon(self._hear)
+            if self._unheard:
+                self._hearing.ask()
 
     def turn(self) -> int:
         """Which turn of the event loop this is, of those in which something is heard."""
-        if not self._turn_ends:
-            self._turn_ends = True
-            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._turn_end.ask()
         return self._turn
 
     def _end_turn(self) -> None:
         self._turn += 1
-        self._turn_ends = False
 
 
 class Stream:
-    """One stream, from its first message to its end (`xds.transport.server.Conversation`)."""
+    """One stream, from its first message to its end (`xds.transport.call.Conversation`)."""
 
     def __init__(self, server: AdsServer, call: Call, *, delta: bool) -> None:
         self.call = call

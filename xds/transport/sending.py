@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from xds.transport import frames
 from xds.transport.faults import BrokenConnectionError, BrokenStreamError
-from xds.transport.frames import DATA, HEAD, LARGEST_WINDOW
+from xds.transport.frames import DATA, LARGEST_WINDOW
 
 
 @dataclass(slots=True)
@@ -62,12 +62,7 @@ class Sending:
         state = self._streams[stream]
         length = len(data)
         if not state.unsent and length <= state.window and length <= self._window and length <= self._frame_size:
-            state.window -= length
-            self._window -= length
-            self.sent += length
-            self.data_frames += 1
-            self._out.append(HEAD.pack(length >> 16, length & 0xFFFF, DATA, 0, stream))
-            self._out.append(data)
+            self._frame(stream, state, data)
             return True
         if data:
             state.unsent.append(memoryview(data))
@@ -83,18 +78,22 @@ class Sending:
         self._out.append(frame)
         return True
 
+    def _frame(self, stream: int, state: _Stream, data: bytes | memoryview) -> None:
+        length = len(data)
+        state.window -= length
+        self._window -= length
+        self.sent += length
+        self.data_frames += 1
+        self._out.append(frames.head(DATA, 0, stream, length))
+        self._out.append(data)
+
     def _pump(self, stream: int, state: _Stream) -> None:
         unsent = state.unsent
         while unsent:
             length = min(len(unsent[0]), state.window, self._window, self._frame_size)
             if length <= 0:
                 return
-            state.window -= length
-            self._window -= length
-            self.sent += length
-            self.data_frames += 1
-            self._out.append(frames.head(DATA, 0, stream, length))
-            self._out.append(unsent[0][:length])
+            self._frame(stream, state, unsent[0][:length])
             if length == len(unsent[0]):
                 unsent.popleft()
             else:

@@ -47,7 +47,6 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, server: GrpcServer) -> None:
         self.h2 = Connection()
-        self.paused = False
         self.peer = ""
         self.heard = 0.0
         self.asked: float | None = None
@@ -131,19 +130,22 @@ class _Connection(asyncio.Protocol):
         if call is not None:
             call.gone(why)
 
+    @property
+    def paused(self) -> bool:
+        """Whether the client does not read what it was sent."""
+        return CONTROL in self._held
+
     def flush(self) -> None:
         """Write what there is to write; while something is being read, that is once, when it has been."""
         if not self._reading and (out := self.h2.take()):
             self.transport.write(out)
 
     def pause_writing(self) -> None:
-        self.paused = True
         self.hold(CONTROL)  # who does not read what it was sent can't ask for more
         for call in self.calls.values():
             call.clog()
 
     def resume_writing(self) -> None:
-        self.paused = False
         self.release(CONTROL)
         for stream, call in list(self.calls.items()):
             if not self.h2.has_unsent(stream):
@@ -214,12 +216,14 @@ class GrpcServer:
         """
         loop = asyncio.get_running_loop()
         self.now = loop.time
-        for bound in await bind(address, shared=shared):
-            try:
-                self._servers.append(await loop.create_server(lambda: _Connection(self), sock=bound, backlog=BACKLOG))
-            except OSError as error:
-                bound.close()
-                raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
+        bound = await bind(address, shared=shared)
+        try:
+            for each in bound:
+                self._servers.append(await loop.create_server(lambda: _Connection(self), sock=each, backlog=BACKLOG))
+        except OSError as error:
+            for each in bound:
+                each.close()
+            raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
         self._looking = asyncio.create_task(self._look())
         return int(self._servers[0].sockets[0].getsockname()[1])
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+from typing import Any
+
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""The machine does not have such an address, or no address of that kind."""
 
 
 class ListenError(Exception):
@@ -13,28 +18,50 @@ class ListenError(Exception):
 async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:
     """Sockets bound to ``address``: one for each address that the host has; ``::`` takes IPv4 as well.
 
+    An address that this machine does not have is passed over, as long as there is another: ``localhost`` is ``::1`` as
+    well by its name, on machines that have no IPv6.
+
     Raises:
         ListenError: it can't be; the message has the system's words.
     """
     host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
+    host = host.strip("[]")
     bound: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         for family, kind, protocol, _, resolved in dict.fromkeys(found):
-            made = socket.socket(family, kind, protocol)
-            bound.append(made)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host.strip("[]") != "::"))
-            if bound[1:] and not resolved[1]:
-                resolved = (resolved[0], bound[0].getsockname()[1], *resolved[2:])
-            made.bind(resolved)
-            made.setblocking(False)
+            at = resolved
+            if bound and not at[1]:
+                at = (at[0], bound[0].getsockname()[1], *at[2:])
+            try:
+                bound.append(_bound(family, kind, protocol, at, shared=shared, both=host == "::"))
+            except OSError as error:
+                if error.errno not in NOT_HERE:
+                    raise
+                missing = error
+        if missing is not None and not bound:
+            raise missing
     except (OSError, UnicodeError) as error:
         for made in bound:
             made.close()
         raise ListenError(f"can't listen on {address}: {getattr(error, 'strerror', None) or error}") from error
     return bound
+
+
+def _bound(family: int, kind: int, protocol: int, at: tuple[Any, ...], *, shared: bool, both: bool) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
+        made.bind(at)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made

@@ -91,7 +91,8 @@ class _Connection(asyncio.Protocol):
             elif call is not None and not self.paused:
                 call.relieved()
         if self.h2.over is not None:
-            log.info("connection from %s ended: %s", self.peer, self.h2.over)
+            hint = "" if self.h2.last_stream else " (gRPC is served here in plain text: no TLS, no HTTP/1)"
+            log.info("connection from %s ended: %s%s", self.peer, self.h2.over, hint)
             self.transport.close()
 
     def _opened(self, stream: int, headers: Headers, *, ended: bool) -> None:

@@ -416,11 +416,15 @@ async def test_what_is_no_call_is_told_so(running: Running) -> None:
 @pytest.mark.parametrize(
     "said", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"]
 )
-async def test_who_does_not_speak_http2_is_hung_up_on(running: Running, said: bytes) -> None:
+async def test_who_does_not_speak_http2_is_hung_up_on(
+    running: Running, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write(said)
     assert b"does not speak HTTP/2" in await asyncio.wait_for(reader.read(), 20)
     writer.close()
+    assert "no TLS" in caplog.text
 
 
 async def test_nothing_is_read_while_a_call_does_not_want_it(running: Running) -> None:
@@ -476,6 +480,25 @@ async def test_every_address_of_a_host_is_listened_on_at_one_port() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
         await server.stop()
+
+
+async def test_an_address_that_the_machine_does_not_have_is_passed_over_where_there_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, elsewhere = (
+        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (ip, 0)) for ip in ("127.0.0.1", "192.0.2.1")
+    )
+    names = {"both": [elsewhere, here, elsewhere], "elsewhere": [elsewhere]}
+
+    async def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+        return names[host]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    (bound,) = await bind("both:0")
+    assert bound.getsockname()[0] == "127.0.0.1"
+    bound.close()
+    with pytest.raises(ListenError, match="can't listen on elsewhere:0: Cannot assign"):
+        await bind("elsewhere:0")
 
 
 async def test_several_may_share_a_port() -> None:

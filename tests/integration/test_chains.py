@@ -11,6 +11,7 @@ from tests.unit.sources.chains import ENTRIES, NAMES, NEWER_ENTRIES, NEWER_NAMES
 from tests.unit.sources.file.meshes import document
 from xds.lab.consul import LabConsul, version
 from xds.lab.network import Network, temporary_folder
+from xds.mesh.names import as_written
 from xds.sources import decode
 from xds.sources.file.chains import ChainEntries, compile_chain
 
@@ -40,6 +41,6 @@ async def test_both_compile_the_same_chain(consul: LabConsul, name: str) -> None
         pytest.skip("this Consul does not know all of these fields; a recorded answer is compared in the unit tests")
     entries = document(entries=[*ENTRIES, *NEWER_ENTRIES]).mesh.config_entries.bootstrap
     theirs = await consul.client.read(f"/v1/discovery-chain/{name}")
-    ours = compile_chain(name, ChainEntries.of(entries), "dc1")
+    ours = compile_chain(name, ChainEntries.of(entries, as_written), "dc1")
     old = await version() < (1, 10)
     assert shape(decode.chain(name, ours), by_1_8=old) == shape(decode.chain(name, theirs.data), by_1_8=old)

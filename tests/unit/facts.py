@@ -35,7 +35,7 @@ def make_instance(service: str, number: int = 1, *virtual_ips: str, **more: Any)
         "health": Health.PASSING,
         "weight_passing": 1,
         "weight_warning": 1,
-        "virtual_ips": tuple(map(VirtualAddress, virtual_ips)),
+        "virtual_ips": tuple(VirtualAddress(ip, assigned=True) for ip in virtual_ips),
         "create_index": number,
         "sidecar": make_sidecar(service, number),
     }

@@ -21,7 +21,7 @@ from xds.ads import codec
 from xds.ads.messages import Received, Response
 from xds.ads.session import Session
 from xds.ads.turns import Turns
-from xds.mesh.facts import usable_name
+from xds.mesh.names import usable_name
 from xds.transport.call import Call
 from xds.transport.messages import CallError, Status
 from xds.transport.server import GrpcServer
@@ -48,6 +48,8 @@ class Peer(Protocol):
     session: Session
     wake: Callable[[], None]
     """Called when there may be something new to send."""
+    end: Callable[[str], None]
+    """Called, with the reason, when the stream is to end; the proxy may connect again."""
     ready: bool
 
     @property
@@ -186,6 +188,10 @@ class Stream:
         if not self._over:
             self._server.wake(self)
 
+    def end(self, reason: str) -> None:
+        """End the stream; the proxy may connect again."""
+        self.call.end(Status.UNAVAILABLE, reason)
+
     # -- what comes in ------------------------------------------------------------------------------------------------
 
     def message(self, message: bytes) -> None:
@@ -242,7 +248,7 @@ class Stream:
             )
         token = self.call.metadata.get(TOKEN_METADATA, "")
         peer = self._server.registry.connected(node, token, self.call.peer, delta=self._delta)
-        peer.wake = self.wake
+        peer.wake, peer.end = self.wake, self.end
         self.wake()
         return peer
 

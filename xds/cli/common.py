@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from xds.mesh.addresses import IPAddress, IPNetwork, parse_ip, parse_network
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 
 
@@ -89,6 +90,34 @@ def state_flag(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, readable=False),
         help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: FILE.state]",
     )(command)
+
+
+class Network(click.ParamType[IPNetwork]):
+    """A network in CIDR notation, or one address."""
+
+    name = "cidr"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPNetwork:
+        try:
+            return parse_network(str(value))
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a network: expected an address and a prefix, like 240.0.0.0/4, or an address",
+                param,
+                ctx,
+            )
+
+
+class Ip(click.ParamType[IPAddress]):
+    """An IP address."""
+
+    name = "ip"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPAddress:
+        try:
+            return parse_ip(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an IP address", param, ctx)
 
 
 class HostPort(click.ParamType[tuple[str, int]]):

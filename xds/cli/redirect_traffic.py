@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xds.cli.bootstrap import look_up
-from xds.cli.common import Failure, consul_flags, mesh_flag
+from xds.cli.common import Failure, Ip, Network, consul_flags, mesh_flag
 from xds.mesh.settings import ProxyMode
 from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
@@ -33,30 +33,6 @@ class Uid(click.ParamType[int]):
             return pwd.getpwnam(str(value)).pw_uid
         except KeyError:
             self.fail(f"{value!r} is neither a user's number nor the name of one on this host", param, ctx)
-
-
-class Cidr(click.ParamType[IPNetwork]):
-    """A network or an address."""
-
-    name = "cidr"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPNetwork:
-        try:
-            return ipaddress.ip_network(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not an address or network, like 10.0.0.0/8 or 192.0.2.7", param, ctx)
-
-
-class Ip(click.ParamType[IPAddress]):
-    """An IP address."""
-
-    name = "ip"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPAddress:
-        try:
-            return ipaddress.ip_address(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not an IP address", param, ctx)
 
 
 @click.command()
@@ -86,7 +62,7 @@ class Ip(click.ParamType[IPAddress]):
 @click.option(
     "--exclude-outbound-cidr",
     "exclude_cidrs",
-    type=Cidr(),
+    type=Network(),
     multiple=True,
     metavar="CIDR",
     help="A network that is dialed past it. Repeatable.",

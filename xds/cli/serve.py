@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import click
 
 from xds.app import Gossamer, ServeSettings
-from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag, state_flag
-from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, IPNetwork, OutboundSettings
+from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
+from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, OutboundSettings
+from xds.mesh.addresses import IPNetwork
 from xds.mesh.settings import ClusterMode
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
@@ -22,18 +22,6 @@ from xds.transport.listening import ListenError
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")
-
-
-class Network(click.ParamType[IPNetwork]):
-    """A network in CIDR notation."""
-
-    name = "cidr"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IPNetwork:
-        try:
-            return ipaddress.ip_network(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a network: expected an address and a prefix, like 240.0.0.0/4", param, ctx)
 
 
 @click.command()

@@ -11,8 +11,8 @@ from xds.control.upstreams import UpstreamCatalog
 from xds.control.views import ServiceView
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere
-from xds.mesh.facts import WILDCARD
 from xds.mesh.mesh import Mesh
+from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import Extension, UpstreamSettings
 from xds.policy.intentions import IntentionIndex, Reach
 from xds.policy.proxies import extensions_of, implicit_settings
@@ -52,7 +52,7 @@ class Callers:
         self._behind = behind
         self._tables: WeakValueDictionary[object, UpstreamTable] = WeakValueDictionary()
         self._spelled: dict[str, set[str]] = {}
-        """The services with a view, by their name in lower case."""
+        """The services with a view, by their folded name."""
         self._wide: set[str] = set()
         """Those of them that may call everybody whom no intention singles out."""
         self._unassigned: set[str] = set()
@@ -65,17 +65,17 @@ class Callers:
         if service not in self.views:
             table = self._table(UpstreamSettings(), ())
             self.views[service] = ServiceView(service, self._catalog, table, self._outbound)
-            self._spelled.setdefault(service.lower(), set()).add(service)
+            self._spelled.setdefault(fold(service), set()).add(service)
             self.assign(service)
         return self.views[service]
 
     def drop(self, service: str) -> None:
         """``service`` has no sidecars any more."""
         del self.views[service]
-        alike = self._spelled[service.lower()]
+        alike = self._spelled[fold(service)]
         alike.discard(service)
         if not alike:
-            del self._spelled[service.lower()]
+            del self._spelled[fold(service)]
         self._wide.discard(service)
         self._unassigned.discard(service)
 
@@ -86,7 +86,7 @@ class Callers:
         """
         names, entries = self._mesh.service_names or frozenset(), self._mesh.config_entries
         spoken_of = {intention.destination for intention in self._mesh.intentions or ()} - {WILDCARD}
-        found = Candidates(names | spoken_of | (entries.chain_names if entries else frozenset()))
+        found = Candidates(names, entries.chain_names if entries else (), spoken_of)
         return before if found.names == before.names else found
 
     def rename(self, before: Candidates) -> set[str]:
@@ -107,6 +107,23 @@ class Callers:
         self.changed += before.names != now.names
         return relisted
 
+    def respelled(self, before: Candidates) -> tuple[set[str], set[str]]:
+        """Follow the names that are spelled otherwise than ``before``.
+
+        Returns:
+            The services that are to be assigned anew, and those whose intentions speak of another spelling.
+        """
+        now = self._catalog.candidates
+        to_assign, destinations = set[str](), set[str]()
+        for name in before.names ^ now.names:
+            if fold(name) == name and before.identity(name) == now.identity(name):
+                continue  # as for nearly every name: nobody can have meant it by another spelling
+            to_assign |= {each.service for each in self.views.values() if fold(name) in map(fold, each.special)}
+            for intention in self.index.destinations_of(name):
+                everybody = intention.destination == WILDCARD
+                destinations |= set(self.views) if everybody else self.having([fold(intention.destination)])
+        return to_assign, destinations
+
     def is_assignable(self) -> bool:
         """Whether it is known whom anybody may call."""
         mesh = self._mesh
@@ -124,7 +141,10 @@ class Callers:
         general, overridden = implicit_settings(service, entries)
         extensions = extensions_of(service, entries)
         table = self._table(general, extensions)
-        special = {name: self._table(settings, extensions) for name, settings in overridden.items()}
+        special = {
+            self._catalog.candidates.spelled(name): self._table(settings, extensions)
+            for name, settings in overridden.items()
+        }
         if (reach, table, special) == (view.reach, view.table, view.special):
             return False
         (self._wide.add if reach.others else self._wide.discard)(service)
@@ -163,12 +183,12 @@ class Callers:
         table.hold(frozenset([upstream]))
 
     def having(self, keys: Iterable[str]) -> set[str]:
-        """The services with a view, by names in lower case."""
+        """The services with a view, by folded names."""
         return {service for key in keys for service in self._spelled.get(key, ())}
 
     def _callers(self, upstream: str) -> list[ServiceView]:
         """The views of the services that may call ``upstream``, or might if there were one of that name."""
-        shared = self.index.shared.get(upstream.lower())
+        shared = self.index.shared.get(fold(upstream))
         services = set(self._wide) if shared is None else set(self.views) if shared else set()
         for service in self.having(self.index.sources_named_by(upstream)):
             (services.add if self.views[service].reach.includes(upstream) else services.discard)(service)

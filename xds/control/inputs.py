@@ -15,6 +15,7 @@ from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
 from xds.mesh.mesh import Mesh
+from xds.mesh.names import fold
 from xds.mesh.settings import ClusterMode
 from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
 from xds.policy.proxies import effective_settings, explicit_upstreams
@@ -80,7 +81,7 @@ class OwnInputs:
             sidecar = instance.sidecar
             if (
                 sidecar
-                and sidecar.service == node.cluster
+                and fold(sidecar.service) == fold(node.cluster)
                 and sidecar.service_id == node.id
                 and node.node_name in ("", sidecar.node)
             ):
@@ -106,7 +107,7 @@ class OwnInputs:
             or default_allow is None
         ):
             return None
-        decisions = self._index.to_destination(sidecar.service)
+        decisions = self._index.to_destination(sidecar.service, self._catalog.candidates.identity)
         settings = effective_settings(sidecar, entries)
         mode = settings.clusters or self._outbound.clusters
         admission = Admission(
@@ -153,12 +154,15 @@ class OwnInputs:
         """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
         if upstream.prepared_query:
             return query_chain(upstream.name, upstream.settings.protocol or "tcp")
-        chain = self._mesh.chain(self._chain_key(upstream))
+        chain = self._catalog.chain(self._chain_key(upstream))
         return chain.speaking(upstream.settings.protocol) if chain is not None else None
 
     def _chain_key(self, upstream: ExplicitUpstream) -> str | InstancesOf:
         elsewhere = upstream.datacenter not in ("", self._mesh.datacenter)
-        return InstancesOf(upstream.name, upstream.datacenter) if elsewhere else upstream.name
+        return InstancesOf(upstream.name, upstream.datacenter) if elsewhere else self._spelled(upstream.name)
+
+    def _spelled(self, service: str) -> str:
+        return self._catalog.candidates.spelled(service)
 
     def _explicit_target(self, upstream: ExplicitUpstream) -> ExplicitTarget:
         chain = self._chain_of(upstream)

@@ -18,8 +18,9 @@ from xds.envoy.outbound import OutboundSettings
 from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, LISTENER, SCOPED_ROUTE, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
+from xds.mesh.addresses import is_ip
 from xds.mesh.chains import DiscoveryChain, Target
-from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress, is_ip
+from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode, MeshSettings, ProxyMode, ProxySettings
 

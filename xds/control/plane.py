@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from xds.ads.messages import Received
 from xds.ads.session import describe
@@ -40,7 +41,7 @@ from xds.control.slices import Rests, Slices
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere, InstancesOf
-from xds.mesh.facts import WILDCARD, LeafKey
+from xds.mesh.facts import LeafKey
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -52,8 +53,10 @@ from xds.mesh.mesh import (
     Demand,
     Mesh,
 )
+from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import ConfigEntries
 from xds.policy.proxies import Differing
+from xds.policy.upstreams import Candidates
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class ControlPlane:
         self._soon = soon
         self._demand = Demand()
         self._demand_stale = self._demand_wanted = False
-        self._catalog = UpstreamCatalog(self.mesh, strict_ports=outbound.strict_ports)
+        self._catalog = UpstreamCatalog(self.mesh, outbound)
         self._slices = Slices(soon)
         self._relisting = Rests(self._relist, later)
         self._live: set[str] = set()
@@ -108,7 +111,9 @@ class ControlPlane:
 
     def attach(self, client: Client) -> Proxy:
         """A proxy connected. It is served as soon as everything about it is known."""
-        service = client.node.cluster
+        service = self._catalog.candidates.identity(client.node.cluster)
+        if service != client.node.cluster:
+            client = replace(client, node=replace(client.node, cluster=service))
         proxy = Proxy(client, self._callers.add(service))
         self._proxies.setdefault(service, set()).add(proxy)
         self._demand_stale |= proxy.leaf_key not in self._by_leaf
@@ -195,11 +200,15 @@ class ControlPlane:
             return
         self.metrics.facts_changed.inc(len(changed))
         moved: set[str | Elsewhere] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
-        stale: set[str] = set()
+        stale, respelled = set[str](), set[str]()
         """The services whose sidecars' own resources may differ."""
         if changed & {INTENTIONS, SERVICE_NAMES, CONFIG_ENTRIES}:
             self._catalog.candidates = callers.candidates(names_before)
             stale |= callers.rename(names_before)
+            respelled, more = callers.respelled(names_before)
+            stale |= more
+            self._part_with(names_before)
+            moved |= names_before.names ^ self._catalog.candidates.names
         sources, destinations = frozenset[str](), frozenset[str]()
         if INTENTIONS in changed:
             sources, destinations = callers.index.replace(self.mesh.intentions or ())
@@ -207,7 +216,7 @@ class ControlPlane:
             everybody = not assigned or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
             if everybody:
                 self._slices.run(callers.hold, callers.not_held())
-            waiting = callers.to_assign(callers.views if everybody else callers.having(sources))
+            waiting = callers.to_assign(callers.views if everybody else callers.having(sources) | respelled)
             self._slices.run(self._assign, waiting, in_order=True)
         if not assigned or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
             stale |= self._proxies.keys()
@@ -236,6 +245,14 @@ class ControlPlane:
         self._slices.run(self._update, proxies)
         self._relisting.ask(unread - stale)
         self._want_demand()
+
+    def _part_with(self, before: Candidates) -> None:
+        """End the streams of proxies whose service the catalog spells otherwise now: they connect again as that one."""
+        now = self._catalog.candidates
+        for service in self._callers.having(map(fold, before.names ^ now.names)):
+            if now.identity(service) != service:
+                for proxy in list(self._proxies.get(service, ())):
+                    proxy.end(f"the catalog spells service {service!r} as {now.identity(service)!r}; connect again")
 
     def _relist(self, services: set[str]) -> None:
         """Bring the outbound listeners of these services' sidecars up to date."""

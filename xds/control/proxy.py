@@ -30,7 +30,11 @@ class Client:
 
 
 def _nobody() -> None:
-    """Who is woken as long as nobody serves it."""
+    """Wake nobody, as long as nobody serves it."""
+
+
+def _no_stream(_reason: str) -> None:
+    """End nothing, as long as nobody serves it."""
 
 
 class Proxy:
@@ -43,6 +47,8 @@ class Proxy:
         self.client = client
         self.session = Session(self, delta=client.delta)
         self.wake: Callable[[], None] = _nobody
+        self.end: Callable[[str], None] = _no_stream
+        """Ends its stream, with the reason that its Envoy is told."""
         self.sidecar: Sidecar | None = None
         self.registered = False
         self.leaf: Leaf | None = None

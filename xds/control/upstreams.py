@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xds.envoy import endpoints, names
 from xds.envoy.clusters import Here
 from xds.envoy.egress import EgressHost
+from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import Resource
 from xds.envoy.upstreams import UpstreamEncoder, members
+from xds.mesh.addresses import canonical_ip, is_ip, parse_ip
 from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, Target
-from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress, is_ip
+from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress
 from xds.mesh.mesh import Mesh
-from xds.mesh.settings import ConfigEntries, UpstreamSettings
+from xds.mesh.names import fold
+from xds.mesh.settings import ConfigEntries, Destination, UpstreamSettings
 from xds.policy.proxies import is_dialed_directly
 from xds.policy.upstreams import Candidates
 from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
@@ -53,12 +55,13 @@ def here(mesh: Mesh) -> Here | None:
 class UpstreamCatalog:
     """Every service that some proxy may call. What changed is encoded anew when somebody next asks for it."""
 
-    def __init__(self, mesh: Mesh, *, strict_ports: bool = False) -> None:
+    def __init__(self, mesh: Mesh, outbound: OutboundSettings) -> None:
         self._mesh = mesh
-        self._table = VirtualIPTable(strict=strict_ports)
+        self._ranges = outbound.virtual_ranges
+        self._table = VirtualIPTable(strict=outbound.strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
-        self._malformed: dict[str, tuple[str, ...]] = {}
-        """By service, the virtual IPs that are none."""
+        self._refused: dict[str, tuple[str, ...]] = {}
+        """By service, why it can't have some of the addresses that it claims."""
         self._uses: dict[str, frozenset[str | Elsewhere]] = {}
         """By upstream, whose instances its chain ends at."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
@@ -75,6 +78,11 @@ class UpstreamCatalog:
         if found is None:
             found = variants[settings] = self._encode(service, settings)
         return found
+
+    def chain(self, service: str | InstancesOf) -> DiscoveryChain | None:
+        """Return the discovery chain of ``service``, ``None`` while it has not been read."""
+        found = self._mesh.chain(service)
+        return found.spelled(self.candidates.spelled) if found is not None else None
 
     def forget(self, service: str) -> None:
         """Nobody calls ``service`` any more."""
@@ -95,33 +103,49 @@ class UpstreamCatalog:
             The upstreams that may differ from before: it, those whose chains end there, and those that gained or lost
             a virtual IP by it.
         """
-        touched = {*self._used_by.get(changed, ())}
+        touched = {*self._used_by.get(_key(changed), ())}
         if isinstance(changed, str):
             self._forget_uses(changed)
-            instances = self._mesh.instances(changed)
+            # Nobody can call what is no candidate, so it owns no address either.
+            instances = self._mesh.instances(changed) if changed in self.candidates.names else None
             claimed = self._claims(instances, self._mesh.chain(changed)) if instances is not None else NO_CLAIMS
-            if claimed.malformed:
-                self._malformed[changed] = claimed.malformed
+            refused = [f"virtual IP {text!r} is not an IP address" for text in claimed.malformed]
+            refused += [
+                f"virtual IP {ip} is a tagged address outside the ranges of virtual IPs, where it could be anybody's:"
+                " gossamer serve --virtual-ip-range allows a range"
+                for ip in claimed.outside
+            ]
+            if refused:
+                self._refused[changed] = tuple(refused)
             else:
-                self._malformed.pop(changed, None)
+                self._refused.pop(changed, None)
             touched |= self._table.claim(changed, claimed.since) | {changed}
         for service in touched:
             self._encoded.pop(service, None)
         return frozenset(touched)
 
     def _claims(self, instances: ServiceInstances, chain: DiscoveryChain | None) -> Claims:
-        return claims(instances, chain, self._dialed_directly(instances), self._outside(instances.service))
+        return claims(instances, chain, self._ranges, self._dialed_directly(instances), self._outside(instances))
 
-    def _outside(self, service: str) -> dict[VirtualAddress, str]:
-        """The IP addresses outside the mesh that a service stands for, and as they were written."""
-        destination = (self._mesh.config_entries or ConfigEntries()).destinations.get(service)
+    def _destination(self, instances: ServiceInstances) -> Destination | None:
+        """Return where outside the mesh a service is.
+
+        Who may write one service's defaults may name any host there. So that counts for services that a terminating
+        gateway is linked to, which takes an operator's rights.
+        """
+        found = (self._mesh.config_entries or ConfigEntries()).destination_of(instances.service)
+        return found if any(instance.is_gateway for instance in instances.instances) else None
+
+    def _outside(self, instances: ServiceInstances) -> dict[VirtualAddress, str]:
+        """Return the IP addresses outside the mesh that a service stands for, and as they were written."""
+        destination = self._destination(instances)
         if destination is None:
             return {}
         ips = [address for address in destination.addresses if is_ip(address)]
-        return {VirtualAddress(str(ipaddress.ip_address(ip)), destination.port, own=True): ip for ip in ips}
+        return {VirtualAddress(canonical_ip(ip) or ip, destination.port, own=True): ip for ip in ips}
 
-    def _hosts(self, service: str, *, http: bool) -> frozenset[EgressHost]:
-        destination = (self._mesh.config_entries or ConfigEntries()).destinations.get(service)
+    def _hosts(self, instances: ServiceInstances, *, http: bool) -> frozenset[EgressHost]:
+        destination = self._destination(instances)
         if destination is None:
             return frozenset()
         named = [address for address in destination.addresses if not is_ip(address)]
@@ -136,13 +160,12 @@ class UpstreamCatalog:
             if instance.sidecar is not None
             and is_dialed_directly(instance.sidecar, entries)
             and endpoints.unreachable(instance) is None
-            and not ipaddress.ip_address(instance.address).is_loopback  # which is everybody's own
+            and not parse_ip(instance.address).is_loopback  # which is everybody's own
         ]
 
     def _alone(self, instances: ServiceInstances) -> dict[tuple[str, int], Instance]:
         return {
-            (str(ipaddress.ip_address(each.address)), each.application_port): each
-            for each in self._dialed_directly(instances)
+            (canonical_ip(each.address) or "", each.application_port): each for each in self._dialed_directly(instances)
         }
 
     def _encode(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
@@ -153,18 +176,25 @@ class UpstreamCatalog:
             return EncodedUpstream(problems=(f"can't be turned into Envoy's configuration: {error!r}",), known=True)
 
     def _encoding(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
-        instances, chain, place = self._mesh.instances(service), self._mesh.chain(service), here(self._mesh)
+        instances, chain, place = self._mesh.instances(service), self.chain(service), here(self._mesh)
         if instances is None or chain is None or place is None:
             return UNKNOWN
         chain = chain.speaking(settings.protocol)
         self._note_uses(service, chain.reads(settings.mesh_gateway))
         if any(isinstance(used, str) and self._mesh.instances(used) is None for used in self._uses[service]):
             return UNKNOWN
-        problems = [f"virtual IP {text!r} is not an IP address" for text in self._malformed.get(service, ())]
+        problems = [*self._refused.get(service, ())]
         problems += [
-            f"virtual IP {at.ip} belongs to service {owner!r}, which was registered earlier"
+            f"virtual IP {at.ip} belongs to service {owner!r}, to which it was assigned or which claimed it first"
             for at, owner in self._table.lost(service).items()
         ]
+        problems += [
+            f"virtual IP {ip} is claimed by {' and '.join(map(repr, others))} as well; this service keeps it"
+            for ip, others in self._table.contested(service).items()
+        ]
+        entries = self._mesh.config_entries or ConfigEntries()
+        if entries.destination_of(service) is not None and self._destination(instances) is None:
+            problems.append("Destination has no effect: no terminating gateway is linked to the service")
         problems += chain.problems
         problems += target_problems(self._mesh, service, chain, settings.mesh_gateway)
         encoder = UpstreamEncoder(chain, settings, place, lambda target: self.instances_of(target, settings))
@@ -174,20 +204,20 @@ class UpstreamCatalog:
         owned = self._table.owned(service)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
         alone = self._alone(instances) if any(at.own for at in owned) else {}
-        outside = self._outside(service)
+        outside = self._outside(instances)
         for at in owned:
             if at.own and at in outside:
                 made += encoder.outside(names.dialed(at), outside[at], instances.instances)
             elif at.own and (at.ip, at.port) in alone:
                 made += encoder.alone(names.dialed(at), alone[at.ip, at.port])
-        hosts = self._hosts(service, http=encoder.is_http)
+        hosts = self._hosts(instances, http=encoder.is_http)
         egress = [r for host in hosts for r in encoder.outside(host.cluster, host.host, instances.instances)]
         problems += encoder.problems
         dialed, told = dict.fromkeys(owned, chain.protocol), tuple(dict.fromkeys(problems))
         return EncodedUpstream(dialed, hosts, _by_type(made), _by_type(egress), told, known=True)
 
     def _note_uses(self, service: str, uses: frozenset[str | Elsewhere]) -> None:
-        for used in uses:
+        for used in map(_key, uses):
             self._used_by.setdefault(used, set()).add(service)
         self._uses[service] = self._uses.get(service, frozenset()) | uses
         if self._uses[service] - {service}:
@@ -198,7 +228,7 @@ class UpstreamCatalog:
         if service in self._elsewhere:
             self._elsewhere.discard(service)
             self.led += 1
-        for used in self._uses.pop(service, frozenset()):
+        for used in {*map(_key, self._uses.pop(service, frozenset()))}:
             users = self._used_by[used]
             users.discard(service)
             if not users:
@@ -218,6 +248,11 @@ class UpstreamCatalog:
         reachable = any(endpoints.health_and_weight(instance)[0] for instance in there)
         health = Health.PASSING if reachable else Health.CRITICAL
         return tuple(replace(gateway, health=health) for gateway in (gateways.instances if gateways else ()))
+
+
+def _key(used: str | Elsewhere) -> str | Elsewhere:
+    """Return what users are noted under: for a service whatever it is spelled like, as that may change."""
+    return fold(used) if isinstance(used, str) else used
 
 
 def _by_type(resources: Iterable[Resource]) -> dict[str, dict[str, Resource]]:

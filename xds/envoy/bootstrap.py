@@ -21,7 +21,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
 from envoy_data_plane.google.protobuf import Struct
 
-from xds.mesh.facts import is_ip
+from xds.mesh.addresses import is_ip
 
 CONTROL_PLANE_CLUSTER = "local_agent"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"

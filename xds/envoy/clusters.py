@@ -12,8 +12,9 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from xds.envoy import names
 from xds.envoy.resource import CLUSTER, Resource, encode
 from xds.envoy.tls import ads_source, identify_upstream, typed
+from xds.mesh.addresses import canonical_ip
 from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
-from xds.mesh.facts import Sidecar, canonical_ip
+from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
 from xds.wire.envoy.config import cluster_pb2 as cluster

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from xds.envoy.resource import ENDPOINT, Resource, encode_bytes
 from xds.envoy.wire_format import field, number, text
-from xds.mesh.facts import Health, Instance, canonical_ip, is_ip
+from xds.mesh.addresses import canonical_ip, is_ip
+from xds.mesh.facts import Health, Instance
 from xds.wire.envoy.config import core_pb2 as core
 
 MAX_WEIGHT = 128

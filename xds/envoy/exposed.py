@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from xds.envoy import clusters, managers, names
 from xds.envoy.clusters import socket_address
 from xds.envoy.inbound import public_address
-from xds.envoy.outbound import OUTBOUND_LISTENER_PORT, IPNetwork
+from xds.envoy.outbound import OUTBOUND_LISTENER_PORT
 from xds.envoy.resource import Resource
-from xds.mesh.facts import Sidecar, is_ip
+from xds.mesh.addresses import IPNetwork, is_ip
+from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core

@@ -18,6 +18,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from xds.envoy.overrides import PREFIX, OverrideError, decoded, load_type
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, Resource, encode_bytes
 from xds.envoy.tls import typed
+from xds.mesh.names import fold
 from xds.mesh.settings import Extension
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -140,7 +141,7 @@ class Extensions:
             if (
                 isinstance(part, Patch)
                 and (part.type_url, part.direction) == (resource.type_url, direction)
-                and (not part.services or service in part.services)
+                and (not part.services or fold(service) in part.services)
             ):
                 resource = _patched(resource, part)
         return resource
@@ -287,7 +288,7 @@ def _patch(where: str, given: dict[str, Any]) -> Patch:
     patch = Patch(
         type_url,
         chosen["TrafficDirection"],
-        frozenset(each["Name"] for each in chosen.get("Services") or ()),
+        frozenset(fold(each["Name"]) for each in chosen.get("Services") or ()),
         path,
         operation == "remove",
         json.dumps(given.get("Value")),

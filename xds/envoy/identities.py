@@ -4,53 +4,116 @@ The RBAC filter alone comes too late for a TCP service: Envoy judges on the firs
 the application before that, so a server that speaks first has greeted a client that may not call it (Envoy issue
 9023). So the same decision is put into the TLS context as well, as the SPIFFE IDs that a client certificate may carry.
 A match list knows no "except"; for "everybody but these" a regular expression for the other names is spelled out.
+
+Such expressions grow with the names. Above `LARGEST` the handshake takes every service of the mesh, and the RBAC filter
+alone decides.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from xds.envoy import names
+from xds.mesh.names import fold
 from xds.policy.intentions import ConnectionPolicy
 from xds.wire.envoy.type import matcher_pb2 as matcher
 
+LARGEST = 512
+"""Characters, of all names together. Envoy compiles an expression for as many in some 40 ms, on its main thread."""
+
 
 def admitted_identities(policy: ConnectionPolicy, trust_domain: str) -> list[matcher.StringMatcher] | None:
-    """The SPIFFE IDs that ``policy`` lets in; ``None`` when it restricts nobody."""
+    """Return the SPIFFE IDs that ``policy`` lets in; ``None`` where the handshake restricts nobody."""
     if policy.others_permitted:
-        if not policy.exceptions:
+        if not policy.exceptions or sum(map(len, policy.exceptions)) > LARGEST:
             return None
-        return [_matching(names.spiffe_pattern(not_among(map(names.in_path, policy.exceptions)), trust_domain))]
+        return [_matching(names.spiffe_pattern(not_among(policy.exceptions), trust_domain))]
     if not policy.exceptions:
         return [matcher.StringMatcher(exact=f"spiffe://{trust_domain}/nobody")]
-    return [_matching(names.spiffe_pattern(names.service_pattern(name), trust_domain)) for name in policy.exceptions]
+    if sum(map(len, policy.exceptions)) > LARGEST:
+        return None
+    return [_matching(names.spiffe_pattern(names.exact_pattern(name), trust_domain)) for name in policy.exceptions]
 
 
 def _matching(pattern: str) -> matcher.StringMatcher:
     return matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=pattern))
 
 
+@dataclass(slots=True)
+class _Node:
+    """A beginning that some excluded names share, in a trie over their folded characters."""
+
+    following: dict[str, _Node] = field(default_factory=dict)
+    is_name: bool = False
+
+
+_Texts = dict[str, "_Texts"]
+"""A trie over the texts that stand for a character in an ID. It is as deep as an escaped character is long."""
+
+
 def not_among(excluded: Iterable[str]) -> str:
-    """A regular expression (RE2 has no negation) for every service name that is not one of ``excluded``.
+    """Return a regular expression (RE2 has no negation) for every name in an ID that stands for none of ``excluded``.
 
-    The names make a trie; what is not in it leaves it at some point, or ends where no name does.
+    The names make a trie. A text that stands for none of them leaves it at some point, or ends where no name does. An
+    excluded character may be written in several ways; all of them lead to the same node, so the expression grows with
+    the length of the names and not with the number of their spellings.
     """
-    trie: _Trie = {}
+    root = _Node()
     for name in excluded:
-        node = trie
-        for character in name:
-            node = node.setdefault(character, {})
-        node[""] = {}
-    return _leaving(trie, may_end=False)
+        node = root
+        for character in fold(name):
+            node = node.following.setdefault(character, _Node())
+        node.is_name = True
+    order, todo = [], [root]
+    while todo:  # by hand: a name may be longer than Python's stack is deep
+        node = todo.pop()
+        order.append(node)
+        todo += node.following.values()
+    written: dict[int, str] = {}
+    for node in reversed(order):
+        written[id(node)] = _leaving(node, written, may_end=node is not root and not node.is_name)
+    return written[id(root)]
 
 
-_Trie = dict[str, "_Trie"]
+def _leaving(node: _Node, written: dict[int, str], *, may_end: bool) -> str:
+    """Return the expression for what may follow ``node``; ``written`` holds those of the nodes behind it."""
+    onward = [_written(character) + written[id(child)] for character, child in node.following.items()]
+    return _group([*_ways_past(frozenset(node.following)), *onward], may_end=may_end)
 
 
-def _leaving(node: _Trie, *, may_end: bool) -> str:
-    onward = {character: child for character, child in sorted(node.items()) if character}
-    elsewhere = "".join(map(re.escape, onward))
-    ways = [f"[^/{elsewhere}][^/]*"]
-    ways += [re.escape(c) + _leaving(child, may_end="" not in child) for c, child in onward.items()]
+@functools.lru_cache(maxsize=1 << 10)
+def _written(character: str) -> str:
+    return f"(?:{'|'.join(map(re.escape, names.encodings(character)))})"
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _ways_past(characters: frozenset[str]) -> tuple[str, ...]:
+    """Return the expressions for every text that begins with none of these characters, however they are written."""
+    texts: _Texts = {}
+    for text in sorted(text for character in characters for text in names.encodings(character)):
+        within = texts
+        for each in text:
+            within = within.setdefault(each, {})
+    return tuple(_ways_out(texts))
+
+
+def _ways_out(texts: _Texts) -> list[str]:
+    ways = [_anything_but(texts) + names.SEGMENT + "*"]
+    # Where nothing follows, a character is complete: what comes behind it is its node's to say.
+    ways += [re.escape(each) + _group(_ways_out(inner), may_end=True) for each, inner in texts.items() if inner]
+    return ways
+
+
+def _group(ways: list[str], *, may_end: bool) -> str:
     return f"(?:{'|'.join(ways)})" + ("?" if may_end else "")
+
+
+def _anything_but(characters: Iterable[str]) -> str:
+    """Return a class of every character of a segment that is none of these."""
+    without = sorted(map(ord, {"/", *characters}))
+    starts, ends = [0x21, *(code + 1 for code in without)], [*(code - 1 for code in without), 0x7E]
+    ranges = (f"\\x{start:02x}-\\x{end:02x}" for start, end in zip(starts, ends, strict=True) if start <= end)
+    return f"[{''.join(ranges)}]"

@@ -15,7 +15,7 @@ from xds.envoy import names
 from xds.envoy.clusters import milliseconds
 from xds.envoy.resource import CLUSTER, EXTENSION, Resource, encode
 from xds.envoy.tls import TRANSPORT_SOCKET, typed
-from xds.mesh.facts import is_ip
+from xds.mesh.addresses import is_ip
 from xds.mesh.intentions import RemoteKeys, TokenProvider
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core

@@ -5,10 +5,13 @@ Community Edition: namespace and partition are always ``default``.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from urllib.parse import quote
 
 from xds.mesh.facts import ANY_PORT, VirtualAddress
+from xds.mesh.names import fold, same_letters
 
 LEAF_SECRET = "leaf"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET = "roots"  # noqa: S105
@@ -102,20 +105,43 @@ def in_path(service: str) -> str:
     return quote(service, safe="$&+,:;=@")
 
 
-ANY_SERVICE = "[^/]+"
+SEGMENT = "[!-.0-~]"
+"""A regular expression for one character of a segment of a SPIFFE ID: printable ASCII without the slash. Of all of
+Unicode, as in ``[^/]``, RE2 would make a program ten times as large.
+"""
+ANY_SERVICE = f"{SEGMENT}+"
 
 
 def spiffe_pattern(service_pattern: str, trust_domain: str) -> str:
-    """A regular expression (RE2) for the identities, in any datacenter, of services whose name matches one.
-
-    Case makes no difference in the name, because it makes none to Consul when it matches intentions.
-    """
-    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/[^/]+/svc/(?i:{service_pattern})$"
+    """Return a regular expression (RE2) for the identities, in any datacenter, of services whose name matches one."""
+    return f"^spiffe://{re.escape(trust_domain)}/ns/default/dc/{SEGMENT}+/svc/{service_pattern}$"
 
 
-def service_pattern(service: str) -> str:
-    """A regular expression for the name of one service in a SPIFFE ID."""
+def exact_pattern(service: str) -> str:
+    """Return a regular expression for the name of one service in a SPIFFE ID, in this spelling alone."""
     return re.escape(in_path(service))
+
+
+def any_spelling_pattern(service: str) -> str:
+    """Return a regular expression for every name in a SPIFFE ID that Consul takes for ``service``."""
+    return "".join(f"(?:{'|'.join(map(re.escape, encodings(each)))})" for each in fold(service))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def encodings(character: str) -> tuple[str, ...]:
+    """Return every text that may stand in a SPIFFE ID for a folded character, whatever its case and its escaping.
+
+    Characters are escaped first and compared then: the escaped form of a letter is not a case of that of another one.
+    Consul escapes as Go does, but signs whatever escaping a request for a certificate has (``ConnectCAService.Sign``).
+    """
+    found = dict[str, None]()
+    for each in same_letters(character):
+        if each.isascii() and each != "%":
+            found[each] = None
+        escaped = "".join(f"%{byte:02X}" for byte in each.encode())
+        digits = [sorted({digit, digit.lower()}) for digit in escaped]
+        found.update(dict.fromkeys(map("".join, itertools.product(*digits))))
+    return tuple(found)
 
 
 def upstream_stat_prefix(service: str, datacenter: str) -> str:

@@ -13,7 +13,6 @@ that they name, when there is none, and hold the connection until it comes.
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from xds.envoy.clusters import socket_address
 from xds.envoy.egress import HTTP_CHAIN, TLS_CHAIN, EgressHost, inspectors
 from xds.envoy.overrides import listener_from
 from xds.envoy.tls import ads_source, typed
+from xds.mesh.addresses import IPNetwork, parse_ip, parse_network
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode
@@ -41,13 +41,17 @@ from xds.wire.xds import core_pb2 as xds_core
 from xds.wire.xds import matcher_pb2 as xds_matcher
 
 OnMatch = xds_matcher.Matcher.OnMatch
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 
 OUTBOUND_LISTENER_PORT = 15001
-CONSUL_VIRTUAL_IPS = ipaddress.ip_network("240.0.0.0/4")
+CONSUL_VIRTUAL_IPS = parse_network("240.0.0.0/4")
 """What Consul gives its virtual IPs from."""
 
 PASSTHROUGH_CHAIN = "passthrough"
+OWN_ADDRESSES = ("127.0.0.1", "::1")
+"""Where the outbound listener listens."""
+NOWHERE = "nowhere"
+"""The name of no chain: a connection that it is to take is closed."""
 KINDS = ("tcp", "http", "grpc")
 """The kinds of chains: connections, requests, and requests that are counted by gRPC method."""
 
@@ -75,7 +79,7 @@ class OutboundSettings:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _is_inside(ip: str, networks: tuple[IPNetwork, ...]) -> bool:
-    return any(ipaddress.ip_address(ip) in network for network in networks)
+    return any(parse_ip(ip) in network for network in networks)
 
 
 def kind(protocol: str) -> str:
@@ -130,7 +134,7 @@ def outbound(
         filter_chains=chains,
         # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
         enable_reuse_port=BoolValue(value=False),
-        filter_chain_matcher=_by_destination(settings, listed, hosts, way),
+        filter_chain_matcher=_by_destination(settings, port, listed, hosts, way),
     )
 
 
@@ -189,7 +193,11 @@ def _mesh_chain(kind: str, by_port: bool, on_demand: bool) -> listener.FilterCha
 
 
 def _by_destination(
-    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Collection[EgressHost], way: Way
+    settings: OutboundSettings,
+    own_port: int,
+    listed: Mapping[VirtualAddress, str],
+    hosts: Collection[EgressHost],
+    way: Way,
 ) -> xds_matcher.Matcher:
     """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
     past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
@@ -202,6 +210,9 @@ def _by_destination(
         else:
             ports.setdefault(at.ip, {})[at] = protocol
     ranges = [_range(encoded, _go_to(chain)) for chain, encoded in by_kind.items() if encoded]
+    # The listener's own address, dialed past it, would lead from Envoy to itself until no connection is left.
+    itself = _exact("destination_port", _PORT_INPUT, {str(own_port): NOWHERE}, past)
+    ranges.append(_range(map(_one_address, OWN_ADDRESSES), itself))
     for ip, there in sorted(ports.items()):
         otherwise = past
         if not all(at.own for at in there):
@@ -239,6 +250,7 @@ def _outside(hosts: Collection[EgressHost], past: OnMatch | None) -> OnMatch | N
     return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=past))
 
 
+_PORT_INPUT = network_inputs_pb2.DestinationPortInput()
 _PROTOCOL_INPUT = network_inputs_pb2.ApplicationProtocolInput()
 _SERVER_NAME_INPUT = network_inputs_pb2.ServerNameInput()
 HTTP_INSPECTED = ("'http/1.0'", "'http/1.1'", "'h2c'")

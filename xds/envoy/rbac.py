@@ -8,12 +8,12 @@ for identities that are none of these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from xds.envoy import matchers, names
 from xds.mesh.http import RequestMatch
 from xds.mesh.intentions import Permission, TokenCheck, TokenProvider
-from xds.policy.intentions import ConnectionPolicy, RequestPolicy, Rule
+from xds.policy.intentions import ALLOWED, DENIED, ConnectionPolicy, RequestPolicy, Rule
 from xds.wire.envoy.config import rbac_pb2 as rbac
 from xds.wire.envoy.extensions import http_rbac_pb2, network_rbac_pb2
 from xds.wire.envoy.type import matcher_pb2 as matcher
@@ -26,9 +26,11 @@ STAT_PREFIX = "connect_authz"
 def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb2.RBAC:
     """``policy`` as the network filter's rules: no policies under ALLOW lets nobody in, under DENY everybody."""
     if policy.every:
-        principals = [_every_but(policy.exceptions, trust_domain)]
+        pattern = names.any_spelling_pattern if policy.others_permitted else names.exact_pattern
+        principals = [_every_but(map(pattern, policy.exceptions), trust_domain, services_only=policy.allow)]
     else:
-        principals = [_identity(names.service_pattern(source), trust_domain) for source in policy.exceptions]
+        pattern = names.any_spelling_pattern if policy.others_permitted else names.exact_pattern
+        principals = [_identity(pattern(source), trust_domain) for source in policy.exceptions]
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if policy.allow else rbac.RBAC.DENY)
     if principals:
         rules.policies[POLICY_NAME].CopyFrom(
@@ -48,48 +50,63 @@ def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], tru
     listed = not policy.default_allow
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if listed else rbac.RBAC.DENY)
     principals: dict[bytes, tuple[rbac.Permission, list[rbac.Principal]]] = {}
-    names_there = tuple(name for name, _ in policy.exact)
-    for rule, principal in (
-        *((rule, _identity(names.service_pattern(name), trust_domain)) for name, rule in policy.exact),
-        (policy.otherwise, _every_but(names_there, trust_domain, services_only=listed)),
-    ):
-        permission = _where(rule, providers, allowed=listed)
+    for who, requests in _grants(policy, trust_domain, listed=listed):
+        permission = _where(requests, providers, allowed=listed)
         if permission is not None:
             key = permission.SerializeToString(deterministic=True)
-            principals.setdefault(key, (permission, []))[1].append(principal)
+            principals.setdefault(key, (permission, []))[1].append(who)
     anything, number = rbac.Permission(any=True).SerializeToString(), 0
-    for key, (permission, who) in principals.items():
+    for key, (permission, sources) in principals.items():
         name = POLICY_NAME
         if key != anything:
             name, number = REQUEST_POLICY_NAME.format(number), number + 1
-        rules.policies[name].CopyFrom(rbac.Policy(permissions=[permission], principals=who))
+        rules.policies[name].CopyFrom(rbac.Policy(permissions=[permission], principals=sources))
     return http_rbac_pb2.RBAC(rules=rules)
 
 
-def _where(rule: Rule, providers: Mapping[str, TokenProvider], *, allowed: bool) -> rbac.Permission | None:
-    """The requests that ``rule`` allows, or those that it denies; ``None`` where there are none.
+def _grants(policy: RequestPolicy, trust_domain: str, *, listed: bool) -> Iterator[tuple[rbac.Principal, Rule]]:
+    """Yield who is told apart, with the rule for them.
 
-    Of permissions in order each holds where none of the other kind before it did. (One flat list: nested as deep as
-    permissions are many, protobuf would refuse to read it.)
+    ``listed``: what is allowed is listed, so whoever may do everything need not be kept out of the rule for all others.
+    """
+    excepted = []
+    for name, rule in policy.exact:
+        exact, any_spelling = names.exact_pattern(name), names.any_spelling_pattern(name)
+        elsewhere = policy.other_spellings(rule)
+        if rule == elsewhere == DENIED:
+            yield _identity(any_spelling, trust_domain), rule
+        else:
+            yield _identity(exact, trust_domain), rule
+        if rule == ALLOWED:
+            excepted += [] if listed else [exact]
+            continue
+        excepted.append(any_spelling)
+        if rule != DENIED:
+            others = [_identity(any_spelling, trust_domain), rbac.Principal(not_id=_identity(exact, trust_domain))]
+            yield rbac.Principal(and_ids=rbac.Principal.Set(ids=others)), elsewhere
+    yield _every_but(excepted, trust_domain, services_only=listed), policy.otherwise
+
+
+def _where(rule: Rule, providers: Mapping[str, TokenProvider], *, allowed: bool) -> rbac.Permission | None:
+    """Return the requests that ``rule`` allows, or those that it denies; ``None`` where there are none.
+
+    Each permission holds where the criteria of none before it are met, whatever token the request brings. Those of the
+    same outcome need not be subtracted, which keeps the list short. (One flat list: nested as deep as permissions are
+    many, protobuf would refuse to read it.)
     """
     ways: list[list[rbac.Permission]] = []
     against: list[rbac.Permission] = []
-    tokenless: list[rbac.Permission] = []
     for permission in rule.permissions:
-        criteria = _criteria(permission)
-        matched = _all_of([*criteria, *([_one_token(permission.tokens, providers)] if permission.tokens else [])])
+        met = _all_of(_criteria(permission))
+        token = _one_token(permission.tokens, providers) if permission.tokens else None
         if permission.allow == allowed:
-            ways.append([matched, *against])
-        else:
-            against.append(rbac.Permission(not_rule=matched))
-        if permission.allow and permission.tokens:
-            tokenless.append(_all_of(criteria))
-    if allowed and rule.otherwise:
-        ways.append([*against, *(rbac.Permission(not_rule=each) for each in tokenless)])
-    elif not allowed and not rule.otherwise:
+            ways.append([met, *([token] if token is not None else []), *against])
+        if token is not None and not allowed:
+            ways.append([met, rbac.Permission(not_rule=token), *against])
+        if token is not None or permission.allow != allowed:
+            against.append(rbac.Permission(not_rule=met))
+    if rule.otherwise == allowed:
         ways.append(against)
-    elif not allowed:
-        ways += [[each, *against] for each in tokenless]
     token = _one_token(rule.tokens, providers) if rule.tokens else None
     if token is not None and allowed:
         ways = [[token, *way] for way in ways]
@@ -164,10 +181,11 @@ def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:
     )
 
 
-def _every_but(excepted: tuple[str, ...], trust_domain: str, *, services_only: bool = True) -> rbac.Principal:
-    """Everyone but some. Who is denied need not be a service: the mesh certifies agents and gateways as well."""
+def _every_but(excepted: Iterable[str], trust_domain: str, *, services_only: bool) -> rbac.Principal:
+    """Return everyone but the services whose names match one of these expressions.
+
+    Who is denied need not be a service: the mesh certifies agents and gateways as well.
+    """
     anyone = _identity(names.ANY_SERVICE, trust_domain) if services_only else rbac.Principal(any=True)
-    if not excepted:
-        return anyone
-    others = [rbac.Principal(not_id=_identity(names.service_pattern(service), trust_domain)) for service in excepted]
-    return rbac.Principal(and_ids=rbac.Principal.Set(ids=[anyone, *others]))
+    others = [rbac.Principal(not_id=_identity(pattern, trust_domain)) for pattern in excepted]
+    return rbac.Principal(and_ids=rbac.Principal.Set(ids=[anyone, *others])) if others else anyone

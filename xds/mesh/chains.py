@@ -5,7 +5,7 @@ It begins at one node. A router picks the next node by the request, a splitter b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from xds.mesh.http import HTTP_PROTOCOLS, HeaderChanges, RequestMatch
@@ -59,6 +59,11 @@ class Target:
     """How another datacenter is reached: ``local``, ``remote``, or directly."""
     prepared_query: bool = False
     """Whether ``service`` is a prepared query, which says whose instances these are."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a service of the catalog whose sidecars are served."""
+        return not self.datacenter and not self.prepared_query
 
     @property
     def instances(self) -> str | InstancesOf | QueryResult:
@@ -200,6 +205,16 @@ class DiscoveryChain:
         """The same for another service, where it `is_default`; but for the virtual IPs, which are its own."""
         targets = {key: replace(target, service=service) for key, target in self.targets.items()}
         return replace(self, service=service, targets=targets, virtual_ips=())
+
+    def spelled(self, spelled: Callable[[str], str]) -> DiscoveryChain:
+        """Return the same chain with the services here that it leads to spelled as the catalog does."""
+        if all(spelled(each.service) == each.service for each in self.targets.values() if each.is_here):
+            return self
+        targets = {
+            key: replace(each, service=spelled(each.service)) if each.is_here else each
+            for key, each in self.targets.items()
+        }
+        return replace(self, targets=targets)
 
     def speaking(self, protocol: str | None) -> DiscoveryChain:
         """The same chain for a caller that speaks ``protocol`` (Consul: ``Protocol`` of an upstream's settings)."""

@@ -7,40 +7,10 @@ questions about themselves; who may call whom is `xds.policy`, how it looks in E
 from __future__ import annotations
 
 import enum
-import functools
-import ipaddress
-import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xds.mesh.settings import ProxySettings, UpstreamSettings
-
-WILDCARD = "*"
-"""The name that stands for every service in an intention."""
-
-_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
-
-
-def usable_name(name: str) -> bool:
-    """Whether a service of this name can be asked for: one that changes the path of a URL could stand for another."""
-    return bool(name) and name.isprintable() and name not in (".", "..") and not set("/\\?#%") & set(name)
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def canonical_ip(text: str) -> str | None:
-    """The one way to write the IP address ``text``, ``None`` where it is none. Each is asked for again and again."""
-    try:
-        if _IPV4.fullmatch(text):  # as nearly all are, and that takes a tenth of what follows
-            return text
-        return str(ipaddress.ip_address(text))
-    except (TypeError, ValueError):
-        return None
-
-
-def is_ip(text: str) -> bool:
-    """Whether ``text`` is an IP address."""
-    return canonical_ip(text) is not None
 
 
 class Health(enum.Enum):
@@ -103,6 +73,8 @@ class VirtualAddress(NamedTuple):
     port: int = ANY_PORT
     own: bool = False
     """Whether it is one instance's own address, of which the mesh takes this one port."""
+    assigned: bool = False
+    """Whether it was given to the service, by Consul's servers or in a mesh file; else it is only claimed for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +102,8 @@ class Instance:
     datacenter: str = ""
     """Where it is, if that is said; else where it was asked for."""
     problems: tuple[str, ...] = ()
+    is_gateway: bool = False
+    """Whether it is a terminating gateway that the service is linked to, which takes an operator's rights."""
 
     @property
     def service(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from xds.mesh.intentions import TokenProvider
+from xds.mesh.names import fold
 
 
 class ProxyMode(enum.Enum):
@@ -192,12 +193,15 @@ class EntryProblem:
 
     def concerns(self, service: str) -> bool:
         """Whether it is about the sidecars of ``service``: theirs, or an entry that holds for all."""
-        return self.kind != "service-defaults" or self.name == service
+        return self.kind != "service-defaults" or fold(self.name) == fold(service)
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigEntries:
-    """The config entries that shape sidecars; the parts that Gossamer follows."""
+    """The config entries that shape sidecars; the parts that Gossamer follows.
+
+    What is kept by service is kept by its folded name, because Consul takes all spellings for one service.
+    """
 
     proxy_defaults: ProxySettings = ProxySettings()
     service_defaults: Mapping[str, ProxySettings] = field(default_factory=dict)
@@ -207,3 +211,14 @@ class ConfigEntries:
     chain_names: frozenset[str] = frozenset()
     """The services that some router, splitter, resolver or defaults speak of: upstreams even without instances."""
     problems: tuple[EntryProblem, ...] = ()
+
+    def defaults_of(self, service: str) -> ProxySettings:
+        """Return the service-defaults of ``service``; empty ones where there are none."""
+        return self.service_defaults.get(fold(service), NOTHING_SAID)
+
+    def destination_of(self, service: str) -> Destination | None:
+        """Return where outside the mesh ``service`` is, ``None`` where it is inside."""
+        return self.destinations.get(fold(service))
+
+
+NOTHING_SAID = ProxySettings()

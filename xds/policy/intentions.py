@@ -4,17 +4,19 @@ Consul's order (Community Edition, "Intentions: precedence and match order"): an
 one, then an exact source beats a wildcard one; the first intention that matches decides, and where none matches the
 default does. Permissions on HTTP requests and JSON Web Tokens can't be judged on a TCP connection: there they deny.
 
-Names are compared without regard to case, as Consul does.
+Consul ignores letter case where it matches intentions, but a certificate carries one spelling. So an intention that
+allows speaks for the spelling of the catalog alone, and one that denies for every spelling. A source that is spelled
+otherwise gets no more than what every other source gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from xds.mesh.facts import WILDCARD
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import Action, Intention, Permission, TokenCheck
+from xds.mesh.names import WILDCARD, fold
 
 
 def precedence(intention: Intention) -> int:
@@ -28,30 +30,39 @@ def precedence(intention: Intention) -> int:
 class Decisions:
     """What holds for every source of one destination.
 
-    ``exact`` holds the names that some intention singles out, in lower case, with that intention; ``otherwise`` is for
-    all other names, ``None`` when no intention speaks for them and the default decides.
+    ``exact`` holds the sources that some intention singles out, as the catalog spells them, with that intention;
+    ``otherwise`` is for all other sources, ``None`` when no intention speaks for them and the default decides.
     """
 
     exact: dict[str, Intention]
     otherwise: Intention | None
 
     def action(self, name: str, *, default_allow: bool) -> Action:
-        """What holds for the source ``name``."""
-        found = self.exact.get(name.lower(), self.otherwise)
-        if found is None:
-            return Action.ALLOW if default_allow else Action.DENY
-        return found.action
+        """Return what holds for the source whose certificate carries ``name``, in just this spelling."""
+        others = (Action.ALLOW if default_allow else Action.DENY) if self.otherwise is None else self.otherwise.action
+        spelled = {fold(each): each for each in self.exact}.get(fold(name))
+        if spelled is None:
+            return others
+        found = self.exact[spelled]
+        if spelled == name:
+            return found.action
+        return others if grants_everything(found) else Action.DENY
 
     def all(self) -> list[Intention]:
         """Every intention that decides about some name."""
         return [*self.exact.values(), *([self.otherwise] if self.otherwise else [])]
 
 
+def grants_everything(intention: Intention) -> bool:
+    """Return whether its sources may do whatever they like."""
+    return intention.action is Action.ALLOW and not intention.needs_requests
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Whom a source may call, so that a thousand sources with one rule for everybody share that rule.
 
-    Names are in lower case. ``own`` speaks of the destinations that intentions of this very source name; ``shared`` of
+    Names are folded. ``own`` speaks of the destinations that intentions of this very source name; ``shared`` of
     those that intentions of every source do, and is one object for all; ``others`` of every other one.
     """
 
@@ -61,7 +72,7 @@ class Reach:
 
     def includes(self, name: str) -> bool:
         """Whether it may call ``name``."""
-        key = name.lower()
+        key = fold(name)
         found = self.own.get(key)
         if found is None:
             found = self.shared.get(key)
@@ -83,12 +94,12 @@ class IntentionIndex:
         """Hold these instead.
 
         Returns:
-            The sources and the destinations, in lower case, that an intention speaks of that came, went or changed.
+            The sources and the destinations, folded, that an intention speaks of that came, went or changed.
         """
         before, self._all = self._all, frozenset(intentions)
         changed = before ^ self._all
         for intention in before - self._all:
-            source, destination = intention.source.lower(), intention.destination.lower()
+            source, destination = fold(intention.source), fold(intention.destination)
             _take(self._by_source, source, destination)
             _take(self._by_destination, destination, source)
         self._add(self._all - before)
@@ -96,40 +107,48 @@ class IntentionIndex:
             # Names that differ in case alone: which of them is left can't be told from what went.
             self._by_source, self._by_destination = {}, {}
             self._add(self._all)
-        sources = frozenset(intention.source.lower() for intention in changed)
+        sources = frozenset(fold(intention.source) for intention in changed)
         if WILDCARD in sources:
             self.shared = _verdicts(self._by_source.get(WILDCARD, {}))
-        return sources, frozenset(intention.destination.lower() for intention in changed)
+        return sources, frozenset(fold(intention.destination) for intention in changed)
 
     def _add(self, intentions: Iterable[Intention]) -> None:
         for intention in sorted(intentions, key=lambda i: (i.source, i.destination), reverse=True):
-            source, destination = intention.source.lower(), intention.destination.lower()
+            source, destination = fold(intention.source), fold(intention.destination)
             self._by_source.setdefault(source, {})[destination] = intention
             self._by_destination.setdefault(destination, {})[source] = intention
 
     def reach(self, source: str, *, default_allow: bool) -> Reach:
         """Whom ``source`` may call; an intention with HTTP permissions counts as allow, as in Consul."""
-        mine = self._by_source.get(source.lower(), {})
+        mine = self._by_source.get(fold(source), {})
         general = mine.get(WILDCARD) or self._by_source.get(WILDCARD, {}).get(WILDCARD)
         others = default_allow if general is None else general.action is not Action.DENY
         return Reach(_verdicts(mine), self.shared, others)
 
     def sources_named_by(self, destination: str) -> Iterable[str]:
-        """The sources, in lower case, that an intention to ``destination`` itself names."""
-        return self._by_destination.get(destination.lower(), {}).keys() - {WILDCARD}
+        """The sources, folded, that an intention to ``destination`` itself names."""
+        return self._by_destination.get(fold(destination), {}).keys() - {WILDCARD}
 
-    def to_destination(self, destination: str) -> Decisions:
-        """What the intentions say of each source calling ``destination``."""
-        found = [*self._by_destination.get(destination.lower(), {}).values()]
+    def destinations_of(self, source: str) -> Iterable[Intention]:
+        """Return the intentions that name ``source`` itself as the source."""
+        return self._by_source.get(fold(source), {}).values()
+
+    def to_destination(self, destination: str, spelled: Callable[[str], str]) -> Decisions:
+        """Return what the intentions say of each source calling ``destination``.
+
+        Args:
+            destination: a service.
+            spelled: how the catalog spells a service.
+        """
+        found = [*self._by_destination.get(fold(destination), {}).values()]
         if destination != WILDCARD:
             found += self._by_destination.get(WILDCARD, {}).values()
         exact: dict[str, Intention] = {}
         for intention in sorted(found, key=lambda i: (-precedence(i), i.source)):
-            source = intention.source.lower()
-            if source == WILDCARD:
+            if intention.source == WILDCARD:
                 # Whatever comes later has less precedence than an intention that already matches every source.
                 return Decisions(exact, intention)
-            exact.setdefault(source, intention)
+            exact.setdefault(spelled(intention.source), intention)
         return Decisions(exact, None)
 
 
@@ -156,7 +175,7 @@ class ConnectionPolicy:
     allow: bool
     every: bool = False
     exceptions: tuple[str, ...] = ()
-    """In lower case."""
+    """As the catalog spells them. Permitted ones are so in this spelling alone, denied ones are so in every one."""
 
     @property
     def others_permitted(self) -> bool:
@@ -165,20 +184,20 @@ class ConnectionPolicy:
 
     def permits(self, source: str) -> bool:
         """Whether ``source`` may connect."""
-        return self.others_permitted != (source.lower() in self.exceptions)
+        if self.others_permitted:
+            return fold(source) not in set(map(fold, self.exceptions))
+        return source in self.exceptions
 
 
 def connection_policy(decisions: Decisions, *, default_allow: bool) -> ConnectionPolicy:
-    """The policy of a destination from what its intentions decide about each source."""
-    admitted = {name: _admits(intention) for name, intention in decisions.exact.items()}
-    otherwise = default_allow if decisions.otherwise is None else _admits(decisions.otherwise)
+    """Return the policy of a destination from what its intentions decide about each source.
+
+    What needs the request denies a connection (Consul, ``agent/xds/rbac.go``).
+    """
+    admitted = {name: grants_everything(intention) for name, intention in decisions.exact.items()}
+    otherwise = default_allow if decisions.otherwise is None else grants_everything(decisions.otherwise)
     exceptions = tuple(sorted(name for name, allowed in admitted.items() if allowed != otherwise))
     return ConnectionPolicy(allow=not default_allow, every=otherwise != default_allow, exceptions=exceptions)
-
-
-def _admits(intention: Intention) -> bool:
-    """Whether a TCP connection is let in: what needs the request denies (Consul, agent/xds/rbac.go)."""
-    return intention.action is Action.ALLOW and not intention.needs_requests
 
 
 def admission_problems(decisions: Decisions, protocol: str, missing_providers: Iterable[str]) -> Iterator[str]:
@@ -205,14 +224,18 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
 class Rule:
     """What holds for the requests of some sources.
 
-    Without one of ``tokens``, where any are named, a request is denied. Then the first permission that matches decides.
-    Where none does it is ``otherwise``, but for a request that some permission would allow if it brought a token: that
-    is denied.
+    Without one of ``tokens``, where any are named, a request is denied. Then the first permission whose criteria the
+    request meets decides: a request that lacks the token which that permission requires is denied, whatever later
+    permissions and the default say (Consul, ``agent/xds/rbac.go``, ``removePermissionPrecedence``; where the default
+    allows, Consul lets it through). Where no permission matches it is ``otherwise``.
     """
 
     otherwise: bool
     permissions: tuple[Permission, ...] = ()
     tokens: tuple[TokenCheck, ...] = ()
+
+
+ALLOWED, DENIED = Rule(True), Rule(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +245,13 @@ class RequestPolicy:
     default_allow: bool
     """What holds where no intention matches; an RBAC filter lists what departs from it."""
     exact: tuple[tuple[str, Rule], ...]
-    """By the sources that some intention singles out, in lower case and sorted."""
+    """By the sources that some intention singles out, as the catalog spells them; sorted."""
     otherwise: Rule
     """For every other source."""
+
+    def other_spellings(self, rule: Rule) -> Rule:
+        """Return what holds for sources that are spelled otherwise than one for which ``rule`` holds."""
+        return self.otherwise if rule == ALLOWED else DENIED
 
 
 def request_policy(decisions: Decisions, *, default_allow: bool) -> RequestPolicy:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from xds.mesh.facts import ExplicitUpstream, Sidecar
+from xds.mesh.names import fold
 from xds.mesh.settings import ConfigEntries, Extension, ProxyMode, ProxySettings, UpstreamSettings
-
-NOTHING_SAID = ProxySettings()
 
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
@@ -17,7 +16,7 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
     The mode is Consul's ``Mode`` of those three in that order and only then ``Config["mode"]``, which is for a Consul
     before 1.10; a sidecar of which nobody says anything is in direct mode.
     """
-    defaults = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
+    defaults = entries.defaults_of(sidecar.service)
     merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
     return replace(
         merged,
@@ -28,20 +27,23 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
 
 def is_dialed_directly(sidecar: Sidecar, entries: ConfigEntries) -> bool:
     """`effective_settings` of ``dialed_directly`` alone: asked of every instance of every upstream."""
-    defaults = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
+    defaults = entries.defaults_of(sidecar.service)
     levels = (sidecar.settings, defaults, entries.proxy_defaults)
     return next((each.dialed_directly for each in levels if each.dialed_directly is not None), False)
 
 
 def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]:
     """The extensions of the sidecars of a service: of the proxy-defaults, then of its service-defaults."""
-    own = entries.service_defaults.get(service, NOTHING_SAID)
+    own = entries.defaults_of(service)
     return (*(entries.proxy_defaults.extensions or ()), *(own.extensions or ()))
 
 
 def implicit_settings(service: str, entries: ConfigEntries) -> tuple[UpstreamSettings, Mapping[str, UpstreamSettings]]:
-    """How ``service`` calls its upstreams by its own service-defaults: in general, and those with ``Overrides``."""
-    said = entries.service_defaults.get(service, NOTHING_SAID)
+    """Return how ``service`` calls its upstreams by its own service-defaults.
+
+    That is in general, and for those with ``Overrides`` by their folded names.
+    """
+    said = entries.defaults_of(service)
     defaults = _defaults(said, None, entries)
     overridden = {name: each.over(defaults) for name, each in (said.upstream_overrides or {}).items()}
     return defaults, {name: each for name, each in overridden.items() if each != defaults}
@@ -55,11 +57,11 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
     """
     if not sidecar.upstreams:
         return ()  # most have none, and this is asked of every sidecar
-    said = entries.service_defaults.get(sidecar.service, NOTHING_SAID)
+    said = entries.defaults_of(sidecar.service)
     defaults = _defaults(said, sidecar.settings.mesh_gateway, entries)
     found = []
     for upstream in sidecar.upstreams:
-        override = (said.upstream_overrides or {}).get(upstream.name, UpstreamSettings())
+        override = (said.upstream_overrides or {}).get(fold(upstream.name), UpstreamSettings())
         merged = upstream.settings if upstream.prepared_query else upstream.settings.over(override).over(defaults)
         found.append(upstream if merged == upstream.settings else replace(upstream, settings=merged))
     return tuple(found)
@@ -85,17 +87,17 @@ class Differing:
         self._sidecars = shared[0] != shared[1]
         problems = set(before.problems) ^ set(after.problems)
         self._sidecars |= any(problem.kind != "service-defaults" for problem in problems)
-        self._about = {problem.name for problem in problems}
+        self._about = {fold(problem.name) for problem in problems}
 
     def as_upstream(self, service: str) -> bool:
         """Whether ``service`` may be reached in another way, its discovery chain apart."""
-        if self._upstreams or self._before.destinations.get(service) != self._after.destinations.get(service):
+        if self._upstreams or self._before.destination_of(service) != self._after.destination_of(service):
             return True
-        before, after = (each.service_defaults.get(service, NOTHING_SAID) for each in (self._before, self._after))
+        before, after = (each.defaults_of(service) for each in (self._before, self._after))
         return before.dialed_directly != after.dialed_directly
 
     def as_sidecar(self, service: str) -> bool:
         """Whether the own resources of the sidecars of ``service`` may differ."""
-        if self._sidecars or service in self._about:
+        if self._sidecars or fold(service) in self._about:
             return True
-        return self._before.service_defaults.get(service) != self._after.service_defaults.get(service)
+        return self._before.defaults_of(service) != self._after.defaults_of(service)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from xds.mesh.names import Spellings, fold
 from xds.policy.intentions import Reach
 
 CONSUL = "consul"
@@ -19,14 +20,20 @@ GENERAL_KEPT = 4
 
 
 class Candidates:
-    """The names that could be upstreams; immutable. Intentions find them whatever the case they are written in."""
+    """The names that could be upstreams; immutable. Intentions find them whatever the case they are written in.
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.names = frozenset(names) - {CONSUL}
-        self._capitalized: dict[str, list[str]] = {}
-        for name in self.names:
-            if name.lower() != name:
-                self._capitalized.setdefault(name.lower(), []).append(name)
+    Args:
+        catalog: the names in the catalog.
+        others: further names, of config entries and of intentions, the most authoritative first.
+    """
+
+    def __init__(self, catalog: Iterable[str] = (), *others: Iterable[str]) -> None:
+        self.identity = Spellings(catalog).of
+        """Returns the spelling of a service that its certificate carries: the catalog's."""
+        spellings = Spellings(catalog, *others)
+        self.spelled = spellings.of
+        """Returns how an upstream is spelled that the catalog may not know."""
+        self.names = frozenset(name for name in spellings.names if fold(name) != CONSUL)
         self._general: dict[tuple[int, bool], tuple[Reach, frozenset[str]]] = {}
 
     def upstreams(self, service: str, reach: Reach) -> frozenset[str]:
@@ -77,6 +84,5 @@ class Candidates:
         return among - denied | allowed
 
     def _spelled(self, key: str) -> Iterable[str]:
-        if key in self.names:
-            yield key
-        yield from self._capitalized.get(key, ())
+        name = self.spelled(key)
+        return (name,) if name in self.names else ()

@@ -1,10 +1,24 @@
 """The virtual-IP table: which service answers at an address.
 
-An address belongs to one service, which answers there at whatever port is dialed. Where several services claim one
-address for different ports (Consul's ``virtual`` tagged address carries one), the port decides. Where two claim the
-same port, the one that was registered earlier keeps it (Consul's CreateIndex, the name where that is equal), the
-other's claim is set aside and nothing else is touched. The table is a function of the claims alone, not of how they
-came about, so a restart changes no owner. Claims are known of services that some connected sidecar may call.
+Whoever may register one service may claim any address for it, with a tagged address. So the claims are ranked:
+
+1. What is **assigned** wins over what is claimed: addresses that Consul's servers gave (the tag ``consul-virtual`` from
+   Consul 1.11 on, ``AutoVirtualIPs`` and ``ManualVirtualIPs`` of a discovery chain), and those that a mesh file gives.
+2. Then the earlier claim wins: Consul's CreateIndex, the name where that is equal. A service keeps the index of its
+   first claim for as long as any of its instances claims the address, so a rolling deployment of the owner gives the
+   address to nobody else.
+3. A service answers at every port of its address; another one's claim takes no port out of it. Ports divide an address
+   only where they are meant to: between assigned claims, under ``strict``, and at instances' own addresses.
+
+Claims outside the ranges for virtual IPs are taken where they are assigned, and refused otherwise: an address there may
+be a host's.
+
+**Several servers.** They see the same claims and so reach the same owners. The one thing that a server can't know of
+the time before it started is rule 2's first claim, if every instance that made it is gone. Then it goes by the
+instances that there are. A conflict of that kind is between two tagged addresses. Every server reports it for both
+services, and it ends when one of them is taken back.
+
+Claims are known of services that some connected sidecar may call.
 """
 
 from __future__ import annotations
@@ -12,51 +26,64 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from xds.mesh.addresses import IPNetwork, canonical_ip, parse_ip
 from xds.mesh.chains import DiscoveryChain
-from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress, canonical_ip
+from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress
 
 NEVER = 1 << 63
 """Later than any Consul index: a claim whose beginning is unknown."""
+Rank = tuple[bool, int, str]
+"""Of a claim, the lowest wins: whether it is not assigned, since when there is one, the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a service claims, each with the index since which it does, and what is no IP address."""
+    """What a service claims, each with the index since which it does, and what it can't have."""
 
     since: Mapping[VirtualAddress, int]
     malformed: tuple[str, ...] = ()
+    """What is no IP address."""
+    outside: tuple[str, ...] = ()
+    """Addresses outside the ranges for virtual IPs that nobody assigned."""
 
 
 def claims(
     instances: ServiceInstances,
     chain: DiscoveryChain | None,
+    ranges: Iterable[IPNetwork],
     dialed_directly: Iterable[Instance] = (),
-    outside: Iterable[VirtualAddress] = (),
+    destinations: Iterable[VirtualAddress] = (),
 ) -> Claims:
-    """The addresses at which a service is dialed, in canonical form.
+    """Return the addresses at which a service is dialed, in canonical form.
 
-    Those that its instances are tagged with, those that its discovery chain lists, and the own addresses of the
-    instances that are ``dialed_directly``, at the ports of their applications, and those ``outside`` the mesh that it
-    stands for.
+    Args:
+        instances: the service's; they are tagged with addresses.
+        chain: its discovery chain, which lists addresses that are assigned to it.
+        ranges: where tagged addresses may be that nobody assigned.
+        dialed_directly: the instances whose own addresses are dialed, at the ports of their applications.
+        destinations: the addresses outside the mesh that it stands for.
     """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
+    allowed = tuple(ranges)
     since: dict[VirtualAddress, int] = {}
-    malformed: list[str] = []
+    malformed, outside = set[str](), set[str]()
     claimed = [(at, instance.create_index) for instance in instances.instances for at in instance.virtual_ips]
     claimed += [
         (VirtualAddress(instance.address, instance.application_port, own=True), instance.create_index)
         for instance in dialed_directly
     ]
-    claimed += [(at, first) for at in outside]
-    claimed += [(VirtualAddress(ip), first) for ip in (chain.virtual_ips if chain else ())]
+    claimed += [(at, first) for at in destinations]
+    claimed += [(VirtualAddress(ip, assigned=True), first) for ip in (chain.virtual_ips if chain else ())]
     for at, index in claimed:
         ip = canonical_ip(at.ip)
         if ip is None:
-            malformed.append(at.ip)
-            continue
-        canonical = at if ip == at.ip else at._replace(ip=ip)
-        since[canonical] = min(since.get(canonical, NEVER), index)
-    return Claims(since, tuple(sorted(set(malformed))))
+            malformed.add(at.ip)
+        elif not (at.own or at.assigned or any(parse_ip(ip) in network for network in allowed)):
+            outside.add(ip)
+        else:
+            canonical = at if ip == at.ip else at._replace(ip=ip)
+            since[canonical] = min(since.get(canonical, NEVER), index)
+    return Claims(since, tuple(sorted(map(str, malformed))), tuple(sorted(outside)))
 
 
 class VirtualIPTable:
@@ -74,6 +101,7 @@ class VirtualIPTable:
     def claim(self, service: str, since: Mapping[VirtualAddress, int]) -> frozenset[str]:
         """Replace what ``service`` claims; the services whose addresses may differ now, itself included."""
         before = self._claims.get(service, {})
+        since = {at: min(index, before.get(at, NEVER)) for at, index in since.items()}
         if before == since:
             return frozenset()
         touched = {service}
@@ -94,27 +122,36 @@ class VirtualIPTable:
         return frozenset(touched)
 
     def owners(self, ip: str) -> dict[int, str]:
-        """The services that answer at ``ip``, by port; under `ANY_PORT` whoever does at all others."""
-        claimants = self._claimants.get(ip, {})
-        if not claimants:
-            return {}
-        first: dict[int, tuple[int, str]] = {}
-        for service, claimed in claimants.items():
+        """Return the services that answer at ``ip``, by port; under `ANY_PORT` whoever does at all others."""
+        first: dict[int, Rank] = {}
+        for service, claimed in self._claimants.get(ip, {}).items():
             for at, index in claimed.items():
-                first[at.port] = min(first.get(at.port, (index, service)), (index, service))
-        earliest = min(first.values())
+                rank = (not at.assigned, index, service)
+                port = at.port if self._divides(at) else ANY_PORT
+                first[port] = min(first.get(port, rank), rank)
+        if not first:
+            return {}
+        best = min(first.values())
         whole = first.pop(ANY_PORT, None)
-        # Who claims all of it shares with nobody: either it was there first, or it has nothing.
-        if whole == earliest or ((len(claimants) == 1 or len(first) == 1) and not self._strict and not self.is_own(ip)):
-            return {ANY_PORT: earliest[1]}
-        return {port: service for port, (_, service) in sorted(first.items())}
+        # Who claims all of it shares with nobody: either it is before all others, or it has nothing.
+        if whole == best or (len({service for *_, service in first.values()}) == 1 and not self._is_by_port(ip)):
+            return {ANY_PORT: best[2]}
+        return {port: service for port, (*_, service) in sorted(first.items())}
+
+    def _divides(self, at: VirtualAddress) -> bool:
+        """Return whether the port of a claim counts, so that it leaves the others of its address to others."""
+        return at.port != ANY_PORT and (at.own or at.assigned or self._strict)
+
+    def _is_by_port(self, ip: str) -> bool:
+        """Return whether an address that one service alone claims is that service's at the claimed ports only."""
+        return self._strict or self.is_own(ip)
 
     def is_own(self, ip: str) -> bool:
-        """Whether ``ip`` is nothing but instances' own address, so that what nobody claims there is not the mesh's."""
+        """Return whether ``ip`` is nothing but instances' own address: what nobody claims there is not the mesh's."""
         return all(at.own for claimed in self._claimants.get(ip, {}).values() for at in claimed)
 
     def owned(self, service: str) -> tuple[VirtualAddress, ...]:
-        """The addresses at which ``service`` answers, sorted."""
+        """Return the addresses at which ``service`` answers, sorted."""
         ips = sorted({at.ip for at in self._claims.get(service, ())})
         return tuple(
             VirtualAddress(ip, port, self.is_own(ip))
@@ -124,7 +161,7 @@ class VirtualIPTable:
         )
 
     def lost(self, service: str) -> dict[VirtualAddress, str]:
-        """The addresses that ``service`` claims and another service has, with that service's name."""
+        """Return the addresses that ``service`` claims and another service has, with that service's name."""
         lost = {}
         for at in sorted(self._claims.get(service, ())):
             owners = self.owners(at.ip)
@@ -132,3 +169,18 @@ class VirtualIPTable:
             if owner != service:
                 lost[at] = owner
         return lost
+
+    def contested(self, service: str) -> dict[str, tuple[str, ...]]:
+        """Return the addresses that ``service`` has and others claim as well, with the names of those."""
+        found = {}
+        for ip in sorted({at.ip for at in self._claims.get(service, ())}):
+            if len(self._claimants[ip]) > 1 and service in self.owners(ip).values():
+                others = [
+                    other for other in self._claimants[ip] if any(service == who for who in self._lost_at(other, ip))
+                ]
+                if others:
+                    found[ip] = tuple(sorted(others))
+        return found
+
+    def _lost_at(self, service: str, ip: str) -> list[str]:
+        return [owner for at, owner in self.lost(service).items() if at.ip == ip]

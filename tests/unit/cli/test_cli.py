@@ -45,7 +45,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["redirect-traffic", "--proxy-uid", "1"], "give either --proxy-id"),
         (["redirect-traffic", "--proxy-uid", "1", "--proxy-id", "a", "--proxy-inbound-port", "1"], "give either"),
         (["redirect-traffic", "--proxy-inbound-port", "1"], "--proxy-uid is missing"),
-        (["redirect-traffic", "--exclude-outbound-cidr", "10.0.0.1/8"], "is not an address or network"),
+        (["redirect-traffic", "--exclude-outbound-cidr", "10.0.0.1/8"], "is not a network"),
         (["redirect-traffic", "--undo", "--verify"], "exclude each other"),
         (["serve", "--mesh", "/nowhere.yaml"], "/nowhere.yaml: can't be read: No such file or directory"),
         (["serve", "--mesh", "m.yaml", "--consul", "http://127.0.0.1:1"], "--mesh and --consul exclude each other"),

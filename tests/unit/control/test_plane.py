@@ -142,7 +142,9 @@ def everything_we_send() -> Iterator[tuple[str, bytes]]:
         ),
     )
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, "240.0.0.1", sidecar=web),)))
-    bench.service("api", "240.0.0.2", "fd00::2")
+    gateway = make_instance("api", 2, service_id="gateway", sidecar=None, name="gateway", is_gateway=True)
+    apis = (make_instance("api", 1, "240.0.0.2", "fd00::2"), gateway)
+    bench.service("api", instances=ServiceInstances("api", apis))
     bench.service("shop", "240.0.0.3", instances=shop_instances(), chain=decode.chain("shop", SHOP_CHAIN))
     remote = RemoteKeys(
         "https://okta/keys", 100, 1000, True, 2, 10, 20, "LOGICAL_DNS", 300, ca_file="/etc/ssl/ca.pem"
@@ -500,7 +502,10 @@ def test_of_two_services_on_one_address_the_earlier_keeps_it_and_nothing_else_ch
     after = {name: proxy.get(CLUSTER, name) for name in names(proxy, CLUSTER)}
     assert after.keys() - before.keys() == {"vip:240.0.0.8"}
     assert all(after[name] is before[name] for name in before)
-    assert proxy.problems() == {"late": ["virtual IP 240.0.0.2 belongs to service 'api', which was registered earlier"]}
+    assert proxy.problems() == {
+        "api": ["virtual IP 240.0.0.2 is claimed by 'late' as well; this service keeps it"],
+        "late": ["virtual IP 240.0.0.2 belongs to service 'api', to which it was assigned or which claimed it first"],
+    }
 
 
 def test_an_address_that_changes_hands_points_at_its_new_owner(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from xds.envoy.inbound import Admission, inbound_routes, public
 from xds.envoy.jwt import authentication
 from xds.envoy.overrides import OverrideError
 from xds.mesh.intentions import Action, Intention, TokenCheck, TokenProvider
+from xds.mesh.names import as_written
 from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings
 from xds.policy.intentions import IntentionIndex, connection_policy, request_policy
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -19,7 +20,7 @@ from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 
 
 def admission(*intentions: Intention, providers: tuple[TokenProvider, ...] = ()) -> Admission:
-    decisions = IntentionIndex(intentions).to_destination("web")
+    decisions = IntentionIndex(intentions).to_destination("web", as_written)
     return Admission(
         connection_policy(decisions, default_allow=False),
         request_policy(decisions, default_allow=False),

@@ -26,6 +26,14 @@ def made(settings: OutboundSettings = SETTINGS, **listed: str) -> listener.Liste
     return outbound.outbound(settings, 15001, told)
 
 
+def test_a_connection_to_the_listener_itself_is_closed() -> None:
+    message = made(inside="http")
+    for address in ("127.0.0.1", "::1"):
+        assert chain_of(message, address, 15001) not in {chain.name for chain in message.filter_chains}
+        assert chain_of(message, address, 15002) == outbound.PASSTHROUGH_CHAIN
+    assert chain_of(message, "127.0.0.2", 15001) == outbound.PASSTHROUGH_CHAIN
+
+
 ADDRESSES = {
     "inside": VirtualAddress("240.0.0.1"),
     "outside": VirtualAddress("10.96.0.7"),

@@ -7,7 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xds.mesh.facts import canonical_ip
+from xds.mesh.addresses import canonical_ip
 
 OCTETS = st.one_of(st.integers(0, 260).map(str), st.sampled_from(["", "00", "01", "007", "1\n", " 1", "+1", "\u0663"]))
 

@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds.envoy.identities import admitted_identities, not_among
-from xds.envoy.names import spiffe_id
+from xds.envoy.names import in_path, spiffe_id
 from xds.envoy.rbac import network_rbac
-from xds.mesh.facts import WILDCARD
 from xds.mesh.intentions import Action, Intention
+from xds.mesh.names import WILDCARD, as_written, fold
 from xds.policy.intentions import ConnectionPolicy, IntentionIndex, connection_policy, precedence
 from xds.wire.envoy.config import rbac_pb2 as rbac
 
-SERVICES = ["api", "web", "a.b", "my web"]
+SERVICES = ["api", "web", "a.b", "my web", "École", "kiwi"]
+OTHERS = ["unheard-of", "WEB", "My Web", "éCOLE", "\u212aiwi", "k\u0130wi"]
+"""Names that no intention speaks of, most of them for Consul the same as one of which some does."""
 NAMES = st.sampled_from([*SERVICES, WILDCARD])
 INTENTIONS = st.lists(
     st.builds(Intention, NAMES, NAMES, st.sampled_from(Action)), unique_by=lambda i: (i.source, i.destination)
@@ -25,7 +27,9 @@ TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 
 def by_the_book(intentions: list[Intention], source: str, destination: str) -> Action | None:
     """Consul's rule read aloud: of those that match, the one with the most precise destination, then source."""
-    source, destination = source.lower(), destination.lower()
+    source, destination = (
+        next((name for name in SERVICES if fold(name) == fold(each)), each) for each in (source, destination)
+    )
     for candidate in ((source, destination), (WILDCARD, destination), (source, WILDCARD), (WILDCARD, WILDCARD)):
         for intention in intentions:
             if (intention.source, intention.destination) == candidate:
@@ -48,20 +52,24 @@ def test_both_sides_decide_by_the_book(
     expected = by_the_book(intentions, source, destination) or (Action.ALLOW if default_allow else Action.DENY)
     index = IntentionIndex(intentions)
     assert index.reach(source, default_allow=default_allow).includes(destination) is (expected is not Action.DENY)
-    assert index.to_destination(destination).action(source, default_allow=default_allow) is expected
+    assert index.to_destination(destination, as_written).action(source, default_allow=default_allow) is expected
 
 
-@given(
-    INTENTIONS, st.sampled_from([*SERVICES, "unheard-of", "WEB", "My Web"]), st.sampled_from(SERVICES), st.booleans()
-)
+@given(INTENTIONS, st.sampled_from([*SERVICES, *OTHERS]), st.sampled_from(SERVICES), st.booleans())
 def test_the_rbac_filter_lets_in_exactly_whom_the_intentions_allow(
     intentions: list[Intention], source: str, destination: str, default_allow: bool
 ) -> None:
-    decided = by_the_book(intentions, source, destination)
-    allowed = default_allow if decided is None else decided is Action.ALLOW
-    decisions = IntentionIndex(intentions).to_destination(destination)
+    def decided(name: str) -> bool:
+        action = by_the_book(intentions, name, destination)
+        return default_allow if action is None else action is Action.ALLOW
+
+    # Another spelling is denied where the service is, and allowed where everybody is: no certificate of the service has
+    # it.
+    allowed = decided(source) and (source in SERVICES or decided("unheard-of"))
+    decisions = IntentionIndex(intentions).to_destination(destination, as_written)
     policy = connection_policy(decisions, default_allow=default_allow)
     assert policy.permits(source) is allowed
+    assert (decisions.action(source, default_allow=default_allow) is Action.ALLOW) is allowed
     identity = spiffe_id(source, "dc1", TRUST_DOMAIN)
     assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is allowed
     assert takes_certificate(policy, identity) is allowed
@@ -74,7 +82,7 @@ def test_identities_are_escaped_as_consul_writes_them() -> None:
 
 def test_names_are_taken_literally_in_the_expressions() -> None:
     policy = connection_policy(
-        IntentionIndex([Intention("a.b", "db", Action.ALLOW)]).to_destination("db"), default_allow=False
+        IntentionIndex([Intention("a.b", "db", Action.ALLOW)]).to_destination("db", as_written), default_allow=False
     )
     rules = network_rbac(policy, TRUST_DOMAIN).rules
     assert evaluate(rules, f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/a.b")
@@ -82,11 +90,53 @@ def test_names_are_taken_literally_in_the_expressions() -> None:
     assert not evaluate(rules, f"spiffe://{TRUST_DOMAIN.replace('.', 'x')}/ns/default/dc/dc1/svc/a.b")
 
 
-@given(st.lists(st.text("ab-.", min_size=1, max_size=4), max_size=6), st.text("ab-.", min_size=1, max_size=5))
+ANY_NAME = st.text(
+    st.sampled_from("abk.-% Éé\u212a\u0130\u1e9eßςσΣ") | st.characters(exclude_categories=["Cs"]),
+    min_size=1,
+    max_size=4,
+).filter(lambda name: "/" not in name)
+
+
+@given(st.lists(ANY_NAME, max_size=6), ANY_NAME)
 def test_every_name_but_some(excluded: list[str], name: str) -> None:
     pattern = not_among(excluded)
-    assert (re.fullmatch(pattern, name) is not None) is (name not in excluded)
-    assert re.fullmatch(pattern, f"{name}/x") is None
+    is_excluded = fold(name) in map(fold, excluded)
+    assert (re.fullmatch(pattern, in_path(name)) is not None) is not is_excluded
+    assert re.fullmatch(pattern, f"{in_path(name)}/x") is None
+
+
+@given(ANY_NAME, ANY_NAME, st.booleans())
+def test_all_of_unicode_is_compared_alike_by_decisions_filter_and_handshake(
+    named: str, source: str, denied: bool
+) -> None:
+    intention = Intention(named, "db", Action.DENY if denied else Action.ALLOW)
+    decisions = IntentionIndex([intention]).to_destination("db", as_written)
+    policy = connection_policy(decisions, default_allow=denied)
+    expected = fold(source) != fold(named) if denied else source == named
+    assert policy.permits(source) is expected
+    assert (decisions.action(source, default_allow=denied) is Action.ALLOW) is expected
+    identity = spiffe_id(source, "dc1", TRUST_DOMAIN)
+    assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is expected
+    assert takes_certificate(policy, identity) is expected
+
+
+def test_what_is_denied_is_so_however_its_name_is_escaped() -> None:
+    decisions = IntentionIndex([Intention("web", "db", Action.DENY)]).to_destination("db", as_written)
+    policy = connection_policy(decisions, default_allow=True)
+    for written in ("%77eb", "%57EB", "we%62", "%77%65%62"):
+        identity = f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/{written}"
+        assert not evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity)
+        assert not takes_certificate(policy, identity)
+
+
+def test_a_long_name_and_many_names_are_still_denied() -> None:
+    for denied in (["a" * 950], [f"service-{number}" for number in range(1000)]):
+        intentions = [Intention(name, "db", Action.DENY) for name in denied]
+        policy = connection_policy(IntentionIndex(intentions).to_destination("db", as_written), default_allow=True)
+        rules = network_rbac(policy, TRUST_DOMAIN).rules
+        assert admitted_identities(policy, TRUST_DOMAIN) is None, "too much for the handshake"
+        assert not evaluate(rules, spiffe_id(denied[-1], "dc1", TRUST_DOMAIN))
+        assert evaluate(rules, spiffe_id(denied[-1] + "x", "dc1", TRUST_DOMAIN))
 
 
 def takes_certificate(policy: ConnectionPolicy, identity: str) -> bool:
@@ -113,5 +163,7 @@ def _principal(principal: rbac.Principal, identity: str) -> bool:
         return all(_principal(p, identity) for p in principal.and_ids.ids)
     if kind == "not_id":
         return not _principal(principal.not_id, identity)
+    if kind == "any":
+        return True
     assert kind == "authenticated"
     return re.fullmatch(principal.authenticated.principal_name.safe_regex.regex, identity) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from xds.envoy.names import spiffe_id
 from xds.envoy.rbac import http_rbac
 from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
 from xds.mesh.intentions import Action, ClaimCheck, Intention, Permission, TokenCheck, TokenProvider
+from xds.mesh.names import as_written
 from xds.policy.intentions import IntentionIndex, request_policy
 from xds.wire.envoy.config import rbac_pb2 as rbac
 from xds.wire.envoy.config import route_pb2 as route
@@ -122,13 +124,12 @@ def by_the_book(intentions: list[Intention], source: str, request: Request, *, d
                 return False
             if intention.action is Action.ALLOW:
                 return True
-            tokenless = False
+            # Consul subtracts what a permission matches from all after it, its token apart (agent/xds/rbac.go,
+            # removePermissionPrecedence): a request that lacks the token meets none of them.
             for permission in intention.permissions:
                 if request_matches(permission.request, request, denies=not permission.allow):
-                    if one_token(permission.tokens, request):
-                        return permission.allow
-                    tokenless |= permission.allow
-            return default_allow and not tokenless
+                    return permission.allow and one_token(permission.tokens, request)
+            return default_allow
     return default_allow
 
 
@@ -229,11 +230,46 @@ def string_matches(wanted: matcher.StringMatcher, text: str) -> bool:
 def test_the_filter_decides_every_request_as_precedence_does(
     intentions: list[Intention], source: str, request: Request, default_allow: bool
 ) -> None:
-    decisions = IntentionIndex(intentions).to_destination("web")
+    decisions = IntentionIndex(intentions).to_destination("web", as_written)
     policy = request_policy(decisions, default_allow=default_allow)
     rules = http_rbac(policy, PROVIDERS, TRUST_DOMAIN).rules
     expected = by_the_book(intentions, source, request, default_allow=default_allow)
     assert evaluate(rules, spiffe_id(source, "dc1", TRUST_DOMAIN), request) is expected
+
+
+@pytest.mark.parametrize("first_allows", [True, False])
+@pytest.mark.parametrize("default_allow", [True, False])
+def test_a_request_without_the_token_gets_nothing_by_a_broader_permission(
+    first_allows: bool, default_allow: bool
+) -> None:
+    admin, everything = (RequestMatch(TextMatch(Match.PREFIX, path)) for path in ("/admin", "/"))
+    permissions = (Permission(first_allows, admin, (TokenCheck("okta"),)), Permission(True, everything))
+    intention = Intention("api", "web", Action.PERMISSIONS, permissions)
+    policy = request_policy(IntentionIndex([intention]).to_destination("web", as_written), default_allow=default_allow)
+    rules = http_rbac(policy, PROVIDERS, TRUST_DOMAIN).rules
+    caller = spiffe_id("api", "dc1", TRUST_DOMAIN)
+    assert not evaluate(rules, caller, Request("/admin/users"))
+    assert evaluate(rules, caller, Request("/admin/users", claims={"role": "user"})) is first_allows
+    assert evaluate(rules, caller, Request("/other"))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(INTENTIONS, max_size=4, unique_by=lambda i: (i.source, i.destination)),
+    st.sampled_from(["WEB", "Api", "A.B"]),
+    REQUESTS,
+    st.booleans(),
+)
+def test_another_spelling_of_a_caller_gets_no_more_than_both_it_and_everybody_else(
+    intentions: list[Intention], source: str, request: Request, default_allow: bool
+) -> None:
+    decisions = IntentionIndex(intentions).to_destination("web", as_written)
+    rules = http_rbac(request_policy(decisions, default_allow=default_allow), PROVIDERS, TRUST_DOMAIN).rules
+
+    def is_let_in(name: str) -> bool:
+        return evaluate(rules, spiffe_id(name, "dc1", TRUST_DOMAIN), request)
+
+    assert not is_let_in(source) or (is_let_in(source.lower()) and is_let_in("somebody-else"))
 
 
 def test_many_permissions_stay_flat() -> None:
@@ -241,7 +277,7 @@ def test_many_permissions_stay_flat() -> None:
         Permission(number % 2 == 0, RequestMatch(TextMatch(Match.EXACT, f"/{number}"))) for number in range(200)
     )
     intention = Intention("api", "web", Action.PERMISSIONS, permissions)
-    policy = request_policy(IntentionIndex([intention]).to_destination("web"), default_allow=False)
+    policy = request_policy(IntentionIndex([intention]).to_destination("web", as_written), default_allow=False)
     rules = http_rbac(policy, {}, TRUST_DOMAIN).rules
     assert rbac.RBAC.FromString(rules.SerializeToString()) == rules, "protobuf reads 100 levels"
     assert evaluate(rules, spiffe_id("api", "dc1", TRUST_DOMAIN), Request("/198"))

@@ -26,7 +26,7 @@ INTENTION = st.builds(Intention, NAME, NAME, st.sampled_from(Action))
 def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says(
     before: list[Intention], after: list[Intention], default_allow: bool
 ) -> None:
-    index, candidates = IntentionIndex(before), Candidates([*NAMES, "Cart", "cart"])
+    index, candidates = IntentionIndex(before), Candidates([*NAMES, "Cart"])
     earlier = {source: index.reach(source, default_allow=default_allow) for source in candidates.names}
     sources, _ = index.replace(after)
     now = {source: index.reach(source, default_allow=default_allow) for source in candidates.names}
@@ -36,11 +36,11 @@ def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says
     fresh = IntentionIndex(after)
     for source in candidates.names:
         reach = index.reach(source, default_allow=default_allow)
-        expected = {
-            name
+        decided = {
+            name: fresh.to_destination(name, candidates.spelled).action(source, default_allow=default_allow)
             for name in candidates.names - {source}
-            if fresh.to_destination(name).action(source, default_allow=default_allow) is not Action.DENY
         }
+        expected = {name for name, action in decided.items() if action is not Action.DENY}
         assert candidates.upstreams(source, reach) == expected
         assert candidates.names - candidates.denied(source, reach) >= expected
         assert {name for name in candidates.names - {source} if reach.includes(name)} == expected

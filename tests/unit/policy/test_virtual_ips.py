@@ -5,14 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xds.mesh.addresses import parse_network
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.facts import ANY_PORT, Health, Instance, ServiceInstances, VirtualAddress
 from xds.policy.virtual_ips import VirtualIPTable, claims
 
 SERVICES = ["a", "b", "c"]
 IPS = ["240.0.0.1", "240.0.0.2", "fd00::1"]
-ADDRESSES = st.builds(VirtualAddress, st.sampled_from(IPS), st.sampled_from([ANY_PORT, 80, 81]), st.booleans())
+ADDRESSES = st.builds(
+    VirtualAddress, st.sampled_from(IPS), st.sampled_from([ANY_PORT, 80, 81]), st.booleans(), st.booleans()
+)
 CLAIMS = st.dictionaries(ADDRESSES, st.integers(1, 5))
+RANGES = (parse_network("240.0.0.0/4"), parse_network("fd00::/8"))
 
 
 def at(ip: str, port: int = ANY_PORT) -> VirtualAddress:
@@ -42,49 +46,98 @@ def test_the_address_goes_to_the_next_when_its_owner_gives_it_up() -> None:
     assert table.owners("240.0.0.1") == {ANY_PORT: "late"}
 
 
-@given(st.lists(st.tuples(st.sampled_from(SERVICES), CLAIMS), max_size=12))
-def test_the_owners_depend_on_the_claims_alone_not_on_how_they_came_about(
-    history: list[tuple[str, dict[VirtualAddress, int]]],
+def kept_since(history: list[tuple[str, dict[VirtualAddress, int]]]) -> dict[str, dict[VirtualAddress, int]]:
+    """Return what each service claims at the end, with the index of its first claim since it claims without a gap."""
+    found: dict[str, dict[VirtualAddress, int]] = {}
+    for service, since in history:
+        before = found.get(service, {})
+        found[service] = {each: min(index, before.get(each, index)) for each, index in since.items()}
+    return found
+
+
+@given(st.lists(st.tuples(st.sampled_from(SERVICES), CLAIMS), max_size=12), st.booleans())
+def test_the_owners_depend_on_what_each_service_claims_and_not_on_the_order_of_the_services(
+    history: list[tuple[str, dict[VirtualAddress, int]]], strict: bool
 ) -> None:
-    table, final = VirtualIPTable(), dict(history)
+    table, final = VirtualIPTable(strict=strict), kept_since(history)
     for service, since in history:
         before = {service: table.owned(service) for service in SERVICES}
         touched = table.claim(service, since)
         assert {service for service in SERVICES if table.owned(service) != before[service]} <= touched
-    anew = VirtualIPTable()
+    anew = VirtualIPTable(strict=strict)
     for service in sorted(final):
         anew.claim(service, final[service])
     for ip in IPS:
         assert table.owners(ip) == anew.owners(ip)
-        for port, owner in table.owners(ip).items():
-            rivals = [
-                (index, service) for service, since in final.items() for claim, index in since.items()
-                if claim.ip == ip and (claim.port == port or len(table.owners(ip)) == 1)
-            ]  # fmt: skip
-            assert owner in {service for _, service in rivals}
-            if port != ANY_PORT:
-                assert owner == min(rivals)[1] or len(table.owners(ip)) == 1
+        claimed = [
+            (each, index, service) for service, since in final.items() for each, index in since.items() if each.ip == ip
+        ]
+        owners = set(table.owners(ip).values())
+        assert owners <= {service for *_, service in claimed}
+        if claimed:
+            best = min((not each.assigned, index, service) for each, index, service in claimed)
+            assert best[2] in owners, "an assigned claim is before all others, then the first"
+        if any(each.assigned for each, *_ in claimed) and not strict:
+            whole = {service for each, _, service in claimed if not each.assigned and not each.own}
+            assigned = {service for each, _, service in claimed if each.assigned}
+            own = {service for each, _, service in claimed if each.own}
+            assert not owners & (whole - assigned - own), "a claimed address takes nothing of an assigned one"
     for service in SERVICES:
         assert not {claim.ip for claim in table.lost(service)} - {claim.ip for claim in final.get(service, {})}
+        for ip, others in table.contested(service).items():
+            assert service in table.owners(ip).values()
+            assert all(service in table.lost(other).values() for other in others)
 
 
-def test_where_two_share_an_address_the_port_decides_but_who_claims_all_of_it_shares_with_nobody() -> None:
+def test_an_assigned_address_is_lost_to_no_claim_however_early() -> None:
     table = VirtualIPTable()
-    table.claim("web", {at("10.96.0.1", 80): 1})
+    table.claim("evil", {at("240.0.0.7"): 1})
+    table.claim("api", {VirtualAddress("240.0.0.7", assigned=True): 90})
+    assert table.owners("240.0.0.7") == {ANY_PORT: "api"}
+    assert table.lost("evil") == {at("240.0.0.7"): "api"}
+    assert table.contested("api") == {"240.0.0.7": ("evil",)}
+
+
+def test_a_rolling_deployment_of_the_owner_gives_its_address_to_nobody() -> None:
+    table = VirtualIPTable()
+    table.claim("api", {at("240.0.0.7"): 10})
+    table.claim("evil", {at("240.0.0.7"): 50})
+    table.claim("api", {at("240.0.0.7"): 90})
+    assert table.owners("240.0.0.7") == {ANY_PORT: "api"}
+    table.claim("api", {})
+    table.claim("api", {at("240.0.0.7"): 91})
+    assert table.owners("240.0.0.7") == {ANY_PORT: "evil"}, "it gave the address up in between"
+
+
+def test_a_claim_takes_no_port_out_of_an_address() -> None:
+    for api in (at("240.0.0.7"), at("240.0.0.7", 80), VirtualAddress("240.0.0.7", assigned=True)):
+        table = VirtualIPTable()
+        table.claim("api", {api: 10})
+        table.claim("evil", {at("240.0.0.7", 8080): 20})
+        assert table.owners("240.0.0.7") == {ANY_PORT: "api"}
+        assert table.lost("evil") == {at("240.0.0.7", 8080): "api"}
+
+
+def test_where_two_are_given_an_address_the_port_decides_but_who_claims_all_of_it_shares_with_nobody() -> None:
+    def given(port: int = ANY_PORT) -> VirtualAddress:
+        return VirtualAddress("10.96.0.1", port, assigned=True)
+
+    table = VirtualIPTable()
+    table.claim("web", {given(80): 1})
     assert table.owners("10.96.0.1") == {ANY_PORT: "web"}
-    table.claim("late", {at("10.96.0.1", 80): 9})
+    table.claim("late", {given(80): 9})
     assert table.owners("10.96.0.1") == {ANY_PORT: "web"}
-    assert table.lost("late") == {at("10.96.0.1", 80): "web"}
+    assert table.lost("late") == {given(80): "web"}
     table.claim("late", {})
-    table.claim("admin", {at("10.96.0.1", 81): 2})
+    table.claim("admin", {given(81): 2})
     assert table.owners("10.96.0.1") == {80: "web", 81: "admin"}
     assert not any(table.lost(service) for service in ("web", "admin"))
-    table.claim("whole", {at("10.96.0.1"): 3})
+    table.claim("whole", {given(): 3})
     assert table.owners("10.96.0.1") == {80: "web", 81: "admin"}
-    assert table.lost("whole") == {at("10.96.0.1"): "web"}
-    table.claim("earlier", {at("10.96.0.1"): 0})
+    assert table.lost("whole") == {given(): "web"}
+    table.claim("earlier", {given(): 0})
     assert table.owners("10.96.0.1") == {ANY_PORT: "earlier"}
-    assert table.lost("web") == {at("10.96.0.1", 80): "earlier"}
+    assert table.lost("web") == {given(80): "earlier"}
 
 
 def test_strict_ports_and_an_instances_own_address_are_of_one_port() -> None:
@@ -100,10 +153,24 @@ def test_strict_ports_and_an_instances_own_address_are_of_one_port() -> None:
 def test_addresses_come_from_tags_and_from_the_chain_and_are_canonical() -> None:
     instances = ServiceInstances("api", (instance("1", "240.0.0.1", "FD00:0::1", create_index=7),))
     chain = DiscoveryChain("api", virtual_ips=("240.0.0.9", "240.0.0.1"))
-    assert claims(instances, chain).since == {at("240.0.0.1"): 7, at("fd00::1"): 7, at("240.0.0.9"): 7}
+    assert claims(instances, chain, RANGES).since == {
+        at("240.0.0.1"): 7,
+        at("fd00::1"): 7,
+        VirtualAddress("240.0.0.9", assigned=True): 7,
+        VirtualAddress("240.0.0.1", assigned=True): 7,
+    }
 
 
 def test_what_is_no_address_is_set_aside() -> None:
-    found = claims(ServiceInstances("api", (instance("1", "not-an-ip", "240.0.0.1"),)), None)
-    assert found.malformed == ("not-an-ip",)
+    found = claims(ServiceInstances("api", (instance("1", "not-an-ip", "fe80::1%zz", "240.0.0.1"),)), None, RANGES)
+    assert found.malformed == ("fe80::1%zz", "not-an-ip")
     assert set(found.since) == {at("240.0.0.1")}
+
+
+def test_a_claim_outside_the_ranges_counts_only_where_it_is_assigned() -> None:
+    instances = ServiceInstances("evil", (instance("1", "10.1.2.3"),))
+    assert claims(instances, None, RANGES).since == {}
+    assert claims(instances, None, RANGES).outside == ("10.1.2.3",)
+    assert set(claims(instances, None, (*RANGES, parse_network("10.1.0.0/16"))).since) == {at("10.1.2.3")}
+    by_hand = DiscoveryChain("evil", virtual_ips=("10.1.2.3",))
+    assert set(claims(instances, by_hand, RANGES).since) == {VirtualAddress("10.1.2.3", assigned=True)}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.mesh import Batch, Key, Kind
+from xds.mesh.names import fold
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell
 from xds.sources.consul.client import Consul, ConsulError, understanding
@@ -69,7 +70,7 @@ class ChainReader:
 
     def entries_changed(self, spoken_of: frozenset[str]) -> None:
         """Some config entry differs, so every chain may; the entries that make chains speak of these services."""
-        self._spoken_of, self._plain = spoken_of, None
+        self._spoken_of, self._plain = frozenset(map(fold, spoken_of)), None
         self._refresh(self._watched)
 
     def look_again(self, service: str) -> None:
@@ -103,7 +104,11 @@ class ChainReader:
 
     def _is_plain(self, service: str) -> bool:
         """Whether no entry speaks of it, so that its chain is as any other plain one's."""
-        return self._spoken_of is not None and service not in self._spoken_of and self._watched.get(service) is not None
+        return (
+            self._spoken_of is not None
+            and fold(service) not in self._spoken_of
+            and self._watched.get(service) is not None
+        )
 
     def _told(self, service: str) -> DiscoveryChain | None:
         """Its chain by that of another plain service."""

@@ -142,7 +142,9 @@ class ServiceWatches:
         def take(reply: Reply) -> None:
             if reply.filtered:
                 raise ConsulError(f"the token may not see every instance of {service!r}: it needs node:read", 403)
-            self._take(decode.service_instances(service, reply.data))
+            # Consul says its default policy from the version on that assigns virtual IPs.
+            assigning = decode.BY_CONSUL if reply.default_policy else decode.CLAIMED
+            self._take(decode.service_instances(service, reply.data, assigning=assigning))
 
         return self._make_watch(f"instances of {service}", read, take, PACE_S)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from xds.mesh.facts import LeafKey, LeafRefused, usable_name
+from xds.mesh.facts import LeafKey, LeafRefused
 from xds.mesh.mesh import (
     DATACENTER,
     DEFAULT_ALLOW,
@@ -24,6 +24,7 @@ from xds.mesh.mesh import (
     Key,
     Kind,
 )
+from xds.mesh.names import fold, usable_name
 from xds.sources import decode
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
@@ -81,6 +82,8 @@ class ConsulSource:
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._names_seen: frozenset[str] | None = None
         self._names_body = b""
+        self._spelled: dict[str, str] = {}
+        """The spelling of each service, by its folded name."""
         self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
@@ -243,7 +246,36 @@ class ConsulSource:
             return reply
         lost = sorted((self._names_seen or frozenset()) - frozenset(reply.data))
         await self._client.check_may_read([("service", name) for name in lost])
+        self._spelled = await self._one_spelling_each(reply.data)
         return reply
+
+    async def _one_spelling_each(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the one spelling of each service in the catalog, by its folded name.
+
+        Consul lists every spelling that some instance is registered with. The one in use stays for as long as any
+        instance has it; at the start it is that of the instance that was registered first. So nobody changes a
+        service's identity by registering another spelling of it.
+        """
+        alike: dict[str, list[str]] = {}
+        for name in filter(usable_name, names):
+            alike.setdefault(fold(name), []).append(name)
+        found = {}
+        for folded, spellings in alike.items():
+            before = self._spelled.get(folded)
+            if len(spellings) == 1:
+                found[folded] = spellings[0]
+            elif before in spellings:
+                found[folded] = before
+            else:
+                reply = await self._client.read(f"/v1/catalog/service/{spellings[0]}")
+                instances = sorted((each["CreateIndex"], each["ServiceName"]) for each in reply.data or ())
+                found[folded] = next((name for _, name in instances if name in spellings), min(spellings))
+            if len(spellings) > 1 and before is None:
+                log.warning(
+                    "service %r is registered as %s as well: Consul takes these for one service, and so does Gossamer",
+                    found[folded], " and ".join(repr(name) for name in sorted(spellings) if name != found[folded]),
+                )  # fmt: skip
+        return found
 
     def _take_names(self, reply: Reply) -> None:
         if reply.same:
@@ -256,7 +288,7 @@ class ConsulSource:
         unusable = sorted(name for name in found if not usable_name(name))
         if unusable:
             log.warning("services that can't be asked for by name are left out: %s", ", ".join(map(repr, unusable)))
-        names = found - set(unusable)
+        names = frozenset(self._spelled.values())
         self._services.names_changed(names)
         self.deliver({SERVICE_NAMES: names})
 

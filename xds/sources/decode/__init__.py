@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from xds.sources.decode.catalog import (
+    BY_CONSUL,
+    BY_FILE,
+    CLAIMED,
     CONNECT_PROXY,
     TERMINATING_GATEWAY,
     gateways,
@@ -17,7 +20,10 @@ from xds.sources.decode.settings import CHAIN_KINDS, config_entries
 from xds.sources.decode.values import milliseconds, regular_expression
 
 __all__ = [
+    "BY_CONSUL",
+    "BY_FILE",
     "CHAIN_KINDS",
+    "CLAIMED",
     "CONNECT_PROXY",
     "TERMINATING_GATEWAY",
     "agent_default_allow",

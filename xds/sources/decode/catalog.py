@@ -9,17 +9,9 @@ from typing import Any
 
 import orjson
 
-from xds.mesh.facts import (
-    ANY_PORT,
-    ExplicitUpstream,
-    Health,
-    Instance,
-    ServiceInstances,
-    Sidecar,
-    VirtualAddress,
-    is_ip,
-    usable_name,
-)
+from xds.mesh.addresses import is_ip
+from xds.mesh.facts import ANY_PORT, ExplicitUpstream, Health, Instance, ServiceInstances, Sidecar, VirtualAddress
+from xds.mesh.names import usable_name
 from xds.mesh.settings import ProxySettings, UpstreamSettings
 from xds.sources.decode.settings import proxy_settings, upstream_settings
 from xds.sources.decode.values import Fields
@@ -30,13 +22,30 @@ MAINTENANCE_CHECKS = ("_node_maintenance", "_service_maintenance:")
 _WHERE = attrgetter("node", "service_id")
 
 
-def service_instances(service: str, data: Any, *, elsewhere: bool = False) -> ServiceInstances:
-    """``/v1/health/connect/:service``; ``elsewhere``: in another datacenter, where WAN addresses are dialed."""
-    found = [_instance(service, entry, elsewhere) for entry in data or ()]
+CLAIMED = frozenset[str]()
+"""The tags that assign virtual IPs, where none do: Consul before 1.11 keeps every tag as somebody registered it."""
+BY_CONSUL = frozenset(("consul-virtual",))
+"""From Consul 1.11 on: its servers overwrite this one (``agent/consul/state/catalog.go``)."""
+BY_FILE = frozenset(("consul-virtual", "virtual"))
+"""In a mesh file, which has one author."""
+
+
+def service_instances(
+    service: str, data: Any, *, elsewhere: bool = False, assigning: frozenset[str] = CLAIMED
+) -> ServiceInstances:
+    """Decode ``/v1/health/connect/:service``.
+
+    Args:
+        service: whose instances they are.
+        data: the answer.
+        elsewhere: whether they are in another datacenter, where WAN addresses are dialed.
+        assigning: the tags whose addresses are assigned rather than claimed.
+    """
+    found = [_instance(service, entry, elsewhere, assigning) for entry in data or ()]
     return ServiceInstances(service, tuple(sorted(found, key=_WHERE)))
 
 
-def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
+def _instance(service: str, entry: Any, elsewhere: bool, assigning: frozenset[str] = CLAIMED) -> Instance:
     node, registered = entry["Node"], entry["Service"]
     kind, tagged = registered.get("Kind"), registered.get("TaggedAddresses")
     weights = registered.get("Weights") or {}
@@ -54,7 +63,7 @@ def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
         health=_health(entry.get("Checks") or ()),
         weight_passing=weights.get("Passing", 1),
         weight_warning=weights.get("Warning", 1),
-        virtual_ips=_virtual_ips(service, kind, tagged) if tagged else (),
+        virtual_ips=_virtual_ips(service, kind, tagged, assigning) if tagged else (),
         create_index=registered.get("CreateIndex") or 0,
         sidecar=sidecar(node["Node"], registered) if kind == CONNECT_PROXY else None,
         name=registered.get("Service") or "",
@@ -63,19 +72,22 @@ def _instance(service: str, entry: Any, elsewhere: bool) -> Instance:
         meta=_pairs(registered.get("Meta")),
         node_address=node["Address"],
         node_meta=_pairs(node.get("Meta")),
+        is_gateway=kind == TERMINATING_GATEWAY,
     )
 
 
-def _virtual_ips(service: str, kind: Any, tagged: Any) -> tuple[VirtualAddress, ...]:
+def _virtual_ips(service: str, kind: Any, tagged: Any, assigning: frozenset[str]) -> tuple[VirtualAddress, ...]:
+    by_server = "consul-virtual" in assigning
     if kind == TERMINATING_GATEWAY:
         tag = f"consul-virtual:{service}"
-        return (VirtualAddress(tagged[tag]["Address"]),) if tag in tagged else ()
+        return (VirtualAddress(tagged[tag]["Address"], assigned=by_server),) if tag in tagged else ()
     addresses = []
     if "consul-virtual" in tagged:
-        addresses.append(VirtualAddress(tagged["consul-virtual"]["Address"]))
+        addresses.append(VirtualAddress(tagged["consul-virtual"]["Address"], assigned=by_server))
     if "virtual" in tagged:
         # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
-        addresses.append(VirtualAddress(tagged["virtual"]["Address"], tagged["virtual"].get("Port") or ANY_PORT))
+        said = tagged["virtual"]
+        addresses.append(VirtualAddress(said["Address"], said.get("Port") or ANY_PORT, assigned="virtual" in assigning))
     return tuple(dict.fromkeys(addresses)) if len(addresses) > 1 else tuple(addresses)
 
 

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from xds.mesh.facts import is_ip
+from xds.mesh.addresses import is_ip
 from xds.mesh.intentions import TokenProvider
+from xds.mesh.names import fold
 from xds.mesh.settings import (
     AccessLogs,
     ClusterMode,
@@ -141,7 +142,7 @@ def _upstreams(fields: Fields) -> dict[str, Any]:
     defaults, overrides = fields.part("Defaults"), list(fields.each("Overrides"))
     return {
         "upstream_defaults": upstream_settings(defaults) if defaults else None,
-        "upstream_overrides": {each.text("Name"): upstream_settings(each) for each in overrides} or None,
+        "upstream_overrides": {fold(each.text("Name")): upstream_settings(each) for each in overrides} or None,
     }
 
 
@@ -199,10 +200,10 @@ def config_entries(data: Any) -> ConfigEntries:
         if kind == "proxy-defaults" and name == "global":
             proxy_defaults = proxy_settings(entry, entry.get("Config") or {}, problem)
         elif kind == "service-defaults":
-            service_defaults[name] = proxy_settings(entry, {}, problem)
+            service_defaults[fold(name)] = proxy_settings(entry, {}, problem)
             destination = _destination(Fields(entry.get("Destination"), "Destination", problem))
             if destination is not None:
-                destinations[name] = destination
+                destinations[fold(name)] = destination
         elif kind == "mesh":
             mesh = _mesh(Fields(entry, "", problem))
         elif kind == "jwt-provider":

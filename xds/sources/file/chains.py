@@ -12,11 +12,12 @@ Rules (Consul, "Discovery chain"; what Consul 1.8 and 1.16 answer is compared wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.names import as_written
 from xds.sources.file.models import (
     Entry,
     ProxyDefaults,
@@ -60,17 +61,20 @@ class ChainEntries:
     resolvers: Mapping[str, ServiceResolver] = field(default_factory=dict)
     defaults: Mapping[str, ServiceDefaults] = field(default_factory=dict)
     proxy_defaults: ProxyDefaults | None = None
+    spelled: Callable[[str], str] = as_written
+    """How the file spells a service, whatever an entry calls it."""
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> ChainEntries:
-        """Those among ``entries``."""
+    def of(cls, entries: Iterable[Entry], spelled: Callable[[str], str]) -> ChainEntries:
+        """Return those among ``entries``; ``spelled`` says how the file spells a service."""
         found = list(entries)
         return cls(
-            {entry.Name: entry for entry in found if isinstance(entry, ServiceRouter)},
-            {entry.Name: entry for entry in found if isinstance(entry, ServiceSplitter)},
-            {entry.Name: entry for entry in found if isinstance(entry, ServiceResolver)},
-            {entry.Name: entry for entry in found if isinstance(entry, ServiceDefaults)},
+            {spelled(entry.Name): entry for entry in found if isinstance(entry, ServiceRouter)},
+            {spelled(entry.Name): entry for entry in found if isinstance(entry, ServiceSplitter)},
+            {spelled(entry.Name): entry for entry in found if isinstance(entry, ServiceResolver)},
+            {spelled(entry.Name): entry for entry in found if isinstance(entry, ServiceDefaults)},
             next((entry for entry in found if isinstance(entry, ProxyDefaults)), None),
+            spelled,
         )
 
     def protocol(self, service: str) -> str:
@@ -151,34 +155,33 @@ class _Compiler:
     # -- routers and splitters ------------------------------------------------------------------------------------
 
     def _router(self, router: ServiceRouter) -> str:
-        self._speaks(router.Name)
+        self._speaks(self._service)
         routes = []
         for route in router.Routes:
             destination = route.Destination
-            service = (destination.Service if destination else "") or self._service
+            service = self._entries.spelled(destination.Service if destination else "") or self._service
             subset = destination.ServiceSubset if destination else ""
             following = self._subset(service, subset) if subset else self._splitter_or_resolver(service)
             routes.append({"Definition": route.model_dump(exclude_none=True), "NextNode": following})
         everything = {"Match": {"HTTP": {"PathPrefix": "/"}}, "Destination": {"Service": self._service}}
         routes.append({"Definition": everything, "NextNode": self._splitter_or_resolver(self._service)})
-        return self._record({"Type": "router", "Name": f"{router.Name}.{SPACE}", "Routes": routes})
+        return self._record({"Type": "router", "Name": f"{self._service}.{SPACE}", "Routes": routes})
 
     def _splitter_or_resolver(self, service: str) -> str:
         splitter = self._entries.splitters.get(service)
         return self._splitter(splitter) if splitter else self._subset(service, "")
 
     def _splitter(self, splitter: ServiceSplitter) -> str:
-        if splitter.Name in self._splitting:
-            way = " -> ".join([*self._splitting, splitter.Name])
-            raise CompileError(f"service-splitter/{splitter.Name}: leads back to itself: {way}")
-        self._splitting.append(splitter.Name)
+        own = self._entries.spelled(splitter.Name)
+        if own in self._splitting:
+            way = " -> ".join([*self._splitting, own])
+            raise CompileError(f"service-splitter/{own}: leads back to itself: {way}")
+        self._splitting.append(own)
         splits: list[dict[str, Any]] = []
         balancer = None
         for split in splitter.Splits:
-            service = split.Service or splitter.Name
-            further = (
-                self._entries.splitters.get(service) if service != splitter.Name and not split.ServiceSubset else None
-            )
+            service = self._entries.spelled(split.Service) or own
+            further = self._entries.splitters.get(service) if service != own and not split.ServiceSubset else None
             definition = split.model_dump(exclude_none=True)
             if further is not None:
                 inner = self._nodes[self._splitter(further)]
@@ -190,7 +193,7 @@ class _Compiler:
             if balancer is None and found.get("Policy") in ("ring_hash", "maglev"):
                 balancer = found
         self._splitting.pop()
-        node = {"Type": "splitter", "Name": f"{splitter.Name}.{SPACE}", "Splits": splits}
+        node = {"Type": "splitter", "Name": f"{own}.{SPACE}", "Splits": splits}
         return self._record(node | ({"LoadBalancer": balancer} if balancer else {}))
 
     def _record(self, node: dict[str, Any]) -> str:
@@ -234,7 +237,9 @@ class _Compiler:
             following = target
             if entry is not None and entry.Redirect is not None:
                 to = entry.Redirect
-                following = _rewritten(target, to.Service, to.ServiceSubset, to.Datacenter, to.Peer)
+                following = _rewritten(
+                    target, self._entries.spelled(to.Service), to.ServiceSubset, to.Datacenter, to.Peer
+                )
             if following == target and entry is not None and not target.subset and entry.DefaultSubset:
                 following = target._replace(subset=entry.DefaultSubset)
             if following == target:
@@ -247,20 +252,22 @@ class _Compiler:
             raise CompileError(f"service-resolver/{target.service}: there is no subset {target.subset!r}")
         return target
 
-    @staticmethod
-    def _failover(entry: ServiceResolver | None, target: Target) -> list[Target]:
+    def _failover(self, entry: ServiceResolver | None, target: Target) -> list[Target]:
+        spelled = self._entries.spelled
         said = (entry.Failover.get(target.subset) or entry.Failover.get("*")) if entry is not None else None
         if said is None:
             return []
         if said.Datacenters:
-            found = [_rewritten(target, said.Service, said.ServiceSubset, each, "") for each in said.Datacenters]
+            found = [
+                _rewritten(target, spelled(said.Service), said.ServiceSubset, each, "") for each in said.Datacenters
+            ]
         elif said.Targets:
             found = [
-                _rewritten(target, each.Service, each.ServiceSubset, each.Datacenter, each.Peer)
+                _rewritten(target, spelled(each.Service), each.ServiceSubset, each.Datacenter, each.Peer)
                 for each in said.Targets
             ]
         else:
-            found = [_rewritten(target, said.Service, said.ServiceSubset, "", "")]
+            found = [_rewritten(target, spelled(said.Service), said.ServiceSubset, "", "")]
         return [each for each in found if each != target]
 
     def _keep(self, target: Target) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 
+from xds.mesh.addresses import canonical_ip
+from xds.mesh.names import fold
 from xds.sources.file.lines import Path
 from xds.sources.file.models import VIRTUAL_TAGS, MeshFile, ServiceIntentions
 from xds.sources.file.registered import CONNECT_PROXY, Registered
@@ -71,11 +72,11 @@ def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
             tagged = service.definition.tagged_addresses.get(tag)
             if tagged is None:
                 continue
-            address = str(ipaddress.ip_address(tagged.address))
+            address = canonical_ip(tagged.address) or tagged.address
             owner = service.proxy.destination_service_name if service.kind == CONNECT_PROXY else service.name
             port = tagged.port if tag == "virtual" else 0
             other = first.setdefault((address, port), owner)
-            if other != owner:
+            if fold(other) != fold(owner):
                 path = (*service.path, "tagged_addresses", tag, "address")
                 which = f"port {port} of the same virtual IP" if port else "the same virtual IP"
                 yield path, f"{owner!r} and {other!r} claim {which} {address}"
@@ -122,7 +123,7 @@ def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:
     for number, entry in enumerate(mesh.config_entries.bootstrap):
         path: Path = ("config_entries", "bootstrap", number)
         name = str(getattr(entry, "Name", "mesh"))
-        key = (entry.Kind, name.lower() if isinstance(entry, ServiceIntentions) else name)
+        key = (entry.Kind, fold(name))
         if key in entries:
             yield path, f"there is a {entry.Kind} for {name!r} already"
         entries.add(key)
@@ -130,7 +131,7 @@ def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:
             sources: set[str] = set()
             for index, source in enumerate(entry.Sources):
                 elsewhere = source.Peer or source.SamenessGroup
-                if source.Name.lower() in sources and not elsewhere:
+                if fold(source.Name) in sources and not elsewhere:
                     yield (*path, "Sources", index), f"{source.Name!r} is a source of this entry already"
                 if not elsewhere:
-                    sources.add(source.Name.lower())
+                    sources.add(fold(source.Name))

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from xds.mesh.facts import is_ip, usable_name
+from xds.mesh.addresses import is_ip
+from xds.mesh.names import usable_name
 from xds.policy.upstreams import CONSUL
 from xds.sources import decode
 from xds.sources.consul.client import Consul, ConsulError, Reply

@@ -6,13 +6,14 @@ on a Consul.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xds.mesh.chains import DiscoveryChain
-from xds.mesh.facts import WILDCARD, ServiceInstances
+from xds.mesh.facts import ServiceInstances
 from xds.mesh.intentions import Intention
+from xds.mesh.names import WILDCARD, Spellings, fold
 from xds.mesh.settings import ConfigEntries
 from xds.policy.intentions import (
     IntentionIndex,
@@ -71,7 +72,7 @@ class FileFacts:
         """The virtual IPs that the file names for a service."""
         if service not in self.instances:
             return ()
-        return tuple(dict.fromkeys(at.ip for at in claims(self.instances[service], None).since))
+        return tuple(dict.fromkeys(at.ip for at in claims(self.instances[service], None, ()).since))
 
     def protocols(self, service: str) -> set[str]:
         """What the sidecars of a service speak."""
@@ -82,7 +83,7 @@ class FileFacts:
 
     def callers(self, service: str) -> str:
         """Who may call a service, in words: names, or everybody but some."""
-        decisions = IntentionIndex(self.intentions).to_destination(service)
+        decisions = IntentionIndex(self.intentions).to_destination(service, Spellings(self.service_names).of)
         policy = connection_policy(decisions, default_allow=self.default_allow)
         names = ", ".join(policy.exceptions)
         if policy.others_permitted:
@@ -93,25 +94,28 @@ class FileFacts:
 def facts_of(document: Document) -> FileFacts:
     """The facts that a document states."""
     mesh, services = document.mesh, document.services
+    spelled = Spellings(*([each.destination or each.name] for each in services if each.destination or not each.kind)).of
     instances: dict[str, list[tuple[Registered, int]]] = {}
     tokens: dict[str, set[str]] = {}
     for index, service in enumerate(services, start=1):
         if service.destination is not None:
-            instances.setdefault(service.destination, []).append((service, index))
-            tokens.setdefault(service.destination, set()).update([service.token] if service.token else [])
+            instances.setdefault(spelled(service.destination), []).append((service, index))
+            tokens.setdefault(spelled(service.destination), set()).update([service.token] if service.token else [])
     gateways = [entry for entry in mesh.config_entries.bootstrap if isinstance(entry, TerminatingGateway)]
     for gateway in gateways:
         for linked in gateway.Services:
             for index, service in enumerate(services, start=1):
-                if service.kind == decode.TERMINATING_GATEWAY and service.name == gateway.Name:
-                    instances.setdefault(linked.Name, []).append((service, index))
-                    tokens.setdefault(linked.Name, set()).update([service.token] if service.token else [])
+                if service.kind == decode.TERMINATING_GATEWAY and fold(service.name) == fold(gateway.Name):
+                    instances.setdefault(spelled(linked.Name), []).append((service, index))
+                    tokens.setdefault(spelled(linked.Name), set()).update([service.token] if service.token else [])
     found = {
-        name: decode.service_instances(name, [_health_entry(service, index) for service, index in each])
+        name: decode.service_instances(
+            name, [_health_entry(service, index) for service, index in each], assigning=decode.BY_FILE
+        )
         for name, each in instances.items()
     }
     made = tuple(
-        entry.Name
+        spelled(entry.Name)
         for entry in mesh.config_entries.bootstrap
         if isinstance(entry, ServiceRouter | ServiceSplitter | ServiceResolver)
     )
@@ -119,10 +123,10 @@ def facts_of(document: Document) -> FileFacts:
         datacenter=mesh.datacenter,
         default_allow=mesh.default_intention_policy == "allow",
         intentions=decode.intentions(list(_intentions(mesh))),
-        service_names=frozenset(service.name for service in services if not service.kind) | found.keys(),
+        service_names=frozenset(spelled(service.name) for service in services if not service.kind) | found.keys(),
         entries=decode.config_entries([entry.model_dump() for entry in mesh.config_entries.bootstrap]),
         instances=found,
-        chains={chain.service: chain for chain in _chains(mesh, {*instances, *made})},
+        chains={chain.service: chain for chain in _chains(mesh, {*instances, *made}, spelled)},
         made=made,
         tokens={name: frozenset(each) for name, each in tokens.items()},
     )
@@ -155,9 +159,9 @@ def _intentions(mesh: MeshFile) -> Iterator[Any]:
                 }
 
 
-def _chains(mesh: MeshFile, names: Iterable[str]) -> Iterator[DiscoveryChain]:
+def _chains(mesh: MeshFile, names: Iterable[str], spelled: Callable[[str], str]) -> Iterator[DiscoveryChain]:
     """The chain of each of these services. One that does not compile is set aside alone."""
-    entries = ChainEntries.of(mesh.config_entries.bootstrap)
+    entries = ChainEntries.of(mesh.config_entries.bootstrap, spelled)
     for name in names:
         try:
             yield decode.chain(name, compile_chain(name, entries, mesh.datacenter))
@@ -168,6 +172,7 @@ def _chains(mesh: MeshFile, names: Iterable[str]) -> Iterator[DiscoveryChain]:
 def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
     """What is allowed and may still not be meant, each with its line; ``facts`` are those of ``document``."""
     mesh, services = document.mesh, document.services
+    spelled = Spellings(facts.service_names).of
     known = {*facts.service_names, WILDCARD}
     found: list[tuple[int, str]] = []
 
@@ -185,7 +190,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
                 f"the virtual IP of {service.id!r} has no effect here: in Consul it is its sidecar's that counts",
             )
         for number, upstream in enumerate(service.proxy.upstreams):
-            if upstream.destination_name not in facts.service_names:
+            if spelled(upstream.destination_name) not in facts.service_names:
                 path = (*service.path, "proxy", "upstreams", number)
                 warn(path, f"the upstream {upstream.destination_name!r} is no service of this file")
     for number, entry in enumerate(mesh.config_entries.bootstrap):
@@ -194,10 +199,10 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
             warn(path, f"a {entry.Kind} is not followed yet")
         if isinstance(entry, ServiceIntentions):
             for index, source in enumerate(entry.Sources):
-                if source.Name not in known:
+                if spelled(source.Name) not in known:
                     warn((*path, "Sources", index), f"the intention's source {source.Name!r} is unknown here")
         named = getattr(entry, "Name", WILDCARD)
-        if isinstance(entry, ServiceIntentions | ServiceDefaults) and named not in known:
+        if isinstance(entry, ServiceIntentions | ServiceDefaults) and spelled(named) not in known:
             warn(path, f"the {entry.Kind} is for {named!r}, which is no service of this file")
     for name, chain in sorted(facts.chains.items()):
         if chain.refusal:
@@ -208,7 +213,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
                 found.append((0, f"{where}, which is not in the mesh"))
     all_intentions = IntentionIndex(facts.intentions)
     for destination in sorted(facts.instances):
-        decisions = all_intentions.to_destination(destination)
+        decisions = all_intentions.to_destination(destination, spelled)
         policy = request_policy(decisions, default_allow=facts.default_allow)
         missing = {check.provider for check in token_checks(policy)} - facts.entries.token_providers.keys()
         for protocol in facts.protocols(destination):

@@ -10,6 +10,8 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from xds.mesh.names import fold
+
 LAST = ipaddress.IPv4Address("255.255.255.254")
 
 
@@ -37,9 +39,14 @@ class Given:
         """
         before = self.by_service.items()
         result = {service: address for service, address in before if taken.get(address, service) == service}
+        given = {fold(service): service for service in result}
         last = self.last
         for service in services:
             if service in result:
+                continue
+            other = given.get(fold(service))
+            if other is not None:  # it is the same service, spelled otherwise now
+                result[service] = result.pop(other)
                 continue
             last = _after(last)
             while str(last) in taken:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.sources.chains import ENTRIES, NAMES, NEWER_ENTRIES, NEWER_NAMES, shape
 from tests.unit.sources.file.meshes import document
+from xds.mesh.names import as_written
 from xds.sources import decode
 from xds.sources.file.chains import ChainEntries, CompileError, compile_chain
 
@@ -18,7 +19,7 @@ RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "discovery-chain
 
 def compiled(name: str, *entries: dict[str, Any]) -> Any:
     found = document(entries=list(entries)).mesh.config_entries.bootstrap
-    return compile_chain(name, ChainEntries.of(found), "dc1")
+    return compile_chain(name, ChainEntries.of(found, as_written), "dc1")
 
 
 @pytest.mark.parametrize("name", [*NAMES, *NEWER_NAMES])

@@ -52,7 +52,7 @@ def test_what_was_exported_can_be_served() -> None:
     assert (found.address, found.port, found.virtual_ips, found.weight_passing) == (
         "10.0.0.9",
         21000,
-        (VirtualAddress("240.0.0.4"),),
+        (VirtualAddress("240.0.0.4", assigned=True),),
         3,
     )
     assert found.health.value == "critical"

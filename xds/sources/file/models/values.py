@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from xds.mesh.facts import is_ip, usable_name
+from xds.mesh.addresses import is_ip
+from xds.mesh.names import usable_name
 from xds.policy.filters import FilterError, parse_filter
 from xds.sources.decode.values import header_name, milliseconds, regular_expression
 

@@ -53,7 +53,14 @@ class OwnInputs:
         missing = self._mesh.missing()
         if missing:
             return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
-        # First whether it may have its key at all: nothing else is read on behalf of someone who may not.
+        # First whether it may act for its service at all: nothing else is read on behalf of someone who may not.
+        if not proxy.authorized:
+            match self._mesh.authorization(proxy.stream_key):
+                case LeafRefused(reason=reason):
+                    return Blocker(f"its token may not act for service {node.cluster!r}: {reason}")
+                case None:
+                    return Blocker(f"whether its token may act for {node.cluster!r} is not known yet", passing=True)
+            proxy.authorized = True
         match self._mesh.leaf(proxy.leaf_key):
             case Leaf() as leaf:
                 proxy.leaf = leaf

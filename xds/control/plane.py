@@ -15,6 +15,7 @@ trust domain, datacenter                 every upstream, every sidecar
 config entries                           the upstreams and the sidecars that the entries are about which differ
 roots, default                           every sidecar's own resources; for the default, whom everybody may call
 a leaf certificate                       the sidecars whose it is
+an authorization                         the sidecar whose stream it is about
 ======================================== =====================================================================
 
 A change that is about one service costs that service's callers, whatever the size of the mesh: nothing here walks all
@@ -41,7 +42,7 @@ from xds.control.slices import Rests, Slices
 from xds.control.upstreams import UpstreamCatalog
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere, InstancesOf
-from xds.mesh.facts import LeafKey
+from xds.mesh.facts import LeafKey, StreamKey
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -101,6 +102,7 @@ class ControlPlane:
         self._news: dict[str, int] = {}
         """By service, how often something about its sidecars changed."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
+        self._by_stream: dict[StreamKey, Proxy] = {}
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
         """The proxies whose registration names upstreams, and what is read for these."""
         self._readers: dict[str | Elsewhere, set[Proxy]] = {}
@@ -116,7 +118,6 @@ class ControlPlane:
             client = replace(client, node=replace(client.node, cluster=service))
         proxy = Proxy(client, self._callers.add(service))
         self._proxies.setdefault(service, set()).add(proxy)
-        self._demand_stale |= proxy.leaf_key not in self._by_leaf
         self._by_leaf.setdefault(proxy.leaf_key, set()).add(proxy)
         before = self._left.get(service, {}).pop(client.node.id, None)
         if before is not None:
@@ -124,23 +125,24 @@ class ControlPlane:
                 proxy.resume(before)
             self._drop(before)
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
-        if proxy.as_of == self._news.get(service, 0):
-            proxy.blocked_by(None)  # nothing has changed since it left
-            self._callers.note_that_it_waits(proxy)
-        else:
-            self._update(proxy)
+        self._by_stream[proxy.stream_key] = proxy
+        self._demand_stale = True
+        self._update(proxy)
         self._want_demand()
         return proxy
 
     def detach(self, proxy: Proxy) -> None:
         """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
         self._proxies[proxy.service].discard(proxy)
+        del self._by_stream[proxy.stream_key]
+        self._demand_stale = True
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
         left = self._left.setdefault(proxy.service, {})
         older = left.get(proxy.client.node.id)
         left[proxy.client.node.id] = proxy
         if older is not None:
             self._drop(older)
+        self._want_demand()
 
     def let_go(self, proxy: Proxy) -> None:
         """A proxy that left a while ago did not come again."""
@@ -199,7 +201,12 @@ class ControlPlane:
         if not changed:
             return
         self.metrics.facts_changed.inc(len(changed))
-        moved: set[str | Elsewhere] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey)}
+        moved: set[str | Elsewhere] = {
+            key.of for key in changed if key.of and not isinstance(key.of, LeafKey | StreamKey)
+        }
+        asked = [
+            self._by_stream[key.of] for key in changed if isinstance(key.of, StreamKey) and key.of in self._by_stream
+        ]
         stale, respelled = set[str](), set[str]()
         """The services whose sidecars' own resources may differ."""
         if changed & {INTENTIONS, SERVICE_NAMES, CONFIG_ENTRIES}:
@@ -242,7 +249,7 @@ class ControlPlane:
             proxies |= self._readers.get(read, set())
         for service in stale | {proxy.service for proxy in proxies}:
             self._news[service] = self._news.get(service, 0) + 1
-        self._slices.run(self._update, proxies)
+        self._slices.run(self._update, proxies.union(asked))
         self._relisting.ask(unread - stale)
         self._want_demand()
 
@@ -278,10 +285,11 @@ class ControlPlane:
         if proxy not in self._proxies.get(proxy.service, ()):
             return  # it left meanwhile
         blocker = self._inputs.blocker(proxy)
-        if proxy.leaf is not None and proxy.service not in self._live:
+        unchanged = proxy.as_of == self._news.get(proxy.service, 0)  # since it left, where it came back
+        if proxy.authorized and proxy.leaf is not None and proxy.service not in self._live:
             self._live.add(proxy.service)
             self._demand_stale = True
-        if blocker is None:
+        if blocker is None and not unchanged:
             try:
                 self._read_for(proxy, self._inputs.reads(proxy))
                 inputs = self._inputs.of(proxy)
@@ -340,7 +348,7 @@ class ControlPlane:
                 chains |= self._inputs.chains_elsewhere(proxy)
         services = frozenset(end for end in ends if isinstance(end, str))
         elsewhere = frozenset(end for end in ends if not isinstance(end, str))
-        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains))
+        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), frozenset(self._by_stream))
         if demand != self._demand:
             self._demand = demand
             self._on_demand(demand)

@@ -13,7 +13,7 @@ from xds.control.views import ServiceView
 from xds.envoy.names import address_of, asked_as
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 from xds.envoy.routes import pointed_to, pointer
-from xds.mesh.facts import Leaf, LeafKey, Sidecar
+from xds.mesh.facts import Leaf, LeafKey, Sidecar, StreamKey
 from xds.mesh.settings import ProxyMode
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET)
@@ -27,6 +27,8 @@ class Client:
     token: str
     peer: str
     delta: bool
+    stream: str = ""
+    """A number that no other stream has."""
 
 
 def _nobody() -> None:
@@ -53,6 +55,8 @@ class Proxy:
         self.registered = False
         self.leaf: Leaf | None = None
         """The last certificate that it was entitled to."""
+        self.authorized = False
+        """Whether its token may act for its service; asked once for each stream."""
         self.ready = False
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"
@@ -75,6 +79,11 @@ class Proxy:
     def leaf_key(self) -> LeafKey:
         """The certificate it is entitled to ask for: its service's, with the token that it presented."""
         return LeafKey(self.service, self.client.token)
+
+    @property
+    def stream_key(self) -> StreamKey:
+        """What its stream is authorized under."""
+        return StreamKey(self.leaf_key, self.client.stream)
 
     @property
     def transparent(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 
 from xds.ads.codec import Node
 from xds.ads.messages import Received, Response
@@ -25,7 +26,7 @@ class PlaneRegistry:
     def connected(self, node: Node, token: str, address: str, *, delta: bool) -> Proxy:
         """A proxy introduced itself."""
         log.info("sidecar %s of service %s connected from %s, Envoy %s", node.id, node.cluster, address, node.version)
-        return self._plane.attach(Client(node, token, address, delta))
+        return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex))
 
     def disconnected(self, peer: Proxy) -> None:
         """Its stream ended."""

@@ -141,6 +141,22 @@ class LeafKey:
     token: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class StreamKey:
+    """One stream of a proxy: who it says it is, and a number that no other stream has.
+
+    Whether its token may act for its service is asked for each stream anew: a token may have been deleted since.
+    """
+
+    leaf: LeafKey
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authorized:
+    """The token of a stream may act for its service."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """A service's certificate and private key, PEM."""
@@ -153,6 +169,6 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class LeafRefused:
-    """Consul would not give this leaf certificate; ``reason`` is its answer and what to do about it."""
+    """A token may not act for a service, so it is given no certificate of it; ``reason`` says why and what to do."""
 
     reason: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
-from xds.mesh.facts import Leaf, LeafKey, LeafRefused, Roots, ServiceInstances
+from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, Roots, ServiceInstances, StreamKey
 from xds.mesh.intentions import Intention
 from xds.mesh.settings import ConfigEntries
 
@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     INSTANCES = "instances"
     CHAIN = "discovery chain"
     LEAF = "leaf certificate"
+    STREAM = "authorization"
 
 
 class Key(NamedTuple):
@@ -40,7 +41,7 @@ class Key(NamedTuple):
     """
 
     kind: Kind
-    of: str | Elsewhere | LeafKey = ""
+    of: str | Elsewhere | LeafKey | StreamKey = ""
 
 
 Batch = Mapping[Key, object]
@@ -68,6 +69,8 @@ class Demand:
     """Instances in other datacenters, mesh gateways, results of prepared queries."""
     chains: frozenset[InstancesOf] = frozenset()
     """Discovery chains as other datacenters compile them."""
+    streams: frozenset[StreamKey] = frozenset()
+    """Whether the tokens that these present may act for their services."""
 
     def includes(self, key: Key) -> bool:
         """Whether the fact ``key`` is part of it."""
@@ -78,6 +81,8 @@ class Demand:
                 return key.of in self.services or key.of in self.chains
             case Kind.LEAF:
                 return key.of in self.leaves
+            case Kind.STREAM:
+                return key.of in self.streams
         return False
 
     def keys_beside(self, other: Demand) -> Iterator[Key]:
@@ -86,6 +91,7 @@ class Demand:
         yield from (Key(Kind.INSTANCES, each) for each in services | (self.elsewhere - other.elsewhere))
         yield from (Key(Kind.CHAIN, each) for each in services | (self.chains - other.chains))
         yield from (Key(Kind.LEAF, each) for each in self.leaves - other.leaves)
+        yield from (Key(Kind.STREAM, each) for each in self.streams - other.streams)
 
     @classmethod
     def union(cls, demands: Iterable[Demand]) -> Demand:
@@ -96,6 +102,7 @@ class Demand:
             frozenset().union(*(each.leaves for each in many)),
             frozenset().union(*(each.elsewhere for each in many)),
             frozenset().union(*(each.chains for each in many)),
+            frozenset().union(*(each.streams for each in many)),
         )
 
 
@@ -163,6 +170,10 @@ class Mesh:
     def chain(self, service: str | InstancesOf) -> DiscoveryChain | None:
         """The discovery chain of ``service``, here or elsewhere; ``None`` while it has not been read."""
         return self._get(Key(Kind.CHAIN, service), DiscoveryChain)
+
+    def authorization(self, key: StreamKey) -> Authorized | LeafRefused | None:
+        """Return whether a stream may be served, ``None`` while nobody has answered."""
+        return cast("Authorized | LeafRefused | None", self._facts.get(Key(Kind.STREAM, key)))
 
     def leaf(self, key: LeafKey) -> Leaf | LeafRefused | None:
         """The leaf certificate for ``key``, why it was refused, or ``None`` while nobody has answered."""

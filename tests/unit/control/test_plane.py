@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE,
 from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER, by_address, pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
-from xds.mesh.facts import ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances
+from xds.mesh.facts import Authorized, ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances, StreamKey
 from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
 from xds.mesh.intentions import (
     Action,
@@ -54,6 +56,8 @@ from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2, route_pb2
 
+STREAMS = itertools.count()
+
 
 class Bench:
     """A control plane with a source that is the test."""
@@ -66,6 +70,9 @@ class Bench:
         later: Callable[[Callable[[], None]], object] = lambda then: then(),
     ) -> None:
         self.demand = Demand()
+        self.streams = frozenset[StreamKey]()
+        self.authorizes = True
+        """Whether every stream may be served."""
         self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), soon, later)
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
@@ -80,7 +87,10 @@ class Bench:
         )
 
     def _demanded(self, demand: Demand) -> None:
-        self.demand = demand
+        new, self.streams = demand.streams - self.streams, demand.streams
+        self.demand = replace(demand, streams=frozenset())
+        if self.authorizes:
+            self.plane.apply({Key(Kind.STREAM, each): Authorized() for each in new})
 
     def service(
         self,
@@ -103,7 +113,7 @@ class Bench:
 
     def connect(self, service: str, number: int = 1, token: str = "", node_name: str = "", **more: Any) -> Proxy:
         node = Node(f"{service}-{number}-sidecar-proxy", service, node_name, "1.40.0", **more)
-        return self.plane.attach(Client(node, token, "test", delta=True))
+        return self.plane.attach(Client(node, token, "test", True, str(next(STREAMS))))
 
     def intentions(self, *intentions: Intention) -> None:
         self.plane.apply({mesh.INTENTIONS: intentions})
@@ -616,6 +626,22 @@ def test_what_can_not_be_encoded_is_its_own_problem_and_nobody_elses(
     monkeypatch.undo()
     bench.intentions(Intention("web", "*", Action.DENY))
     assert proxies[0].blocker is None
+
+
+def test_a_stream_is_served_only_if_its_token_may_act_for_its_service_now(bench: Bench) -> None:
+    before = bench.connect("web")
+    assert before.ready
+    bench.plane.detach(before)
+    bench.authorizes = False
+    again = bench.connect("web")
+    assert not again.ready
+    bench.plane.apply({Key(Kind.STREAM, again.stream_key): LeafRefused("ACL not found")})
+    assert not again.ready
+    assert "ACL not found" in str(again.blocker)
+    bench.plane.apply({Key(Kind.STREAM, again.stream_key): Authorized()})
+    assert again.ready
+    bench.plane.apply({Key(Kind.STREAM, again.stream_key): None})
+    assert again.ready, "it was asked once"
 
 
 def test_nothing_is_read_for_one_that_may_not_have_its_key(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
-from xds.mesh.facts import ServiceInstances
+from xds.mesh.facts import Authorized, ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import ConfigEntries
 from xds.transport.listening import ListenError
@@ -44,6 +44,7 @@ class Pooled:
     def _wanted(self, demand: Demand) -> None:
         self.demands.append(demand)
         batch: dict[Key, object] = {Key(Kind.LEAF, key): make_leaf(key.service) for key in demand.leaves}
+        batch |= {Key(Kind.STREAM, key): Authorized() for key in demand.streams}
         for service in demand.services:
             batch[Key(Kind.INSTANCES, service)] = self.instances.get(service, ServiceInstances(service))
             batch[Key(Kind.CHAIN, service)] = default_chain(service)

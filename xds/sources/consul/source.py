@@ -26,6 +26,7 @@ from xds.mesh.mesh import (
 )
 from xds.mesh.names import fold, usable_name
 from xds.sources import decode
+from xds.sources.consul.authorization import StreamAuthorizer
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
@@ -94,6 +95,7 @@ class ConsulSource:
         }
         self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
         self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell)
+        self._streams = StreamAuthorizer(client, self.deliver, self._chance)
         entries = ConfigEntryReader(client, self.deliver, self._services.chains.entries_changed)
         for kind in FOLLOWED:
             name = f"{kind} entries"
@@ -203,6 +205,7 @@ class ConsulSource:
     def _follow_demand(self, tasks: asyncio.TaskGroup) -> None:
         self._services.follow(self._demand.services, tasks)
         self._elsewhere.follow(self._demand, tasks)
+        self._streams.follow(self._demand.streams, tasks)
         for key, watch in self._leaves.items():
             watch.wanted = key in self._demand.leaves
         for key in sorted(self._demand.leaves - self._leaves.keys()):

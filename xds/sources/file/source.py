@@ -19,7 +19,7 @@ from pathlib import Path
 from watchfiles import awatch
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, default_chain
-from xds.mesh.facts import Leaf, LeafKey, LeafRefused, ServiceInstances
+from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -168,6 +168,8 @@ class FileSource:
         """The demand as it was last followed."""
         self._demand_changed = asyncio.Event()
         self._leaves: dict[LeafKey, IssuedLeaf] = {}
+        self._refused: frozenset[StreamKey] = frozenset()
+        """The streams that may not be served."""
         self._trouble: str | None = None
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
@@ -267,6 +269,7 @@ class FileSource:
             self._base()
             | self._services(self._served.services)
             | self._certificates(self._served.leaves, anew=_certifies_otherwise(before, loaded))
+            | self._authorizations(self._refused)
         )
 
     def _refuse(self, error: Exception) -> None:
@@ -330,6 +333,8 @@ class FileSource:
             before, self._served = self._served, self._demand
             batch = self._services(self._served.services - before.services)
             batch |= self._certificates(self._served.leaves - before.leaves)
+            batch |= self._authorizations(self._served.streams - before.streams)
+            batch |= {Key(Kind.STREAM, each): None for each in before.streams - self._served.streams}
             batch |= self._elsewhere(self._served.elsewhere, self._served.chains)
             batch |= {Key(Kind.INSTANCES, each): None for each in before.elsewhere - self._served.elsewhere}
             batch |= {Key(Kind.CHAIN, each): None for each in before.chains - self._served.chains}
@@ -339,6 +344,18 @@ class FileSource:
                 self._leaves.pop(key, None)
                 batch[Key(Kind.LEAF, key)] = None
             self._sink(batch)
+
+    # -- who may have what -----------------------------------------------------------------------------------------
+
+    def _authorizations(self, streams: frozenset[StreamKey]) -> dict[Key, object]:
+        """Return whether each of these streams may be served; one that may not is judged again with the next edit."""
+        batch: dict[Key, object] = {}
+        for each in streams & self._served.streams:
+            refusal = self._refusal(each.leaf)
+            batch[Key(Kind.STREAM, each)] = Authorized() if refusal is None else LeafRefused(refusal)
+        judged = {key.of for key, fact in batch.items() if isinstance(fact, Authorized)}
+        self._refused = frozenset(each for each in self._refused | streams if each not in judged) & self._served.streams
+        return batch
 
     # -- certificates ---------------------------------------------------------------------------------------------
 

@@ -36,12 +36,21 @@ class ServeSettings:
     outbound: OutboundSettings = OutboundSettings()
     default_allow: bool | None = None
     """What holds where no intention matches; ``None`` is what the source says."""
+    insecure: bool = False
+    """Whether to serve others than this host though nothing tells who they are."""
     workers: int = 1
     """How many processes serve; more than one read nothing themselves, this one reads for all."""
 
 
+class UnprotectedError(Exception):
+    """What is to be served would be anybody's who reaches an address; the message says what, where, and what to do."""
+
+
 class Source(Protocol):
     """What a mesh is read from. It is given a sink for batches of facts when it is made."""
+
+    async def asks_for_tokens(self) -> bool:
+        """Return whether a certificate takes a token that may have it; true where that can't be found out yet."""
 
     def demand(self, demand: Demand) -> None:
         """Read what ``demand`` names from now on, and let go what it no longer names."""
@@ -72,6 +81,7 @@ class Gossamer:
         RefusedError: the mesh file can't be used.
         StateError: its state folder can't be used.
         ListenError: on entering, an address can't be listened on.
+        UnprotectedError: on entering, an address is not this host's alone and nothing tells who connects there.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -91,9 +101,10 @@ class Gossamer:
     async def __aenter__(self) -> Gossamer:
         listen, admin = self.settings.listen, self.settings.admin
         try:
+            await self._see_that_it_is_protected()
             listen = (listen[0], await self._serving.start(join_host_port(listen)))
             admin = (admin[0], await self._admin.start(*admin))
-        except ListenError:
+        except (ListenError, UnprotectedError):
             await self._stop()
             raise
         self.settings = replace(self.settings, listen=listen, admin=admin)
@@ -102,9 +113,30 @@ class Gossamer:
             "serving xDS on %s, admin on http://%s, from %s",
             join_host_port(listen), join_host_port(admin), _named(self.settings.source),
         )  # fmt: skip
-        if not _is_loopback(listen[0]):
+        if not is_loopback(listen[0]):
             log.warning("xDS on %s is plain text and carries private keys: keep that network private", listen[0])
         return self
+
+    async def _see_that_it_is_protected(self) -> None:
+        """Refuse what would hand keys, or what is known of the mesh, to any host.
+
+        Raises:
+            UnprotectedError: that is so, and was not asked for.
+        """
+        listen, admin = self.settings.listen, self.settings.admin
+        if self.settings.insecure:
+            return
+        if not is_loopback(admin[0]):
+            raise UnprotectedError(
+                f"--admin {join_host_port(admin)}: the admin port knows no users, so whoever reaches it sees every"
+                " sidecar and what it may call: listen on loopback, or accept that with --insecure"
+            )
+        if not is_loopback(listen[0]) and not await self._source.asks_for_tokens():
+            raise UnprotectedError(
+                f"--listen {join_host_port(listen)}: {_named(self.settings.source)} has no ACLs, so any host that"
+                " reaches Gossamer would get any service's private key: turn on Consul's ACLs, listen on loopback, or"
+                " accept that with --insecure"
+            )
 
     async def __aexit__(self, *_exception: object) -> None:
         await self._stop()
@@ -142,20 +174,25 @@ def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Met
         return FileSource(
             settings.source,
             sink,
-            tokens_needed=not _is_loopback(settings.listen[0]),
+            tokens_needed=_needs_tokens(settings),
             default_allow=settings.default_allow,
         )
     settings.source.ssl_context()
-    return ConsulSource(
-        Consul(settings.source), sink, default_allow=settings.default_allow, on_watches=metrics.watches.set
-    )
+    client = Consul(settings.source, needs_acls=_needs_tokens(settings))
+    return ConsulSource(client, sink, default_allow=settings.default_allow, on_watches=metrics.watches.set)
 
 
 def _named(source: ConsulSettings | FileSettings) -> str:
     return str(source.mesh) if isinstance(source, FileSettings) else f"Consul at {source.address}"
 
 
-def _is_loopback(host: str) -> bool:
+def _needs_tokens(settings: ServeSettings) -> bool:
+    """Return whether others than this host can connect, so that certificates have to be asked for by token."""
+    return not (settings.insecure or is_loopback(settings.listen[0]))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this host reaches what listens on ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from xds.app import Gossamer, ServeSettings
+from xds.app import Gossamer, ServeSettings, UnprotectedError
 from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
 from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, OutboundSettings
 from xds.mesh.addresses import IPNetwork
@@ -67,6 +67,12 @@ log = logging.getLogger("gossamer")
     " long as they are few.",
 )
 @click.option(
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond loopback though nothing tells who connects: with a Consul that has no ACLs, or a mesh file"
+    " without tokens, any host gets any service's key; the admin port is open to all that reach it.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
@@ -107,6 +113,7 @@ def serve(
     mesh_destinations_only: bool,
     strict_ports: bool,
     clusters: str,
+    insecure: bool,
     workers: int,
     probe_sources: tuple[IPNetwork, ...],
     passthrough_connect_timeout: int,
@@ -141,11 +148,12 @@ def serve(
             ClusterMode(clusters),
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
+        insecure=insecure,
         workers=workers,
     )
     try:
         asyncio.run(run_until_signal(settings))
-    except (ListenError, SettingsError, RefusedError, StateError) as error:
+    except (ListenError, SettingsError, RefusedError, StateError, UnprotectedError) as error:
         raise Failure(str(error)) from error
 
 
@@ -154,6 +162,7 @@ async def run_until_signal(settings: ServeSettings) -> None:
 
     Raises:
         ListenError: an address can't be listened on.
+        UnprotectedError: an address is not this host's alone and nothing tells who connects there.
         SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be used.
     """
     prepare_process()

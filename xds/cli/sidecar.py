@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     """Run Envoy as the sidecar PROXY_ID: what gossamer bootstrap prints, handed to it in memory.
 
     This process becomes Envoy, so that signals and its exit code are Envoy's. The bootstrap, which holds the token,
-    is in no file.
+    is in no file, and of the environment Envoy gets only what names no credentials (PATH, HOME, TZ and the like).
 
     \b
       gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
@@ -46,11 +47,26 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
     arguments += envoy_arguments
     try:
-        os.execv(binary, arguments)  # noqa: S606 - becoming Envoy is the point
+        os.execve(binary, arguments, environment(os.environ))  # noqa: S606 - becoming Envoy is the point
     except OSError as error:
         raise Failure(
             f"can't run {binary} as user {os.getuid()}: {error.strerror}; name another with --envoy"
         ) from error
+
+
+KEPT_VARIABLES = frozenset(
+    ("HOME", "HOSTNAME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE",
+     "TMPDIR", "TZ", "USER")
+)  # fmt: skip
+"""The variables that Envoy is started with, and those that begin with ``LC_``."""
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that Envoy is started with: none of the variables that may hold credentials.
+
+    Envoy has a command operator that reads its environment (``%ENVIRONMENT(X)%``), and crash handlers print it.
+    """
+    return {name: value for name, value in given.items() if name in KEPT_VARIABLES or name.startswith("LC_")}
 
 
 def has_ipv6() -> bool:

@@ -20,6 +20,7 @@ from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, Resour
 from xds.envoy.tls import typed
 from xds.mesh.names import fold
 from xds.mesh.settings import Extension
+from xds.policy.formats import OF_LOGS, FormatError, checked
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
@@ -238,7 +239,10 @@ def _otel(arguments: dict[str, Any]) -> list[Patch | HttpFilter | Sink]:
     if config.get("BufferFlushInterval"):
         log["common_config"]["buffer_flush_interval"] = config["BufferFlushInterval"]
     if isinstance(config.get("Body"), str):
-        log["body"] = {"string_value": config["Body"]}
+        try:
+            log["body"] = {"string_value": checked(config["Body"], OF_LOGS)}
+        except FormatError as error:
+            raise ValueError(f"Arguments.Config.Body: {error}") from None
     type_name = "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"
     body = decoded("Arguments.Config", json.dumps(log), type_name)
     made = accesslog.AccessLog(

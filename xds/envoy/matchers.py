@@ -59,7 +59,7 @@ def query(match: QueryMatch) -> route.QueryParameterMatcher:
 
 
 def header_options(changes: tuple[tuple[str, str], ...], action: int) -> list[core.HeaderValueOption]:
-    """Headers to add or to set. As in Consul, Envoy's command operators (``%...%``) in a value are replaced."""
+    """Return headers to add or to set. Envoy evaluates the command operators (``%...%``) in a value."""
     return [
         core.HeaderValueOption(header=core.HeaderValue(key=name, value=value), append_action=action)  # type: ignore[arg-type]
         for name, value in changes

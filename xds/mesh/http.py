@@ -60,7 +60,10 @@ class RequestMatch:
 
 @dataclass(frozen=True, slots=True)
 class HeaderChanges:
-    """What is done to headers; each in the order of the names, so that equal changes are encoded equally."""
+    """What is done to headers; each in the order of the names, so that equal changes are encoded equally.
+
+    Values are Envoy's format strings, with no operators but those in `xds.policy.formats.OF_REQUESTS`.
+    """
 
     add: tuple[tuple[str, str], ...] = ()
     set: tuple[tuple[str, str], ...] = ()

@@ -113,7 +113,8 @@ class IntentionIndex:
         return sources, frozenset(fold(intention.destination) for intention in changed)
 
     def _add(self, intentions: Iterable[Intention]) -> None:
-        for intention in sorted(intentions, key=lambda i: (i.source, i.destination), reverse=True):
+        # Of two that speak of one pair of services in different spellings the stricter one counts, which comes last.
+        for intention in sorted(intentions, key=_strictness, reverse=True):
             source, destination = fold(intention.source), fold(intention.destination)
             self._by_source.setdefault(source, {})[destination] = intention
             self._by_destination.setdefault(destination, {})[source] = intention
@@ -150,6 +151,13 @@ class IntentionIndex:
                 return Decisions(exact, intention)
             exact.setdefault(spelled(intention.source), intention)
         return Decisions(exact, None)
+
+
+def _strictness(intention: Intention) -> tuple[int, str, str]:
+    return _STRICTEST_FIRST.index(intention.action), intention.source, intention.destination
+
+
+_STRICTEST_FIRST = (Action.DENY, Action.PERMISSIONS, Action.ALLOW)
 
 
 def _take(index: dict[str, dict[str, Intention]], key: str, other: str) -> None:

@@ -154,8 +154,10 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
     of endpoints that are not used here.
     """
 
-    def __init__(self, settings: ConsulSettings) -> None:
+    def __init__(self, settings: ConsulSettings, *, needs_acls: bool = False) -> None:
         self.settings = settings
+        self.needs_acls = needs_acls
+        """Whether a Consul without ACLs grants nothing, rather than everything."""
         self.http = PooledClient(settings)
         self.token = settings.read_token()
         self.dc = settings.datacenter or None
@@ -219,14 +221,36 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         """See that ``token`` has service:write on ``service``; where ACLs are off, every token has.
 
         Raises:
-            ConsulError: it hasn't (403), Consul doesn't know it (403), or did not answer.
+            ConsulError: it hasn't (403), Consul doesn't know it (403), has no ACLs though they are needed (403), or did
+                not answer.
         """
+        if self.needs_acls and not await self.has_acls():
+            raise ConsulError(
+                "Consul has no ACLs, so any host could act for any service: turn them on, or accept that with gossamer"
+                " serve --insecure",
+                403,
+            )
         denied = await self._denied("write", [("service", service)], token)
         if denied:
             which = (
                 "the sidecar presents no token, and" if token == ANONYMOUS else "the token that the sidecar presents"
             )
             raise ConsulError(f"{which} needs service:write on {service!r}", 403)
+
+    async def has_acls(self) -> bool:
+        """Return whether this Consul has ACLs.
+
+        Raises:
+            ConsulError: it did not answer.
+        """
+        try:
+            await self.http.post(_reply, "/v1/internal/acl/authorize", data="[]", headers={"X-Consul-Token": ANONYMOUS})
+        except ConsulError as error:
+            if _has_no_acls(error):
+                return False
+            if error.status is None or error.status >= 500:
+                raise
+        return True
 
     async def check_may_read(self, what: Sequence[tuple[str, str]]) -> None:
         """See that this client's own token may read each of ``what``: pairs of a kind of resource and a name.
@@ -251,7 +275,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             try:
                 reply = await self.http.post(_reply, "/v1/internal/acl/authorize", data=question, headers=headers)
             except ConsulError as error:
-                if error.status == 401 and "ACL support disabled" in str(error):
+                if _has_no_acls(error):
                     return []
                 raise
             allowed = {(a["Resource"], a["Segment"]) for a in reply.data or () if a.get("Allow") is True}
@@ -262,6 +286,10 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
     async def awaited(answer: Awaitable[Any]) -> Any:
         """What an endpoint class of the library returns: it is not typed, and awaitable only over this transport."""
         return await answer
+
+
+def _has_no_acls(error: ConsulError) -> bool:
+    return error.status == 401 and "ACL support disabled" in str(error)
 
 
 Read = Callable[[int | None, float], Awaitable[Reply]]

@@ -120,6 +120,13 @@ class ConsulSource:
                 tasks.create_task(watch.run())
             self._follow_demand(tasks)
 
+    async def asks_for_tokens(self) -> bool:
+        """Return whether this Consul has ACLs; true where it does not answer, since each certificate asks again."""
+        try:
+            return await self._client.has_acls()
+        except ConsulError:
+            return True
+
     async def close(self) -> None:
         """Close the connections to Consul."""
         await self._client.close()

@@ -35,7 +35,8 @@ def chain(service: str, data: Any, *, elsewhere: bool = False) -> DiscoveryChain
     compiled = data["Chain"]
     virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))
     problems: list[str] = []
-    nodes = {key: _node(node, problems.append) for key, node in (compiled.get("Nodes") or {}).items()}
+    minor: list[str] = []
+    nodes = {key: _node(node, problems.append, minor.append) for key, node in (compiled.get("Nodes") or {}).items()}
     home = "" if elsewhere else compiled.get("Datacenter") or ""
     timeouts = _resolvers_timeouts(compiled)
     targets = {
@@ -53,6 +54,7 @@ def chain(service: str, data: Any, *, elsewhere: bool = False) -> DiscoveryChain
         targets,
         virtual_ips,
         refusal="; ".join(dict.fromkeys(problems)) or None,
+        problems=tuple(dict.fromkeys(minor)),
     )
 
 
@@ -68,22 +70,25 @@ def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _node(node: Any, problem: Problem) -> Node:
+def _node(node: Any, problem: Problem, minor: Problem) -> Node:
     entry = f"service-{node['Type']}/{_service_of(node['Name'])}: "
 
     def tell(what: str) -> None:
         problem(entry + what)
 
+    def tell_minor(what: str) -> None:
+        minor(entry + what)
+
     balancer = _load_balancer(Fields(node.get("LoadBalancer"), "LoadBalancer", tell))
     if node["Type"] == "router":
         routes = [
-            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell), route["NextNode"])
+            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell, tell_minor), route["NextNode"])
             for number, route in enumerate(node.get("Routes") or ())
         ]
         return Router(tuple(routes))
     if node["Type"] == "splitter":
         splits = [
-            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell), split)
+            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell, tell_minor), split)
             for number, split in enumerate(node.get("Splits") or ())
         ]
         return Splitter(_whole(splits), balancer)

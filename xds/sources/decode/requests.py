@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xds.mesh.http import HeaderChanges, HeaderMatch, Match, QueryMatch, RequestMatch, TextMatch
+from xds.policy.formats import FormatError, header_value
 from xds.sources.decode.values import Fields, header_name, regular_expression
 
 
@@ -75,14 +76,33 @@ def _text(fields: Fields, kinds: dict[str, Match]) -> TextMatch:
 
 
 def header_changes(fields: Fields) -> HeaderChanges:
-    """``RequestHeaders`` and ``ResponseHeaders``."""
-    found = HeaderChanges(fields.pairs("Add"), fields.pairs("Set"), fields.texts("Remove"))
-    for field, names in (("Add", dict(found.add)), ("Set", dict(found.set)), ("Remove", found.remove)):
-        for name in names:
-            wrong = header_name(name)
-            if wrong is not None:
-                fields.tell(field, wrong)
-            elif name.lower() == "host":
-                fields.tell(field, "the Host header can't be changed this way")
+    """Decode ``RequestHeaders`` and ``ResponseHeaders``.
+
+    Values are Envoy's format strings, which the sidecars of all callers evaluate: one that uses an operator that it may
+    not (`xds.policy.formats`) is left out.
+    """
+    removed = fields.texts("Remove")
+    found = HeaderChanges(_values(fields, "Add"), _values(fields, "Set"), removed)
+    for name in removed:
+        _check_changed(fields, "Remove", name)
     fields.done()
     return found
+
+
+def _values(fields: Fields, field: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name, value in fields.pairs(field):
+        _check_changed(fields, field, name)
+        try:
+            found.append((name, header_value(value)))
+        except FormatError as error:
+            fields.leave_out(f"{field}[{name!r}]", str(error))
+    return tuple(found)
+
+
+def _check_changed(fields: Fields, field: str, name: str) -> None:
+    wrong = header_name(name)
+    if wrong is not None:
+        fields.tell(field, wrong)
+    elif name.lower() == "host":
+        fields.tell(field, "the Host header can't be changed this way")

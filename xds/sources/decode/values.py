@@ -53,11 +53,13 @@ class Fields:
         data: the object; anything else is told of and taken for an empty one.
         where: its place in its entry, as an operator would write it; empty for the entry itself.
         problem: told what is not understood.
+        minor: told what is left out, where the rest goes on without it; ``problem`` where there is no difference.
     """
 
-    def __init__(self, data: Any, where: str, problem: Problem) -> None:
+    def __init__(self, data: Any, where: str, problem: Problem, minor: Problem | None = None) -> None:
         self.where = where
         self.problem = problem
+        self.minor = minor or problem
         self._read: set[str] = set()
         self._data: Mapping[str, Any] = {}
         if isinstance(data, Mapping):
@@ -75,6 +77,10 @@ class Fields:
     def tell(self, field: str, what: str) -> None:
         """Tell what is wrong with a field."""
         self.problem(f"{self.at(field)}: {what}")
+
+    def leave_out(self, field: str, what: str) -> None:
+        """Tell why a field is left out, though the rest is followed."""
+        self.minor(f"{self.at(field)}: {what}; it is left out")
 
     def raw(self, field: str) -> Any:
         """A field as it is, ``None`` where it isn't."""
@@ -156,7 +162,7 @@ class Fields:
 
     def part(self, field: str) -> Fields:
         """An object in it."""
-        return Fields(self.raw(field), self.at(field), self.problem)
+        return Fields(self.raw(field), self.at(field), self.problem, self.minor)
 
     def each(self, field: str) -> Iterator[Fields]:
         """The objects of a list in it."""
@@ -165,7 +171,7 @@ class Fields:
             self.tell(field, f"expected a list, not {value!r}")
             return
         for number, item in enumerate(value):
-            yield Fields(item, f"{self.at(field)}[{number}]", self.problem)
+            yield Fields(item, f"{self.at(field)}[{number}]", self.problem, self.minor)
 
     def named(self, field: str) -> Iterator[tuple[str, Fields]]:
         """The objects of a map in it."""
@@ -174,7 +180,7 @@ class Fields:
             self.tell(field, f"expected fields, not {value!r}")
             return
         for name, item in value.items():
-            yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem)
+            yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem, self.minor)
 
     def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
         """A map of texts, sorted."""

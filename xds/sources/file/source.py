@@ -101,7 +101,8 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: L
                 Problem(
                     document.lines.of(("services",)),
                     "no service has a token, so whoever connects would be given any certificate: give each service"
-                    " its token, or let gossamer listen on loopback only (--listen 127.0.0.1:18000)",
+                    " its token, let gossamer listen on loopback only (--listen 127.0.0.1:18000), or accept that with"
+                    " --insecure",
                 )
             ],
         )
@@ -190,6 +191,10 @@ class FileSource:
             tasks.create_task(self._follow_files())
             tasks.create_task(self._follow_demand())
             tasks.create_task(self._keep_leaves())
+
+    async def asks_for_tokens(self) -> bool:
+        """Return true: `load` refuses a file without tokens where they are needed."""
+        return True
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -71,7 +71,7 @@ class Outgoing:
         found = []
         for type_url in tuple(self._unsettled):
             state = self._types[type_url]
-            if state.dirty or state.suspects or not state.answered:
+            if state.dirty or state.suspects or state.closed or not state.answered:
                 if state.asked and state.in_flight is None:
                     found.append(type_url)
             elif not state.inherited:
@@ -142,6 +142,9 @@ class Outgoing:
 
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
+        if state.closed:
+            # Whatever refers to it: it is not there, or not what is meant.
+            return self._send(state, type_url, [], sorted(state.closed))
         names: Collection[str] = state.dirty
         large = self._most is not None and self._delta and len(names) > self._most
         if large:
@@ -264,10 +267,14 @@ class Outgoing:
                 del state.has[name]
             if name in state.named:
                 state.has[name] = ""
+            state.clusters.pop(name, None)
+            if name in state.closed:
+                state.good.pop(name, None)  # and what it is by now is still to be sent, if that is another version
+                continue
             state.rejected.pop(name, None)
             state.refused.pop(name, None)
-            state.clusters.pop(name, None)
             state.dirty.discard(name)
+        state.closed.clear()
         listed = resources if self._delta else self._whole(state, type_url, resources)
         self._nonce += 1
         state.sent += 1

@@ -21,20 +21,23 @@ of which asks for ``delta``; the rules hold for both:
 * What Envoy rejected is never sent again. Of a rejected listener or cluster response Envoy names the culprits and takes
   the others; where it does not say so, the resources of that response are tried once more one by one, and the one that
   is rejected alone is the culprit.
+* A rejected cluster is removed, and so are rejected routes: an earlier version is not what is meant any more, and a
+  cluster that is rejected while it warms keeps Envoy from acknowledging any further response about clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from xds.ads.messages import Received, Rejection, Request, Response
 from xds.ads.outgoing import WILDCARD_TYPES, Outgoing
 from xds.ads.state import TypeState
 from xds.ads.wanted import MAKE_ORDER, ResourceView, Wanted
-from xds.envoy.resource import CLUSTER, ENDPOINT, SECRET, TYPE_NAMES
+from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, SECRET, TYPE_NAMES
 
 WILDCARD = "*"
 REFUSED_KEPT = 16
+REMOVED_WHEN_REJECTED = frozenset({CLUSTER, SCOPED_ROUTE})
 NAME_NONE = frozenset({ENDPOINT, SECRET})
 """Types whose resources name no clusters."""
 PARTLY_TAKEN = "adding/updating"
@@ -60,6 +63,14 @@ class Session:
     def next_response(self, most: int | None = None) -> Response | None:
         """The response to send now, which is then outstanding; see `Outgoing.next_response`."""
         return self._outgoing.next_response(most)
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Return what the proxy rejected of what is meant for it now."""
+        for type_url, state in self._types.items():
+            for rejection in state.rejected.values():
+                meant = self._view.get(type_url, rejection.name)
+                if meant is not None and meant.version == rejection.version:
+                    yield rejection
 
     @property
     def may_send(self) -> bool:
@@ -228,6 +239,8 @@ class Session:
             refused = state.refused.setdefault(rejection.name, [])
             refused.append(rejection.version)
             del refused[:-REFUSED_KEPT]
+            if response.type_url in REMOVED_WHEN_REJECTED:
+                state.closed.add(rejection.name)
         others = [r for r in fresh if r not in culprits]
         if culprits and PARTLY_TAKEN in reason:
             if not self.delta:

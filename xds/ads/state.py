@@ -22,6 +22,8 @@ class TypeState:
     """The last rejection under each name, unless something newer was accepted."""
     refused: dict[str, list[str]] = field(default_factory=dict)
     """The versions that were rejected under each name, the last few."""
+    closed: set[str] = field(default_factory=set)
+    """Names whose newest version was rejected and that are therefore to be removed."""
     inherited: set[str] = field(default_factory=set)
     """Names that the proxy brought along, and that nobody here has spoken of yet."""
     owed: set[str] = field(default_factory=set)

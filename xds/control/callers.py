@@ -55,6 +55,8 @@ class Callers:
         """The services with a view, by their folded name."""
         self._wide: set[str] = set()
         """Those of them that may call everybody whom no intention singles out."""
+        self._overriding: set[str] = set()
+        """Those of them that call some upstreams in another way than the rest."""
         self._unassigned: set[str] = set()
         """Those of them whose view is of intentions that hold no more, until their turn to be assigned comes."""
         self._waiting_for: dict[str, dict[ServiceView, None]] = {}
@@ -77,6 +79,7 @@ class Callers:
         if not alike:
             del self._spelled[fold(service)]
         self._wide.discard(service)
+        self._overriding.discard(service)
         self._unassigned.discard(service)
 
     def candidates(self, before: Candidates) -> Candidates:
@@ -116,12 +119,11 @@ class Callers:
         now = self._catalog.candidates
         to_assign, destinations = set[str](), set[str]()
         for name in before.names ^ now.names:
-            if fold(name) == name and before.identity(name) == now.identity(name):
-                continue  # as for nearly every name: nobody can have meant it by another spelling
-            to_assign |= {each.service for each in self.views.values() if fold(name) in map(fold, each.special)}
+            to_assign |= {each for each in self._overriding if fold(name) in map(fold, self.views[each].special)}
             for intention in self.index.destinations_of(name):
-                everybody = intention.destination == WILDCARD
-                destinations |= set(self.views) if everybody else self.having([fold(intention.destination)])
+                if before.identity(intention.source) != now.identity(intention.source):
+                    everybody = intention.destination == WILDCARD
+                    destinations |= set(self.views) if everybody else self.having([fold(intention.destination)])
         return to_assign, destinations
 
     def is_assignable(self) -> bool:
@@ -148,6 +150,7 @@ class Callers:
         if (reach, table, special) == (view.reach, view.table, view.special):
             return False
         (self._wide.add if reach.others else self._wide.discard)(service)
+        (self._overriding.add if special else self._overriding.discard)(service)
         changes = view.assign(reach, table, special)
         self.changed += 1
         self._tell(view, changes)

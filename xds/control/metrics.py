@@ -27,6 +27,11 @@ class Metrics:
         self.rejected = Counter(
             "gossamer_resources_rejected", "Resources rejected by proxies", ["type"], registry=self.registry
         )
+        self.rejecting = Gauge(
+            "gossamer_sidecars_rejecting",
+            "Sidecars that reject something that is meant for them",
+            registry=self.registry,
+        )
         self.facts_changed = Counter(
             "gossamer_facts_changed", "Facts that differed from what was known", registry=self.registry
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
+from xds.control.closed import closed_listener
+from xds.control.rejections import LeftOut, Part
 from xds.control.tables import ResourcesByType
 from xds.envoy import clusters, jwt, names, outbound, routes, tls
 from xds.envoy.clusters import Here
@@ -16,13 +18,15 @@ from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.observe import Observation
 from xds.envoy.outbound import OutboundSettings
 from xds.envoy.overrides import OverrideError, cluster_from
-from xds.envoy.resource import CLUSTER, LISTENER, SCOPED_ROUTE, Resource, encode
+from xds.envoy.resource import CLUSTER, EXTENSION, LISTENER, SCOPED_ROUTE, TYPE_NAMES, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.addresses import is_ip
 from xds.mesh.chains import DiscoveryChain, Target
 from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode, MeshSettings, ProxyMode, ProxySettings
+
+NOTHING_LEFT_OUT = LeftOut()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,11 @@ class ExplicitTarget:
     """Whether something about it has not been read yet."""
     problems: tuple[str, ...] = ()
     """What keeps some of its instances from being called."""
+
+    def without_listener(self) -> ExplicitTarget:
+        """Return the same with the generated listener in place of one that a user gave."""
+        settings = replace(self.upstream.settings, listener_json=None)
+        return replace(self, upstream=replace(self.upstream, settings=settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,48 @@ class SidecarInputs:
     named: tuple[Named, ...] = ()
     """For DNS, where it is answered: the upstreams and their virtual IPs."""
 
+    def parts(self) -> Iterator[Part]:
+        """Yield what users gave to be put into listeners."""
+        settings = self.settings
+        given = {
+            Part.ACCESS_LOGS: settings.access_logs,
+            Part.TRACING: settings.tracing_json,
+            Part.EXTENSIONS: settings.extensions,
+            Part.OVERRIDES: settings.public_listener_json or any(self.listeners_given()),
+            Part.HEADERS: settings.max_request_headers_kb,
+        }
+        yield from (part for part, value in given.items() if value)
+
+    def listeners_given(self) -> list[str | None]:
+        """Return the listeners of explicit upstreams that users gave as JSON."""
+        return [each.upstream.settings.listener_json for each in self.explicit]
+
+    def without(self, parts: Collection[Part]) -> SidecarInputs:
+        """Return the same inputs without some of what users gave."""
+        gone: dict[str, None] = {}
+        for part, field in _FIELDS.items():
+            if part in parts:
+                gone[field] = None
+        explicit = self.explicit
+        if Part.OVERRIDES in parts:
+            explicit = tuple(
+                replace(
+                    each, upstream=replace(each.upstream, settings=replace(each.upstream.settings, listener_json=None))
+                )
+                for each in explicit
+            )
+        return replace(self, settings=replace(self.settings, **gone), explicit=explicit)
+
+
+_FIELDS = {
+    Part.ACCESS_LOGS: "access_logs",
+    Part.TRACING: "tracing_json",
+    Part.EXTENSIONS: "extensions",
+    Part.OVERRIDES: "public_listener_json",
+    Part.HEADERS: "max_request_headers_kb",
+}
+"""The settings that give each part."""
+
 
 @dataclass(frozen=True, slots=True)
 class OwnResources:
@@ -74,12 +125,34 @@ class OwnResources:
     problems: tuple[str, ...] = ()
 
 
-def own_resources(inputs: SidecarInputs) -> OwnResources:
-    """Encode what is ``inputs.sidecar``'s alone."""
+def own_resources(inputs: SidecarInputs, left_out: LeftOut = NOTHING_LEFT_OUT) -> OwnResources:
+    """Encode what is ``inputs.sidecar``'s alone.
+
+    Args:
+        inputs: what it is made of.
+        left_out: what the proxy rejected.
+
+    Raises:
+        ExtensionError: a required extension can't be applied.
+    """
     made: dict[str, dict[str, Resource]] = {}
-    problems = [*inputs.sidecar.problems, *inputs.problems]
-    for resource in _own_resources(inputs, problems.append):
-        made.setdefault(resource.type_url, {})[resource.name] = resource
+    problems = [*inputs.sidecar.problems, *inputs.problems, *left_out.reasons]
+    for resource in _own_resources(inputs.without(left_out.parts) if left_out.parts else inputs, problems.append):
+        by_name = made.setdefault(resource.type_url, {})
+        if resource.name in by_name:
+            # The first is the sidecar's own: a listener that a user names like it would take its place.
+            problems.append(f"{TYPE_NAMES[resource.type_url]} {resource.name!r}: there is one of this name already")
+        else:
+            by_name[resource.name] = resource
+    for name in left_out.closed & made.get(LISTENER, {}).keys():
+        closed = closed_listener(inputs.sidecar, inputs.settings, inputs.roots, name, dual_stack=inputs.dual_stack)
+        if closed is not None:
+            made[LISTENER][name] = closed
+        else:
+            del made[LISTENER][name]
+    if left_out.without_tokens and EXTENSION in made:
+        nobody = jwt.authentication(())
+        made[EXTENSION][nobody.name] = nobody
     return OwnResources(made, tuple(dict.fromkeys(problems)))
 
 

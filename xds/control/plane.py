@@ -103,6 +103,8 @@ class ControlPlane:
         """By service, how often something about its sidecars changed."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
         self._by_stream: dict[StreamKey, Proxy] = {}
+        self._rejecting: set[Proxy] = set()
+        """The proxies that rejected something that is meant for them."""
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
         """The proxies whose registration names upstreams, and what is read for these."""
         self._readers: dict[str | Elsewhere, set[Proxy]] = {}
@@ -135,6 +137,8 @@ class ControlPlane:
         """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
         self._proxies[proxy.service].discard(proxy)
         del self._by_stream[proxy.stream_key]
+        self._rejecting.discard(proxy)
+        self.metrics.rejecting.set(len(self._rejecting))
         self._demand_stale = True
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
         left = self._left.setdefault(proxy.service, {})
@@ -185,9 +189,15 @@ class ControlPlane:
             kind = describe(rejection.type_url)
             self.metrics.rejected.labels(kind).inc()
             log.error(
-                "sidecar %s rejected %s %r, version %s: %s (it keeps what it had; this version is not sent again)",
+                "sidecar %s rejected %s %r, version %s: %s (this version is not sent again)",
                 proxy.client.node.id, kind, rejection.name, rejection.version, rejection.reason,
             )  # fmt: skip
+        if received.rejections:
+            proxy.rejected(received.rejections)
+            self._rejecting.add(proxy)
+        elif received.acknowledged is not None and proxy in self._rejecting and not any(proxy.session.rejections()):
+            self._rejecting.discard(proxy)
+        self.metrics.rejecting.set(len(self._rejecting))
 
     # -- facts change ---------------------------------------------------------------------------------------------
 

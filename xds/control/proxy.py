@@ -6,11 +6,16 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from xds.ads.codec import Node
-from xds.ads.session import Session
+from xds.ads.messages import Rejection
+from xds.ads.session import Session, describe
+from xds.control.closed import closed_to_all
 from xds.control.own import OwnResources, SidecarInputs, own_resources
+from xds.control.rejections import Rejections
 from xds.control.tables import Changes, differences
 from xds.control.views import ServiceView
+from xds.envoy.extensions import ExtensionError
 from xds.envoy.names import address_of, asked_as
+from xds.envoy.outbound import explicit_name
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 from xds.envoy.routes import pointed_to, pointer
 from xds.mesh.facts import Leaf, LeafKey, Sidecar, StreamKey
@@ -69,6 +74,7 @@ class Proxy:
         """Whether the server has been told that only upstreams are missing."""
         self._inputs: SidecarInputs | None = None
         self._own = OwnResources({})
+        self._rejections = Rejections()
 
     @property
     def service(self) -> str:
@@ -154,11 +160,43 @@ class Proxy:
         if inputs == self._inputs:
             return
         way = self.transparent, self.on_demand
-        made = own_resources(inputs)
+        self._rejections.follow(inputs.settings, inputs.listeners_given())
+        made = self._made(inputs)
         before, self._own, self._inputs = self._own, made, inputs
         self.changed(differences(before.resources, self._own.resources))
         if way != (self.transparent, self.on_demand):
             self.changed({type_url: set(self._view.names(type_url)) for type_url in SERVED_TYPES})
+
+    def _made(self, inputs: SidecarInputs) -> OwnResources:
+        """Return its own resources; where the newest policy can't be installed, nobody is let in.
+
+        An extension that is required and can't be applied leaves everything as it was, unless who may call differs.
+        """
+        try:
+            return own_resources(inputs, self._rejections.left_out)
+        except ExtensionError as error:
+            if self._inputs is None:
+                raise
+            resources, problems = self._own.resources, (f"{error}; everything else stays as it was",)
+            if inputs.admission != self._inputs.admission:
+                resources = closed_to_all(
+                    inputs.sidecar, inputs.settings, inputs.roots, resources, dual_stack=inputs.dual_stack
+                )
+                problems = (f"{error}; nobody is let in, because the intentions changed meanwhile",)
+            return OwnResources(resources, (*inputs.sidecar.problems, *inputs.problems, *problems))
+
+    def rejected(self, rejections: Iterable[Rejection]) -> None:
+        """Take what it rejected: of its own resources, the rest goes on without what can't be had."""
+        if self._inputs is None:
+            return
+        current = [
+            each
+            for each in rejections
+            if (mine := self._own.resources.get(each.type_url, {}).get(each.name)) and mine.version == each.version
+        ]
+        if self._rejections.rejected(current, self._inputs.parts()):
+            before, self._own = self._own, self._made(self._inputs)
+            self.changed(differences(before.resources, self._own.resources))
 
     def changed(self, changes: Changes) -> None:
         """These of its resources may differ from what it has."""
@@ -173,6 +211,7 @@ class Proxy:
         if before.client.node == self.client.node and before.client.token == self.client.token:
             self.sidecar, self.registered = before.sidecar, before.registered
             self._inputs, self._own, self.as_of = before._inputs, before._own, before.as_of
+            self._rejections = before._rejections
             self.leaf = before.leaf
 
     def blocked_by(self, reason: str | None) -> bool:
@@ -224,4 +263,17 @@ class Proxy:
         found = dict(self._view.problems()) if self.transparent else {}
         if self._own.problems:
             found[self.service] = [*found.get(self.service, []), *self._own.problems]
+        for each in self.session.rejections():
+            owner = self._view.owner(each.type_url, each.name) if self.transparent else None
+            text = f"Envoy rejected {describe(each.type_url)} {each.name!r}: {each.reason}"
+            if owner is None:
+                owner = self._explicit_owner(each.name)
+            found[owner] = [*found.get(owner, []), text]
         return found
+
+    def _explicit_owner(self, resource: str) -> str:
+        """Return the explicit upstream that a resource belongs to, its own service where it is none's."""
+        for target in self._inputs.explicit if self._inputs else ():
+            if explicit_name(target.upstream) in resource:
+                return target.upstream.name
+        return self.service

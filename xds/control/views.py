@@ -122,6 +122,14 @@ class ServiceView:
             return self.table.resources[type_url][name]
         return self.egress.get(type_url, {}).get(name)
 
+    def owner(self, type_url: str, name: str) -> str | None:
+        """Return the upstream that a resource belongs to, ``None`` where it is nobody's here."""
+        for table in (*self.special.values(), self.table):
+            found = table.owners.get(type_url, {}).get(name)
+            if found is not None:
+                return found
+        return None
+
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
         """Those of these resources that there are."""
         table = self.table.resources.get(type_url)

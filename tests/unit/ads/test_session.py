@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 
 import pytest
 
 from xds.ads.messages import Received, Request, Response
 from xds.ads.session import Session
-from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET, Resource
 
 
 class View:
     """A `ResourceView` that tests write into."""
 
     def __init__(self) -> None:
-        self.resources: dict[str, dict[str, Resource]] = {t: {} for t in (CLUSTER, ENDPOINT, LISTENER, SECRET)}
+        self.resources: dict[str, dict[str, Resource]] = defaultdict(dict)
         self.is_complete = True
         self.on_demand = False
 
@@ -319,6 +320,9 @@ def test_others_of_a_response_that_was_not_partly_taken_are_tried_again(stream: 
     stream.subscribe(CLUSTER)
     received = stream.nack(stream.next(), "Proto constraint validation failed: name: x")
     assert [r.name for r in received.rejections] == ["x"]
+    removal = stream.next()
+    assert (sent(removal), removal.removed) == ([], ("x",))
+    stream.ack(removal)
     assert sent(stream.next()) == ["y@1"]
 
 
@@ -626,16 +630,38 @@ def test_state_of_the_world_lists_everything_and_removes_by_absence() -> None:
     assert sent(stream.next()) == ["a@2"]
 
 
-def test_state_of_the_world_goes_on_listing_the_last_good_version_of_a_rejected_resource() -> None:
+def test_state_of_the_world_goes_on_listing_the_last_good_version_of_a_rejected_listener() -> None:
     stream = Stream(delta=False)
-    stream.cluster("a", "1")
-    stream.subscribe(CLUSTER)
+    stream.put(LISTENER, "a", "1")
+    stream.subscribe(LISTENER)
     stream.ack(stream.next())
-    stream.cluster("a", "bad")
-    stream.nack(stream.next(), "cluster(s) a: bad")
+    stream.put(LISTENER, "a", "bad")
+    stream.nack(stream.next(), "listener(s) a: bad")
     assert stream.nothing_to_send()
-    stream.cluster("b", "1")
+    stream.put(LISTENER, "b", "1")
     assert sent(stream.next()) == ["a@1", "b@1"]
+
+
+@pytest.mark.parametrize("delta", [True, False])
+@pytest.mark.parametrize("type_url", [CLUSTER, SCOPED_ROUTE])
+def test_a_rejected_cluster_is_removed_at_once_and_sent_again_when_it_is_another(delta: bool, type_url: str) -> None:
+    stream = Stream(delta=delta)
+    stream.put(type_url, "a", "1")
+    stream.put(type_url, "b", "1")
+    stream.subscribe(type_url)
+    stream.ack(stream.next())
+    stream.put(type_url, "a", "bad")
+    received = stream.nack(stream.next(), "Error adding/updating cluster(s) a: bad")
+    assert [each.name for each in received.rejections] == ["a"]
+    removal = stream.next()
+    assert removal.removed == ("a",)
+    assert sent(removal) == ([] if delta else ["b@1"])
+    stream.ack(removal)
+    assert stream.nothing_to_send()
+    assert [each.version for each in stream.session.rejections()] == ["bad"]
+    stream.put(type_url, "a", "2")
+    assert sent(stream.next()) == (["a@2"] if delta else ["a@2", "b@1"])
+    assert not list(stream.session.rejections())
 
 
 def test_state_of_the_world_takes_new_names_with_the_acknowledgement() -> None:

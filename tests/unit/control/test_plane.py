@@ -612,10 +612,10 @@ def test_what_can_not_be_encoded_is_its_own_problem_and_nobody_elses(
     proxies = [bench.connect("web"), bench.connect("api")]
     real = own_resources
 
-    def fails_for_web(inputs: SidecarInputs) -> OwnResources:
+    def fails_for_web(inputs: SidecarInputs, *more: Any) -> OwnResources:
         if inputs.sidecar.service == "web":
             raise ValueError("value out of range")
-        return real(inputs)
+        return real(inputs, *more)
 
     monkeypatch.setattr(proxy_module, "own_resources", fails_for_web)
     before = proxies[1].get(LISTENER, "public_listener:10.0.0.1:20000")

@@ -1,0 +1,126 @@
+"""What is left out of a sidecar's own resources because its Envoy rejected them: the net below the checks of values.
+
+A listener is rejected whole, with everything that users put into it: an access log whose file can't be opened, say. So
+the parts that users give are left out one after the other until Envoy takes it, first those that Envoy's words point
+at. What is rejected without any of them is replaced by what lets nobody in. What one Envoy rejects changes nothing for
+another: a proxy says what it likes.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from xds.ads.messages import Rejection
+from xds.envoy.resource import EXTENSION, LISTENER
+from xds.mesh.settings import ProxySettings
+
+
+class Part(enum.Enum):
+    """What a user gives to be put into listeners; the value is what an operator calls it."""
+
+    ACCESS_LOGS = "AccessLogs"
+    TRACING = "envoy_listener_tracing_json"
+    EXTENSIONS = "EnvoyExtensions"
+    OVERRIDES = "the listener given as JSON"
+    HEADERS = "max_request_headers_kb"
+
+
+_HINTS = {
+    Part.ACCESS_LOGS: re.compile(r"access.?log|format|StreamInfo|command|open file|file.*log", re.IGNORECASE),
+    Part.TRACING: re.compile(r"trac(?:ing|er)|zipkin|opentelemetry|datadog", re.IGNORECASE),
+    Part.EXTENSIONS: re.compile(r"lua|script|rate.?limit|token_bucket|otel|extension", re.IGNORECASE),
+    Part.HEADERS: re.compile(r"max_request_headers", re.IGNORECASE),
+}
+"""What in Envoy's words points at a part."""
+
+UNAVAILABLE = re.compile(r"cannot bind|Address already in use|Address not available|Permission denied", re.IGNORECASE)
+"""In Envoy's words where the host is in the way: no other listener would be better."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What is left out of a sidecar's own resources, and why."""
+
+    parts: frozenset[Part] = frozenset()
+    closed: frozenset[str] = frozenset()
+    """The listeners that are replaced by what lets nobody in."""
+    without_tokens: bool = False
+    """Whether no JSON Web Token is verified, so that what needs one is denied."""
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Rejections:
+    """Follows what one proxy rejected of its own resources."""
+
+    left_out: LeftOut = LeftOut()
+    _given: tuple[object, ...] = ()
+    """What users give, as it was when something was last rejected: another text is another chance."""
+    _to_try: list[frozenset[Part]] = field(default_factory=list)
+
+    def follow(self, settings: ProxySettings, listeners: Iterable[object]) -> None:
+        """Forget what was rejected if what users give differs; ``listeners`` is what they give as JSON."""
+        given = (
+            settings.access_logs, settings.tracing_json, settings.extensions, settings.public_listener_json,
+            settings.max_request_headers_kb, *listeners,
+        )  # fmt: skip
+        if given != self._given:
+            self._given = given
+            self.left_out, self._to_try = LeftOut(), []
+
+    def rejected(self, rejections: Iterable[Rejection], present: Iterable[Part]) -> bool:
+        """Take what was rejected of the resources as they are now.
+
+        Args:
+            rejections: of this proxy's own resources, in their current versions.
+            present: the parts that they hold.
+
+        Returns:
+            Whether something else is left out now.
+        """
+        before = self.left_out
+        for each in rejections:
+            if each.type_url == EXTENSION and not self.left_out.without_tokens:
+                why = f"Envoy rejected the verification of tokens, so what needs one is denied: {each.reason}"
+                self.left_out = _with(self.left_out, why, without_tokens=True)
+        listeners = [each for each in rejections if each.type_url == LISTENER and not UNAVAILABLE.search(each.reason)]
+        if listeners:
+            self._leave_out_more(listeners, frozenset(present))
+        return self.left_out != before
+
+    def _leave_out_more(self, listeners: list[Rejection], present: frozenset[Part]) -> None:
+        reason = listeners[0].reason
+        if not self.left_out.parts and not self._to_try:
+            self._to_try = list(_attempts(reason, present))
+        if self._to_try:
+            parts = self._to_try.pop(0)
+            words = " and ".join(sorted(part.value for part in parts))
+            why = f"{words}: left out, because Envoy rejected {listeners[0].name!r}: {reason}"
+            self.left_out = LeftOut(parts, self.left_out.closed, self.left_out.without_tokens, (why,))
+            return
+        names = {each.name for each in listeners}
+        why = f"Envoy rejects {' and '.join(sorted(names))}, which is closed: {reason}"
+        self.left_out = _with(self.left_out, why, closed=self.left_out.closed | names)
+
+
+def _with(
+    left_out: LeftOut, why: str, *, closed: frozenset[str] | None = None, without_tokens: bool = False
+) -> LeftOut:
+    return LeftOut(
+        left_out.parts,
+        left_out.closed if closed is None else closed,
+        left_out.without_tokens or without_tokens,
+        (*left_out.reasons, why),
+    )
+
+
+def _attempts(reason: str, present: frozenset[Part]) -> Iterator[frozenset[Part]]:
+    """Yield what to leave out in turn: each part alone, those that Envoy's words point at first, then all of them."""
+    pointed_at = [part for part in Part if part in present and part in _HINTS and _HINTS[part].search(reason)]
+    for part in (*pointed_at, *(part for part in Part if part in present and part not in pointed_at)):
+        yield frozenset((part,))
+    if len(present) > 1:
+        yield present

@@ -90,7 +90,7 @@ class Callers:
         names, entries = self._mesh.service_names or frozenset(), self._mesh.config_entries
         spoken_of = {intention.destination for intention in self._mesh.intentions or ()} - {WILDCARD}
         found = Candidates(names, entries.chain_names if entries else (), spoken_of)
-        return before if found.names == before.names else found
+        return found if found.differing(before) else before
 
     def rename(self, before: Candidates) -> set[str]:
         """Follow the names that came and went; the services whose outbound listener may have new addresses to list."""
@@ -118,7 +118,7 @@ class Callers:
         """
         now = self._catalog.candidates
         to_assign, destinations = set[str](), set[str]()
-        for name in before.names ^ now.names:
+        for name in before.differing(now):
             to_assign |= {each for each in self._overriding if fold(name) in map(fold, self.views[each].special)}
             for intention in self.index.destinations_of(name):
                 if before.identity(intention.source) != now.identity(intention.source):

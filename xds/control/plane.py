@@ -266,7 +266,7 @@ class ControlPlane:
     def _part_with(self, before: Candidates) -> None:
         """End the streams of proxies whose service the catalog spells otherwise now: they connect again as that one."""
         now = self._catalog.candidates
-        for service in self._callers.having(map(fold, before.names ^ now.names)):
+        for service in self._callers.having(map(fold, before.differing(now))):
             if now.identity(service) != service:
                 for proxy in list(self._proxies.get(service, ())):
                     proxy.end(f"the catalog spells service {service!r} as {now.identity(service)!r}; connect again")

@@ -282,6 +282,7 @@ def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain, mode: str |
             problems.append(f"{_in_words(used)} have not been read yet")
         elif found is not None and not found.instances and used != service:
             problems.append(f"it leads to {_in_words(used)}, of which there are none")
+        problems.extend(found.problems if found is not None else ())
         for instance in found.instances if found else ():
             problems.extend(instance.problems)
             problem = endpoints.unreachable(instance)

@@ -122,6 +122,8 @@ class ServiceInstances:
 
     service: str
     instances: tuple[Instance, ...] = ()
+    problems: tuple[str, ...] = ()
+    """What of them is left out."""
 
 
 @dataclass(frozen=True, slots=True)

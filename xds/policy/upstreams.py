@@ -28,13 +28,18 @@ class Candidates:
     """
 
     def __init__(self, catalog: Iterable[str] = (), *others: Iterable[str]) -> None:
-        self.identity = Spellings(catalog).of
+        self.catalog = frozenset(catalog)
+        self.identity = Spellings(self.catalog).of
         """Returns the spelling of a service that its certificate carries: the catalog's."""
-        spellings = Spellings(catalog, *others)
+        spellings = Spellings(self.catalog, *others)
         self.spelled = spellings.of
         """Returns how an upstream is spelled that the catalog may not know."""
         self.names = frozenset(name for name in spellings.names if fold(name) != CONSUL)
         self._general: dict[tuple[int, bool], tuple[Reach, frozenset[str]]] = {}
+
+    def differing(self, other: Candidates) -> frozenset[str]:
+        """Return the names that only one of the two knows, in the catalog or at all."""
+        return (self.names ^ other.names) | (self.catalog ^ other.catalog)
 
     def upstreams(self, service: str, reach: Reach) -> frozenset[str]:
         """Those of them that ``service`` may call. What all sources have in common is worked out once."""

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import functools
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,10 @@ import orjson
 from consul import base
 from yarl import URL
 
+from xds.sources.consul.pruning import pruned
 from xds.sources.consul.settings import ConsulSettings, SettingsError
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
@@ -142,7 +146,12 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
             words = " ".join(words.split())[:300] or "no reason given"
             raise ConsulError(f"Consul refused {path} with status {answer.code}: {words}", answer.code)
         try:
-            return callback(answer)
+            try:
+                return callback(answer)
+            except RecursionError:
+                log.warning("Consul's answer to %s nests too deep; what is deeper is left out", path)
+                body = await asyncio.to_thread(pruned, body)
+                return callback(base.Response(answer.code, answer.headers, body.decode(), body))
         except ValueError as error:
             raise ConsulError(f"Consul's answer to {path} is not JSON: {error}", answer.code) from error
 

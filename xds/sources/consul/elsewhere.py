@@ -12,6 +12,7 @@ from collections.abc import Callable
 from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, QueryResult
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.mesh import Batch, Demand, Key, Kind
+from xds.mesh.names import usable_name
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell, Watch
 from xds.sources.consul.client import Consul, ConsulError, Reply, understanding
@@ -34,6 +35,8 @@ class ElsewhereReader:
         self._tell = tell
         self._watches: dict[Key, Watch] = {}
         self._polls: dict[Key, asyncio.Task[None]] = {}
+        self._gateways_read: dict[tuple[str, str], list[object]] = {}
+        """By datacenter and name, the instances of a mesh gateway that were read last."""
 
     def watches(self) -> list[Watch]:
         """The blocking queries that there are."""
@@ -121,11 +124,16 @@ class ElsewhereReader:
         """The kinds of services are in Consul's answer for its own web page alone; it has no query for a kind."""
         where = of.datacenter
         listed = await self._client.read("/v1/internal/ui/services", datacenter=where)
-        gateways = sorted(each["Name"] for each in listed.data or () if each.get("Kind") == MESH_GATEWAY)
+        gateways = {each["Name"] for each in listed.data or () if each.get("Kind") == MESH_GATEWAY}
         found: list[object] = []
-        for name in gateways:
-            reply = await self._client.read(
-                f"/v1/health/service/{name}", datacenter=where, params=(("passing", "true"),)
-            )
-            found += reply.data or ()
+        for name in sorted(filter(usable_name, gateways)):
+            try:
+                reply = await self._client.read(
+                    f"/v1/health/service/{name}", datacenter=where, params=(("passing", "true"),)
+                )
+                self._gateways_read[where, name] = list(reply.data or ())
+            except ConsulError as error:
+                # The others are read all the same, and of this one what was read last goes on serving.
+                self._tell(f"mesh gateway {name}", error)
+            found += self._gateways_read.get((where, name), ())
         return decode.gateways(where, found, elsewhere=bool(where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,7 @@ from xds.mesh.facts import ANY_PORT, ExplicitUpstream, Health, Instance, Service
 from xds.mesh.names import usable_name
 from xds.mesh.settings import ProxySettings, UpstreamSettings
 from xds.sources.decode.settings import proxy_settings, upstream_settings
+from xds.sources.decode.shapes import as_fields, fields, items, number, pairs, text, texts
 from xds.sources.decode.values import Fields
 
 CONNECT_PROXY = "connect-proxy"
@@ -41,37 +43,52 @@ def service_instances(
         elsewhere: whether they are in another datacenter, where WAN addresses are dialed.
         assigning: the tags whose addresses are assigned rather than claimed.
     """
-    found = [_instance(service, entry, elsewhere, assigning) for entry in data or ()]
-    return ServiceInstances(service, tuple(sorted(found, key=_WHERE)))
+    found, problems = [], []
+    for at, entry in enumerate(items(data, "instances")):
+        try:
+            found.append(_instance(service, entry, elsewhere, assigning))
+        except UNREADABLE as error:
+            problems.append(f"instance {_named(entry, at)} is not understood, so it is left out: {error}")
+    return ServiceInstances(service, tuple(sorted(found, key=_WHERE)), tuple(problems))
+
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+"""What decoding raises on an answer that is not as expected."""
+
+
+def _named(entry: Any, at: int) -> str:
+    registered = entry.get("Service") if isinstance(entry, dict) else None
+    service_id = registered.get("ID") if isinstance(registered, dict) else None
+    return repr(service_id) if isinstance(service_id, str) else f"number {at}"
 
 
 def _instance(service: str, entry: Any, elsewhere: bool, assigning: frozenset[str] = CLAIMED) -> Instance:
-    node, registered = entry["Node"], entry["Service"]
+    node, registered = fields(entry, "Node"), fields(entry, "Service")
     kind, tagged = registered.get("Kind"), registered.get("TaggedAddresses")
-    weights = registered.get("Weights") or {}
-    address, port = registered.get("Address") or node["Address"], registered.get("Port") or 0
+    weights = fields(registered, "Weights")
+    node_address, service_address = text(node, "Address", ""), text(registered, "Address", "")
+    address, port = service_address or node_address, number(registered, "Port")
     if elsewhere:
-        tagged = tagged or {}
-        wan, node_wan = tagged.get("wan") or {}, (node.get("TaggedAddresses") or {}).get("wan")
-        address = wan.get("Address") or registered.get("Address") or node_wan or node["Address"]
-        port = wan.get("Port") or port
+        wan, node_wan = fields(fields(registered, "TaggedAddresses"), "wan"), fields(node, "TaggedAddresses")
+        address = text(wan, "Address", "") or service_address or text(node_wan, "wan", "") or node_address
+        port = number(wan, "Port") or port
     return Instance(
-        service_id=registered["ID"],
-        node=node["Node"],
+        service_id=text(registered, "ID"),
+        node=text(node, "Node"),
         address=address,
         port=port,
         health=_health(entry.get("Checks") or ()),
-        weight_passing=weights.get("Passing", 1),
-        weight_warning=weights.get("Warning", 1),
-        virtual_ips=_virtual_ips(service, kind, tagged, assigning) if tagged else (),
-        create_index=registered.get("CreateIndex") or 0,
-        sidecar=sidecar(node["Node"], registered) if kind == CONNECT_PROXY else None,
-        name=registered.get("Service") or "",
-        service_address=registered.get("Address") or "",
-        tags=tuple(registered.get("Tags") or ()),
-        meta=_pairs(registered.get("Meta")),
-        node_address=node["Address"],
-        node_meta=_pairs(node.get("Meta")),
+        weight_passing=number(weights, "Passing", 1),
+        weight_warning=number(weights, "Warning", 1),
+        virtual_ips=_virtual_ips(service, kind, as_fields(tagged, "TaggedAddresses"), assigning) if tagged else (),
+        create_index=number(registered, "CreateIndex"),
+        sidecar=sidecar(text(node, "Node"), registered) if kind == CONNECT_PROXY else None,
+        name=text(registered, "Service", ""),
+        service_address=service_address,
+        tags=texts(registered, "Tags"),
+        meta=pairs(registered, "Meta"),
+        node_address=node_address,
+        node_meta=pairs(node, "Meta"),
         is_gateway=kind == TERMINATING_GATEWAY,
     )
 
@@ -80,10 +97,10 @@ def _virtual_ips(service: str, kind: Any, tagged: Any, assigning: frozenset[str]
     by_server = "consul-virtual" in assigning
     if kind == TERMINATING_GATEWAY:
         tag = f"consul-virtual:{service}"
-        return (VirtualAddress(tagged[tag]["Address"], assigned=by_server),) if tag in tagged else ()
+        return (VirtualAddress(_ip(tagged, tag), assigned=by_server),) if tag in tagged else ()
     addresses = []
     if "consul-virtual" in tagged:
-        addresses.append(VirtualAddress(tagged["consul-virtual"]["Address"], assigned=by_server))
+        addresses.append(VirtualAddress(_ip(tagged, "consul-virtual"), assigned=by_server))
     if "virtual" in tagged:
         # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
         said = tagged["virtual"]
@@ -91,8 +108,8 @@ def _virtual_ips(service: str, kind: Any, tagged: Any, assigning: frozenset[str]
     return tuple(dict.fromkeys(addresses)) if len(addresses) > 1 else tuple(addresses)
 
 
-def _pairs(meta: Any) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(meta.items())) if meta else ()
+def _ip(tagged: Mapping[str, Any], tag: str) -> str:
+    return text(fields(tagged, tag), "Address")
 
 
 def _health(checks: Any) -> Health:
@@ -110,19 +127,19 @@ def _health(checks: Any) -> Health:
 
 def sidecar(node: str, registered: Any) -> Sidecar:
     """The proxy part of a registration (a service of kind ``connect-proxy``)."""
-    proxy = registered.get("Proxy") or {}
+    proxy = fields(registered, "Proxy")
     problems: list[str] = []
-    named = proxy.get("Upstreams") or ()
+    named = [as_fields(each, "Upstreams") for each in items(proxy.get("Upstreams"), "Upstreams")]
     upstreams = [_explicit_upstream(each, problems) for each in named if not each.get("CentrallyConfigured")]
     return Sidecar(
-        service_id=registered["ID"],
+        service_id=text(registered, "ID"),
         node=node,
-        service=proxy.get("DestinationServiceName") or "",
-        address=registered.get("Address") or "",
-        port=registered.get("Port") or 0,
-        local_service_address=proxy.get("LocalServiceAddress") or "127.0.0.1",
-        local_service_port=proxy.get("LocalServicePort") or 0,
-        local_service_socket_path=proxy.get("LocalServiceSocketPath") or "",
+        service=text(proxy, "DestinationServiceName", ""),
+        address=text(registered, "Address", ""),
+        port=number(registered, "Port"),
+        local_service_address=text(proxy, "LocalServiceAddress", "") or "127.0.0.1",
+        local_service_port=number(proxy, "LocalServicePort"),
+        local_service_socket_path=text(proxy, "LocalServiceSocketPath", ""),
         settings=_settings(proxy, problems),
         upstreams=tuple(upstreams),
         problems=tuple(problems),
@@ -154,19 +171,20 @@ def _settings_of(said: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
 def _read_settings(proxy: Any) -> tuple[ProxySettings, tuple[str, ...]]:
     """The settings in a ``Proxy``, and what of it can't be followed."""
     problems = list[str]()
-    return proxy_settings(proxy, proxy.get("Config") or {}, problems.append), tuple(problems)
+    return proxy_settings(proxy, fields(proxy, "Config"), problems.append), tuple(problems)
 
 
 def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
     """An upstream of a registration; what keeps it from being served is its refusal, what does not is ``minor``."""
-    name = upstream.get("DestinationName") or ""
+    name = text(upstream, "DestinationName", "")
     problems: list[str] = []
-    port, kind = upstream.get("LocalBindPort") or 0, upstream.get("DestinationType") or "service"
+    port, kind = number(upstream, "LocalBindPort"), text(upstream, "DestinationType", "") or "service"
     if kind not in ("service", "prepared_query"):
         problems.append(f"DestinationType {kind!r}: expected 'service' or 'prepared_query'")
     if upstream.get("DestinationPeer"):
         problems.append(f"peer {upstream['DestinationPeer']!r}: Consul's HTTP API does not give a peer's trust bundle")
-    address, socket_path = upstream.get("LocalBindAddress") or "127.0.0.1", upstream.get("LocalBindSocketPath") or ""
+    address = text(upstream, "LocalBindAddress", "") or "127.0.0.1"
+    socket_path = text(upstream, "LocalBindSocketPath", "")
     if not usable_name(name):
         problems.append(f"{name!r} can't be asked for by name")
     if not is_ip(address):
@@ -176,7 +194,7 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
         problems.append("give either LocalBindPort or LocalBindSocketPath")
     elif socket_path:
         try:
-            mode = int(upstream.get("LocalBindSocketMode") or "0", 8)
+            mode = int(text(upstream, "LocalBindSocketMode", "") or "0", 8)
         except ValueError:
             problems.append(f"LocalBindSocketMode {upstream['LocalBindSocketMode']!r} is not a mode such as 0600")
     elif not 0 < port < 65536:
@@ -184,7 +202,7 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
     config = Fields(upstream.get("Config"), "Config", lambda what: minor.append(f"upstream {name!r}: {what}"))
     return ExplicitUpstream(
         name=name,
-        datacenter=upstream.get("Datacenter") or "",
+        datacenter=text(upstream, "Datacenter", ""),
         local_bind_address=address,
         local_bind_port=port,
         local_bind_socket_path=socket_path,
@@ -197,18 +215,15 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
 
 def _with_gateway(settings: UpstreamSettings, upstream: Any) -> UpstreamSettings:
     """The upstream's own ``MeshGateway`` has the last word (Consul, ``agent/configentry/resolve.go``)."""
-    mode = (upstream.get("MeshGateway") or {}).get("Mode")
+    mode = fields(upstream, "MeshGateway").get("Mode")
     return replace(settings, mesh_gateway=mode) if mode in ("none", "local", "remote") else settings
 
 
 def query_result(query: str, data: Any) -> ServiceInstances:
     """``/v1/query/:query/execute?connect=true``."""
-    elsewhere = bool(data.get("Failovers"))
-    found = [
-        replace(_instance(query, entry, elsewhere), datacenter=data.get("Datacenter") or "")
-        for entry in data.get("Nodes") or ()
-    ]
-    return ServiceInstances(query, tuple(sorted(found, key=lambda i: (i.node, i.service_id))))
+    found = service_instances(query, data.get("Nodes"), elsewhere=bool(data.get("Failovers")))
+    where = text(data, "Datacenter", "")
+    return replace(found, instances=tuple(replace(each, datacenter=where) for each in found.instances))
 
 
 def gateways(datacenter: str, data: Any, *, elsewhere: bool) -> ServiceInstances:

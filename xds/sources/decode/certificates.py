@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from xds.mesh.facts import Leaf, Roots
+from xds.sources.decode.shapes import items, text
 
 
 def roots(data: Any) -> Roots:
     """``/v1/connect/ca/roots``."""
-    found = sorted(data["Roots"] or (), key=lambda root: (not root.get("Active"), root["ID"]))
-    return Roots(data["TrustDomain"], tuple(root["RootCert"] for root in found))
+    found = sorted(items(data["Roots"], "Roots"), key=lambda root: (not root.get("Active"), root["ID"]))
+    return Roots(text(data, "TrustDomain"), tuple(text(root, "RootCert") for root in found))
 
 
 def leaf(data: Any) -> Leaf:
     """``/v1/agent/connect/ca/leaf/:service``. The chain holds the cross-signed intermediate after a rotation."""
     return Leaf(
-        service=data["Service"],
-        certificate_chain=data["CertPEM"],
-        private_key=data["PrivateKeyPEM"],
-        serial_number=data.get("SerialNumber", ""),
+        service=text(data, "Service"),
+        certificate_chain=text(data, "CertPEM"),
+        private_key=text(data, "PrivateKeyPEM"),
+        serial_number=text(data, "SerialNumber", ""),
     )
 
 

@@ -19,6 +19,7 @@ from xds.mesh.intentions import (
     TokenProvider,
 )
 from xds.sources.decode.requests import request_match
+from xds.sources.decode.shapes import items, text
 from xds.sources.decode.values import Fields, Problem
 
 DEFAULT = "default"
@@ -28,14 +29,28 @@ KEY_TYPES = ("EC", "RSA", "OKP", "oct")
 def intentions(data: Any) -> tuple[Intention, ...]:
     """``/v1/connect/intentions``: those between services of this cluster and its default namespace."""
     found = []
-    for entry in data or ():
+    for entry in items(data, "intentions"):
         if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
             continue  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
         spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
         if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
             continue
-        found.append(_intention(entry))
+        found.append(_guarded_intention(entry))
     return tuple(sorted(found, key=lambda i: (i.destination, i.source)))
+
+
+def _guarded_intention(entry: Any) -> Intention:
+    """Decode an intention. One that is not understood denies: to leave it out could let in whom it keeps out.
+
+    Raises:
+        TypeError: it does not even say between whom it is, so the whole list is refused.
+    """
+    source, destination = text(entry, "SourceName"), text(entry, "DestinationName")
+    try:
+        return _intention(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        where = f"service-intentions/{destination}: source {source!r}"
+        return Intention(source, destination, Action.DENY, problems=(f"{where} is denied, because {error!r}",))
 
 
 def _intention(entry: Any) -> Intention:

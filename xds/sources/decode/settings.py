@@ -26,6 +26,7 @@ from xds.mesh.settings import (
     UpstreamSettings,
 )
 from xds.sources.decode.intentions import token_provider
+from xds.sources.decode.shapes import as_fields, fields, items, text
 from xds.sources.decode.values import Fields, Problem
 
 CHAIN_KINDS = ("service-router", "service-splitter", "service-resolver", "service-defaults")
@@ -191,28 +192,34 @@ def config_entries(data: Any) -> ConfigEntries:
     token_providers: dict[str, TokenProvider] = {}
     destinations: dict[str, Destination] = {}
     problems: list[EntryProblem] = []
-    for entry in data or ():
-        kind, name = entry.get("Kind"), entry.get("Name")
+    names: set[str] = set()
+    for entry in items(data, "config entries"):
+        kind, name = as_fields(entry, "entry").get("Kind"), entry.get("Name")
 
-        def problem(text: str, kind: str = str(kind), name: str = name or "mesh") -> None:
+        def problem(text: str, kind: str = str(kind), name: str = str(name or "mesh")) -> None:
             problems.append(EntryProblem(kind, name, text))
 
-        if kind == "proxy-defaults" and name == "global":
-            proxy_defaults = proxy_settings(entry, entry.get("Config") or {}, problem)
-        elif kind == "service-defaults":
-            service_defaults[fold(name)] = proxy_settings(entry, {}, problem)
-            destination = _destination(Fields(entry.get("Destination"), "Destination", problem))
-            if destination is not None:
-                destinations[fold(name)] = destination
-        elif kind == "mesh":
-            mesh = _mesh(Fields(entry, "", problem))
-        elif kind == "jwt-provider":
-            provider = token_provider(entry, problem)
-            if provider is not None:
-                token_providers[name] = provider
-    names = frozenset(entry["Name"] for entry in data or () if entry.get("Kind") in CHAIN_KINDS)
+        try:
+            if kind in CHAIN_KINDS and text(entry, "Name") != "*":
+                names.add(entry["Name"])
+            if kind == "proxy-defaults" and name == "global":
+                proxy_defaults = proxy_settings(entry, fields(entry, "Config"), problem)
+            elif kind == "service-defaults":
+                folded = fold(text(entry, "Name"))
+                service_defaults[folded] = proxy_settings(entry, {}, problem)
+                destination = _destination(Fields(entry.get("Destination"), "Destination", problem))
+                if destination is not None:
+                    destinations[folded] = destination
+            elif kind == "mesh":
+                mesh = _mesh(Fields(entry, "", problem))
+            elif kind == "jwt-provider":
+                provider = token_provider(entry, problem)
+                if provider is not None:
+                    token_providers[provider.name] = provider
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            problem(f"is not understood, so it is left out: {type(error).__name__}: {error}")
     return ConfigEntries(
-        proxy_defaults, service_defaults, mesh, token_providers, destinations, names - {"*"}, tuple(problems)
+        proxy_defaults, service_defaults, mesh, token_providers, destinations, frozenset(names), tuple(problems)
     )
 
 

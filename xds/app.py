@@ -176,10 +176,17 @@ def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Met
             sink,
             tokens_needed=_needs_tokens(settings),
             default_allow=settings.default_allow,
+            quotas=settings.outbound.quotas,
         )
     settings.source.ssl_context()
     client = Consul(settings.source, needs_acls=_needs_tokens(settings))
-    return ConsulSource(client, sink, default_allow=settings.default_allow, on_watches=metrics.watches.set)
+    return ConsulSource(
+        client,
+        sink,
+        default_allow=settings.default_allow,
+        on_watches=metrics.watches.set,
+        quotas=settings.outbound.quotas,
+    )
 
 
 def _named(source: ConsulSettings | FileSettings) -> str:

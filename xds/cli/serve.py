@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,8 @@ from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, 
 from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, OutboundSettings
 from xds.mesh.addresses import IPNetwork
 from xds.mesh.settings import ClusterMode
+from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
+from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
@@ -22,6 +25,20 @@ from xds.transport.listening import ListenError
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")
+
+
+class Quota(click.ParamType[tuple[str, int]]):
+    """``NAME=N``: one of the quotas, and what it is to be."""
+
+    name = "quota"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        name, _, number = str(value).partition("=")
+        if name not in quota_names() or not number.isdecimal():
+            self.fail(
+                f"{value!r} is not NAME=N, N being a number and NAME one of {', '.join(quota_names())}", param, ctx
+            )
+        return name, int(number)
 
 
 @click.command()
@@ -65,6 +82,15 @@ log = logging.getLogger("gossamer")
     show_default=True,
     help="When sidecars are sent their upstreams' clusters: all at once, each when it is first dialed, or at once as"
     " long as they are few.",
+)
+@click.option(
+    "--quota",
+    "quotas",
+    type=Quota(),
+    multiple=True,
+    metavar="NAME=N",
+    help="Raise or lower what one service may ask of its callers; a service that asks more is set aside as an upstream."
+    f" Repeatable. Names: {', '.join(quota_names())}.",
 )
 @click.option(
     "--insecure",
@@ -113,6 +139,7 @@ def serve(
     mesh_destinations_only: bool,
     strict_ports: bool,
     clusters: str,
+    quotas: tuple[tuple[str, int], ...],
     insecure: bool,
     workers: int,
     probe_sources: tuple[IPNetwork, ...],
@@ -140,12 +167,13 @@ def serve(
         listen=listen,
         admin=admin,
         outbound=OutboundSettings(
-            (CONSUL_VIRTUAL_IPS, *ranges),
-            mesh_destinations_only,
-            strict_ports,
-            probe_sources,
-            passthrough_connect_timeout,
-            ClusterMode(clusters),
+            virtual_ranges=(CONSUL_VIRTUAL_IPS, *ranges),
+            destinations_only=mesh_destinations_only,
+            strict_ports=strict_ports,
+            probe_sources=probe_sources,
+            passthrough_connect_timeout_ms=passthrough_connect_timeout,
+            quotas=with_changes(DEFAULT_QUOTAS, dict(quotas)),
+            clusters=ClusterMode(clusters),
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from xds.control.closed import NOBODY
 from xds.control.own import ExplicitTarget, SidecarInputs
 from xds.control.proxy import Proxy
 from xds.control.upstreams import UpstreamCatalog, here, target_problems
@@ -14,10 +15,11 @@ from xds.envoy.inbound import Admission
 from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
+from xds.mesh.intentions import TokenProvider
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ClusterMode
-from xds.policy.intentions import IntentionIndex, admission_problems, connection_policy, request_policy
+from xds.policy.intentions import Decisions, IntentionIndex, admission_problems, connection_policy, request_policy
 from xds.policy.proxies import effective_settings, explicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -117,11 +119,7 @@ class OwnInputs:
         decisions = self._index.to_destination(sidecar.service, self._catalog.candidates.identity)
         settings = effective_settings(sidecar, entries)
         mode = settings.clusters or self._outbound.clusters
-        admission = Admission(
-            connection_policy(decisions, default_allow=default_allow),
-            request_policy(decisions, default_allow=default_allow),
-            entries.token_providers,
-        )
+        admission, excess = self._admission(decisions, entries.token_providers, default_allow=default_allow)
         return SidecarInputs(
             sidecar=sidecar,
             settings=settings,
@@ -129,6 +127,7 @@ class OwnInputs:
             admission=admission,
             problems=(
                 *(str(problem) for problem in entries.problems if problem.concerns(sidecar.service)),
+                *excess,
                 *admission_problems(decisions, settings.protocol or "tcp", admission.missing_providers()),
             ),
             roots=roots,
@@ -144,6 +143,23 @@ class OwnInputs:
             dns_port=proxy.client.node.dns_port,
             named=self._views[proxy.service].named() if proxy.client.node.dns_port else (),
         )
+
+    def _admission(
+        self, decisions: Decisions, providers: Mapping[str, TokenProvider], *, default_allow: bool
+    ) -> tuple[Admission, tuple[str, ...]]:
+        """Return who is let in, and why nobody is where that can't be said."""
+        limit = self._outbound.quotas.sources
+        if len(decisions.exact) > limit:
+            amount = len(decisions.exact)
+            return NOBODY, (
+                f"its intentions name {amount} sources, and the quota sources is {limit} (gossamer serve --quota"
+                f" sources={amount}); nobody is let in",
+            )
+        return Admission(
+            connection_policy(decisions, default_allow=default_allow),
+            request_policy(decisions, default_allow=default_allow),
+            providers,
+        ), ()
 
     def _is_on_demand(self, proxy: Proxy, mode: ClusterMode) -> bool:
         """Whether its clusters are sent on demand; state of the world has no words for that."""
@@ -175,6 +191,9 @@ class OwnInputs:
         chain = self._chain_of(upstream)
         if upstream.refusal is not None or chain is None or chain.refusal is not None:
             return ExplicitTarget(upstream, chain, unread=chain is None)
+        too_much = self._catalog.excess(chain)
+        if too_much is not None:
+            return ExplicitTarget(upstream, replace(chain, refusal=too_much))
         mode = upstream.settings.mesh_gateway
         unread = any(isinstance(each, str) and self._mesh.instances(each) is None for each in chain.reads(mode))
         found = tuple(

@@ -17,7 +17,9 @@ from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ConfigEntries, Destination, UpstreamSettings
+from xds.policy.filters import terms
 from xds.policy.proxies import is_dialed_directly
+from xds.policy.quotas import excess
 from xds.policy.upstreams import Candidates
 from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
@@ -57,7 +59,7 @@ class UpstreamCatalog:
 
     def __init__(self, mesh: Mesh, outbound: OutboundSettings) -> None:
         self._mesh = mesh
-        self._ranges = outbound.virtual_ranges
+        self._ranges, self._quotas = outbound.virtual_ranges, outbound.quotas
         self._table = VirtualIPTable(strict=outbound.strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
@@ -198,10 +200,13 @@ class UpstreamCatalog:
         problems += chain.problems
         problems += target_problems(self._mesh, service, chain, settings.mesh_gateway)
         encoder = UpstreamEncoder(chain, settings, place, lambda target: self.instances_of(target, settings))
-        refusal = encoder.refusal()
+        refusal = encoder.refusal() or self.excess(chain)
         if refusal is not None:
             return EncodedUpstream(problems=(*problems, refusal), known=True)
         owned = self._table.owned(service)
+        if len(owned) > self._quotas.addresses:
+            text = f"it is dialed at {len(owned)} addresses, and the quota addresses is {self._quotas.addresses}"
+            return EncodedUpstream(problems=(*problems, text), known=True)
         made = [*encoder.resources(names.dialed(at) for at in owned if not at.own)]
         alone = self._alone(instances) if any(at.own for at in owned) else {}
         outside = self._outside(instances)
@@ -215,6 +220,14 @@ class UpstreamCatalog:
         problems += encoder.problems
         dialed, told = dict.fromkeys(owned, chain.protocol), tuple(dict.fromkeys(problems))
         return EncodedUpstream(dialed, hosts, _by_type(made), _by_type(egress), told, known=True)
+
+    def excess(self, chain: DiscoveryChain) -> str | None:
+        """Return which quota a chain exceeds, ``None`` where it exceeds none."""
+        counts = {}
+        for key, target in chain.targets.items():
+            found = self._mesh.instances(target.instances)
+            counts[key] = len(found.instances) if found is not None else 0
+        return excess(chain, {key: terms(each.filter) for key, each in chain.targets.items()}, counts, self._quotas)
 
     def _note_uses(self, service: str, uses: frozenset[str | Elsewhere]) -> None:
         for used in map(_key, uses):

@@ -28,6 +28,7 @@ from xds.mesh.addresses import IPNetwork, parse_ip, parse_network
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import (
@@ -69,6 +70,8 @@ class OutboundSettings:
     """From where exposed paths may be asked for; from everywhere where none are named."""
     passthrough_connect_timeout_ms: int = 5000
     """How long a connection to an address outside the mesh may take."""
+    quotas: Quotas = DEFAULT_QUOTAS
+    """What one service may ask of its callers."""
     clusters: ClusterMode = ClusterMode.EAGER
     """When the clusters of implicit upstreams are sent, where a sidecar's registration says nothing else."""
 

@@ -12,9 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import re2
-
 from xds.mesh.facts import Instance
+from xds.policy.expressions import ExpressionError, compiled
 
 Predicate = Callable[[Mapping[str, Any]], bool]
 Field = Callable[[Mapping[str, Any]], Any]
@@ -40,6 +39,10 @@ FIELDS: Mapping[str, type] = {
 """What can be asked for."""
 
 DEEPEST = 50
+LONGEST = 8192
+"""Characters of one expression."""
+MOST_TERMS = 256
+"""Comparisons of one expression."""
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<sign>==|!=|\(|\))|(?P<word>[A-Za-z0-9_][^\s()="!\[`]*"""
@@ -73,19 +76,34 @@ def _known(instance: Instance) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=1024)
 def parse_filter(expression: str) -> Predicate:
     """Parse an expression.
 
     Raises:
-        FilterError: it is none.
+        FilterError: it is none, or too long a one.
     """
+    return _parsed(expression)[0]
+
+
+def terms(expression: str) -> int:
+    """Return how many comparisons an expression makes of one instance.
+
+    Raises:
+        FilterError: as for `parse_filter`.
+    """
+    return _parsed(expression)[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(expression: str) -> tuple[Predicate, int]:
     if not expression.strip():
-        return lambda _: True
+        return lambda _: True, 0
+    if len(expression) > LONGEST:
+        raise FilterError(f"longer than {LONGEST} characters")
     parser = _Parser(expression)
     found = parser.either()
     parser.end()
-    return found
+    return found, parser.terms
 
 
 class _Parser:
@@ -95,6 +113,8 @@ class _Parser:
         self._expression = expression
         self._tokens = list(self._split())
         self._at = 0
+        self.terms = 0
+        """The comparisons that were read so far."""
 
     def _split(self) -> Iterator[tuple[str, str]]:
         text, position = self._expression.rstrip(), 0
@@ -153,6 +173,9 @@ class _Parser:
         return self._comparison()
 
     def _comparison(self) -> Predicate:
+        self.terms += 1
+        if self.terms > MOST_TERMS:
+            raise FilterError(f"more than {MOST_TERMS} comparisons")
         kind, first = self._next("a field or a value")
         if kind == "sign":
             self._at -= 1
@@ -215,8 +238,8 @@ def _contains(field: Field, value: str) -> Predicate:
 
 def _matches(field: Field, value: str) -> Predicate:
     try:
-        pattern = re2.compile(value)
-    except re2.error as error:
+        pattern = compiled(value)
+    except ExpressionError as error:
         raise FilterError(f"the regular expression {value!r} does not compile: {error}") from None
     return lambda known: (found := field(known)) is not None and bool(pattern.search(str(found)))
 

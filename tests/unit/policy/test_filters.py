@@ -65,4 +65,10 @@ def test_what_is_no_expression_is_said(expression: str, words: str) -> None:
 
 
 def test_a_long_one_is_no_deep_one() -> None:
-    assert not chosen(" or ".join(["Service.ID == x"] * 5000), INSTANCE)
+    assert not chosen(" or ".join(["Service.ID == x"] * 250), INSTANCE)
+
+
+@pytest.mark.parametrize("expression", [" or ".join(["Service.ID == x"] * 300), f"Service.ID == {'x' * 9000}"])
+def test_one_that_costs_much_is_refused(expression: str) -> None:
+    with pytest.raises(FilterError, match=r"more than|longer than"):
+        parse_filter(expression)

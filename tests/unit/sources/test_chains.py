@@ -7,6 +7,7 @@ from typing import Any
 
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.mesh import Batch, Kind
+from xds.policy.quotas import Quotas
 from xds.sources.consul.chains import ChainReader
 from xds.sources.consul.client import Reply
 
@@ -53,7 +54,7 @@ class Chains:
     def __init__(self) -> None:
         self.consul = Consul()
         self.found: dict[object, object] = {}
-        self.reader = ChainReader(self.consul, self._take, lambda *_: None, asyncio.Semaphore(2))  # type: ignore[arg-type]
+        self.reader = ChainReader(self.consul, self._take, lambda *_: None, asyncio.Semaphore(2), Quotas())  # type: ignore[arg-type]
 
     def _take(self, batch: Batch) -> None:
         self.found.update({key.of: fact for key, fact in batch.items() if key.kind is Kind.CHAIN})

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.mesh import Batch, Key, Kind
 from xds.mesh.names import fold
+from xds.policy.quotas import Quotas
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell
 from xds.sources.consul.client import Consul, ConsulError, understanding
+from xds.sources.consul.decoding import off_loop
 
 RETRY_S = 5.0
 EVERY_S = 30.0
@@ -31,12 +34,19 @@ class ChainReader:
         deliver: takes the facts.
         tell: told of what can't be read.
         reading: bounds how many reads go on at once.
+        quotas: what a chain may come to.
     """
 
     def __init__(
-        self, client: Consul, deliver: Callable[[Batch], None], tell: Tell, reading: asyncio.Semaphore
+        self,
+        client: Consul,
+        deliver: Callable[[Batch], None],
+        tell: Tell,
+        reading: asyncio.Semaphore,
+        quotas: Quotas,
     ) -> None:
         self._client = client
+        self._quotas = quotas
         self._deliver = deliver
         self._tell = tell
         self._reading = reading
@@ -118,6 +128,9 @@ class ChainReader:
             return None  # it has virtual IPs that its instances don't carry
         return self._plain.of(service)
 
+    def _decoded(self, service: str, data: Any) -> DiscoveryChain:
+        return decode.chain(service, data, quotas=self._quotas)
+
     async def _read_once(self, service: str) -> None:
         """One read of a service's chain at a time, so that an older answer can't come after a newer one."""
         self._read_at[service] = asyncio.get_running_loop().time()
@@ -147,7 +160,7 @@ class ChainReader:
         self._errors.pop(service, None)
         try:
             with understanding():
-                chain = decode.chain(service, reply.data)
+                chain = await off_loop(reply.size, self._decoded, service, reply.data)
         except ConsulError as error:
             chain = DiscoveryChain(service, refusal=f"its discovery chain: {error}")
         if service not in self._watched:

@@ -76,6 +76,10 @@ class Reply:
     """X-Consul-Default-ACL-Policy, where Consul sends it."""
     body: bytes = b""
     """As it came, where that was asked for."""
+    size: int = 0
+    """Bytes of the body."""
+    facts: Any = None
+    """What it was decoded into by whoever read it, where that is done before it is delivered."""
     same: bool = False
     """Whether the body is the one that is known already. ``data`` is empty then."""
 
@@ -314,6 +318,7 @@ def _reply(response: Any, known: bytes | None = None) -> Reply:
         filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
         default_policy=headers.get("X-Consul-Default-ACL-Policy", ""),
         body=b"" if known is None else response.content,
+        size=len(response.content),
         same=same,
     )
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from xds.mesh.mesh import CONFIG_ENTRIES, Batch
+from xds.mesh.settings import EntryProblem
 from xds.sources import decode
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply
+from xds.sources.consul.decoding import Remembered, off_loop
+from xds.sources.decode import EntryFacts
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +97,24 @@ class ConfigEntryReader:
         self._deliver = deliver
         self._on_changed = on_changed
         self._entries: dict[str, list[Any]] = {}
+        self._facts: dict[str, list[EntryFacts]] = {}
+        self._told = frozenset[EntryProblem]()
+        self._decode = {kind: Remembered(_name, decode.entry_facts) for kind in FOLLOWED}
 
     def reader(self, kind: str) -> Read:
-        """Reads the entries of one kind."""
+        """Return what reads and decodes the entries of one kind."""
 
         async def read(index: int | None, wait_s: float) -> Reply:
-            return await read_kind(self._client, kind, index, wait_s, known=bool(self._entries.get(kind)))
+            reply = await read_kind(self._client, kind, index, wait_s, known=bool(self._entries.get(kind)))
+            if index is not None and reply.index == index:
+                return reply
+            entries = list(reply.data or ())
+            return replace(reply, facts=await off_loop(reply.size, self._decode[kind], entries))
 
         return read
 
     def taker(self, kind: str) -> Callable[[Reply], None]:
-        """Takes the entries of one kind."""
+        """Return what takes the entries of one kind."""
 
         def take(reply: Reply) -> None:
             if reply.filtered:
@@ -111,13 +122,14 @@ class ConfigEntryReader:
                     f"the token may not read every {kind} entry: it needs service:read on all services, mesh:read", 403
                 )
             before, entries = self._entries.get(kind), list(reply.data or ())
-            decode.config_entries(entries)  # what makes no sense is refused before it is kept
-            self._entries[kind] = entries
+            self._entries[kind], self._facts[kind] = entries, reply.facts
             if len(self._entries) < len(FOLLOWED):
                 return
-            found = decode.config_entries([entry for each in FOLLOWED for entry in self._entries[each]])
+            found = decode.combined(each for kind in FOLLOWED for each in self._facts[kind])
             for problem in found.problems:
-                log.warning("config entry %s", problem)
+                if problem not in self._told:
+                    log.warning("config entry %s", problem)
+            self._told = frozenset(found.problems)
             if before is None or _indices(before) != _indices(entries):
                 self._on_changed(found.chain_names)
             self._deliver({CONFIG_ENTRIES: found})
@@ -125,5 +137,9 @@ class ConfigEntryReader:
         return take
 
 
+def _name(entry: Any) -> object:
+    return entry.get("Name") if isinstance(entry, dict) and isinstance(entry.get("Name"), str) else None
+
+
 def _indices(entries: list[Any]) -> set[tuple[Any, Any]]:
-    return {(entry.get("Name"), entry.get("ModifyIndex")) for entry in entries}
+    return {(_name(entry), entry.get("ModifyIndex") if isinstance(entry, dict) else None) for entry in entries}

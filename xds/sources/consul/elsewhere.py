@@ -13,6 +13,7 @@ from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, 
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.mesh.names import usable_name
+from xds.policy.quotas import Quotas
 from xds.sources import decode
 from xds.sources.consul.blocking import Tell, Watch
 from xds.sources.consul.client import Consul, ConsulError, Reply, understanding
@@ -28,8 +29,16 @@ MESH_GATEWAY = "mesh-gateway"
 class ElsewhereReader:
     """Reads what a demand names beside the services here."""
 
-    def __init__(self, client: Consul, make_watch: MakeWatch, deliver: Callable[[Batch], None], tell: Tell) -> None:
+    def __init__(
+        self,
+        client: Consul,
+        make_watch: MakeWatch,
+        deliver: Callable[[Batch], None],
+        tell: Tell,
+        quotas: Quotas,
+    ) -> None:
         self._client = client
+        self._quotas = quotas
         self._make_watch = make_watch
         self._deliver = deliver
         self._tell = tell
@@ -75,7 +84,7 @@ class ElsewhereReader:
             if reply.filtered:
                 raise ConsulError(f"the token may not see every instance of {of.service!r}: it needs node:read", 403)
             if chain:
-                self._deliver({key: decode.chain(of.service, reply.data, elsewhere=True)})
+                self._deliver({key: decode.chain(of.service, reply.data, elsewhere=True, quotas=self._quotas)})
             else:
                 self._deliver({key: decode.service_instances(of.service, reply.data, elsewhere=True)})
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import ANY_PORT, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
+from xds.policy.quotas import Quotas
 from xds.sources import decode
 from xds.sources.consul.blocking import Pace, Tell, Watch
 from xds.sources.consul.chains import ChainReader
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
+from xds.sources.consul.decoding import off_loop
 
 PACE_S = 0.1
 READS_AT_ONCE = 12
@@ -52,7 +55,14 @@ class MakeWatch(Protocol):
 class ServiceWatches:
     """The watches of every service that is wanted."""
 
-    def __init__(self, client: Consul, make_watch: MakeWatch, deliver: Callable[[Batch], None], tell: Tell) -> None:
+    def __init__(
+        self,
+        client: Consul,
+        make_watch: MakeWatch,
+        deliver: Callable[[Batch], None],
+        tell: Tell,
+        quotas: Quotas,
+    ) -> None:
         self._client = client
         self._make_watch = make_watch
         self._deliver = deliver
@@ -71,7 +81,7 @@ class ServiceWatches:
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
         self._connecting = Pace(1 / CONNECTIONS_A_SECOND)
         self._shapes: dict[str, object] = {}
-        self.chains = ChainReader(client, deliver, tell, asyncio.Semaphore(CHAINS_AT_ONCE))
+        self.chains = ChainReader(client, deliver, tell, asyncio.Semaphore(CHAINS_AT_ONCE), quotas)
 
     def count(self) -> int:
         """How many watches there are."""
@@ -137,14 +147,19 @@ class ServiceWatches:
                 # All gone at once: because they are, or because the token may not see them any more.
                 nodes = [("node", node) for node in sorted(self._nodes[service])]
                 await self._client.check_may_read([("service", service), *nodes])
-            return reply
+            if index is not None and reply.index == index:
+                return reply
+            # Consul says its default policy from the version on that assigns virtual IPs.
+            assigning = decode.BY_CONSUL if reply.default_policy else decode.CLAIMED
+            return replace(reply, facts=await off_loop(reply.size, decoded, reply.data, assigning))
+
+        def decoded(data: Any, assigning: frozenset[str]) -> ServiceInstances:
+            return decode.service_instances(service, data, assigning=assigning)
 
         def take(reply: Reply) -> None:
             if reply.filtered:
                 raise ConsulError(f"the token may not see every instance of {service!r}: it needs node:read", 403)
-            # Consul says its default policy from the version on that assigns virtual IPs.
-            assigning = decode.BY_CONSUL if reply.default_policy else decode.CLAIMED
-            self._take(decode.service_instances(service, reply.data, assigning=assigning))
+            self._take(reply.facts)
 
         return self._make_watch(f"instances of {service}", read, take, PACE_S)
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from xds.mesh.facts import LeafKey, LeafRefused
@@ -25,11 +26,13 @@ from xds.mesh.mesh import (
     Kind,
 )
 from xds.mesh.names import fold, usable_name
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources import decode
 from xds.sources.consul.authorization import StreamAuthorizer
 from xds.sources.consul.blocking import Backoff, Watch, WatchState
 from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
+from xds.sources.consul.decoding import Remembered, off_loop
 from xds.sources.consul.elsewhere import ElsewhereReader
 from xds.sources.consul.services import ServiceWatches
 
@@ -61,6 +64,7 @@ class ConsulSource:
         sink: takes each batch of facts.
         default_allow: what holds where no intention matches; ``None`` asks Consul.
         on_watches: told how many blocking queries there are whenever that changes.
+        quotas: what the configuration of one service may come to.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class ConsulSource:
         *,
         default_allow: bool | None,
         on_watches: Callable[[int], None],
+        quotas: Quotas = DEFAULT_QUOTAS,
     ) -> None:
+        self._quotas = quotas
         self._client = client
         self._sink = sink
         self._default_allow = default_allow
@@ -81,6 +87,7 @@ class ConsulSource:
         self._leaves: dict[LeafKey, Watch] = {}
         self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
+        self._decode_intentions = Remembered(_pair, lambda entry: decode.intention(entry, quotas))
         self._names_seen: frozenset[str] | None = None
         self._names_body = b""
         self._spelled: dict[str, str] = {}
@@ -93,8 +100,8 @@ class ConsulSource:
             "catalog": self.watch("catalog", self._read_names, self._take_names, NAMES_PACE_S),
             "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
         }
-        self._services = ServiceWatches(client, self.watch, self.deliver, self._tell)
-        self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell)
+        self._services = ServiceWatches(client, self.watch, self.deliver, self._tell, quotas)
+        self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell, quotas)
         self._streams = StreamAuthorizer(client, self.deliver, self._chance)
         entries = ConfigEntryReader(client, self.deliver, self._services.chains.entries_changed)
         for kind in FOLLOWED:
@@ -241,12 +248,14 @@ class ConsulSource:
         if self._intentions_seen is None or not self._intentions_seen <= _pairs(reply.data):
             params = (("by", "destination"), ("name", "gossamer-may-read-intentions"))
             await self._client.read("/v1/connect/intentions/match", params=params)
-        return reply
+        if index is not None and reply.index == index:
+            return reply
+        entries = list(reply.data or ())
+        return replace(reply, facts=await off_loop(reply.size, self._decode_intentions, entries))
 
     def _take_intentions(self, reply: Reply) -> None:
-        found = decode.intentions(reply.data)
         self._intentions_seen = _pairs(reply.data)
-        self.deliver({INTENTIONS: found})
+        self.deliver({INTENTIONS: decode.ordered(reply.facts)})
 
     async def _read_names(self, index: int | None, wait_s: float) -> Reply:
         reply = await self._client.read("/v1/catalog/services", index=index, wait_s=wait_s, known=self._names_body)
@@ -396,6 +405,10 @@ class ConsulSource:
         self._count()
         if key in self._demand.leaves and self._tasks is not None:
             self._follow_demand(self._tasks)
+
+
+def _pair(entry: Any) -> object:
+    return tuple(entry.get(name) for name in ("SourceName", "DestinationName", "SourcePeer", "SourceSamenessGroup"))
 
 
 def _pairs(data: Any) -> set[tuple[str, str]]:

@@ -15,9 +15,9 @@ from xds.sources.decode.catalog import (
 )
 from xds.sources.decode.certificates import agent_default_allow, leaf, roots
 from xds.sources.decode.chains import chain
-from xds.sources.decode.intentions import intentions
-from xds.sources.decode.settings import CHAIN_KINDS, config_entries
-from xds.sources.decode.values import milliseconds, regular_expression
+from xds.sources.decode.intentions import intention, intentions, ordered
+from xds.sources.decode.settings import CHAIN_KINDS, EntryFacts, combined, config_entries, entry_facts
+from xds.sources.decode.values import milliseconds
 
 __all__ = [
     "BY_CONSUL",
@@ -26,15 +26,19 @@ __all__ = [
     "CLAIMED",
     "CONNECT_PROXY",
     "TERMINATING_GATEWAY",
+    "EntryFacts",
     "agent_default_allow",
     "chain",
+    "combined",
     "config_entries",
+    "entry_facts",
     "gateways",
+    "intention",
     "intentions",
     "leaf",
     "milliseconds",
+    "ordered",
     "query_result",
-    "regular_expression",
     "roots",
     "service_instances",
     "sidecar",

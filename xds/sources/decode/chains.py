@@ -21,22 +21,33 @@ from xds.mesh.chains import (
 )
 from xds.mesh.http import RequestMatch
 from xds.policy.filters import FilterError, parse_filter
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.decode.requests import header_changes, request_match
-from xds.sources.decode.values import Fields, Problem
+from xds.sources.decode.values import Fields, Limits, Problem
 
 POLICIES = ("random", "round_robin", "least_request", "ring_hash", "maglev")
 
 
-def chain(service: str, data: Any, *, elsewhere: bool = False) -> DiscoveryChain:
+def chain(service: str, data: Any, *, elsewhere: bool = False, quotas: Quotas = DEFAULT_QUOTAS) -> DiscoveryChain:
     """A chain as Consul compiled it, or the reason why it can't be followed, with kind, entry and field.
 
-    ``elsewhere``: for another datacenter, so that none of its targets is here for being there.
+    Args:
+        service: whose it is.
+        data: the answer.
+        elsewhere: whether it is for another datacenter, so that none of its targets is here for being there.
+        quotas: what it may come to. One that exceeds them is not even decoded.
     """
     compiled = data["Chain"]
     virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))
+    too_large = _too_large(compiled, quotas)
+    if too_large is not None:
+        return DiscoveryChain(service, virtual_ips=virtual_ips, refusal=too_large)
     problems: list[str] = []
     minor: list[str] = []
-    nodes = {key: _node(node, problems.append, minor.append) for key, node in (compiled.get("Nodes") or {}).items()}
+    limits = Limits(quotas)
+    nodes = {
+        key: _node(node, problems.append, minor.append, limits) for key, node in (compiled.get("Nodes") or {}).items()
+    }
     home = "" if elsewhere else compiled.get("Datacenter") or ""
     timeouts = _resolvers_timeouts(compiled)
     targets = {
@@ -58,6 +69,23 @@ def chain(service: str, data: Any, *, elsewhere: bool = False) -> DiscoveryChain
     )
 
 
+def _too_large(compiled: Any, quotas: Quotas) -> str | None:
+    """Return which of the quotas that can be counted before anything is decoded a chain exceeds."""
+    nodes = list((compiled.get("Nodes") or {}).values())
+    for name, amount in (
+        ("routes", sum(len(node.get("Routes") or ()) for node in nodes)),
+        ("splits", sum(len(node.get("Splits") or ()) for node in nodes)),
+        ("targets", len(compiled.get("Targets") or ())),
+    ):
+        limit = getattr(quotas, name)
+        if amount > limit:
+            return (
+                f"its discovery chain has too many {name}: {amount}, and the quota {name} is {limit} (gossamer serve"
+                f" --quota {name}={amount})"
+            )
+    return None
+
+
 def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
     """By target, the connect timeout of its resolver: a Consul before 1.10 has it there and not at the target."""
     found: dict[str, Any] = {}
@@ -70,7 +98,7 @@ def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _node(node: Any, problem: Problem, minor: Problem) -> Node:
+def _node(node: Any, problem: Problem, minor: Problem, limits: Limits) -> Node:
     entry = f"service-{node['Type']}/{_service_of(node['Name'])}: "
 
     def tell(what: str) -> None:
@@ -82,13 +110,13 @@ def _node(node: Any, problem: Problem, minor: Problem) -> Node:
     balancer = _load_balancer(Fields(node.get("LoadBalancer"), "LoadBalancer", tell))
     if node["Type"] == "router":
         routes = [
-            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell, tell_minor), route["NextNode"])
+            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell, tell_minor, limits), route["NextNode"])
             for number, route in enumerate(node.get("Routes") or ())
         ]
         return Router(tuple(routes))
     if node["Type"] == "splitter":
         splits = [
-            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell, tell_minor), split)
+            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell, tell_minor, limits), split)
             for number, split in enumerate(node.get("Splits") or ())
         ]
         return Splitter(_whole(splits), balancer)

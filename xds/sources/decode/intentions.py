@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,50 +19,59 @@ from xds.mesh.intentions import (
     TokenLocation,
     TokenProvider,
 )
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.decode.requests import request_match
 from xds.sources.decode.shapes import items, text
-from xds.sources.decode.values import Fields, Problem
+from xds.sources.decode.values import Fields, Limits, Problem
 
 DEFAULT = "default"
 KEY_TYPES = ("EC", "RSA", "OKP", "oct")
 
 
-def intentions(data: Any) -> tuple[Intention, ...]:
-    """``/v1/connect/intentions``: those between services of this cluster and its default namespace."""
-    found = []
-    for entry in items(data, "intentions"):
-        if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
-            continue  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
-        spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
-        if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
-            continue
-        found.append(_guarded_intention(entry))
-    return tuple(sorted(found, key=lambda i: (i.destination, i.source)))
+def intentions(data: Any, quotas: Quotas = DEFAULT_QUOTAS) -> tuple[Intention, ...]:
+    """Decode ``/v1/connect/intentions``."""
+    return ordered(intention(entry, quotas) for entry in items(data, "intentions"))
 
 
-def _guarded_intention(entry: Any) -> Intention:
-    """Decode an intention. One that is not understood denies: to leave it out could let in whom it keeps out.
+def ordered(found: Iterable[Intention | None]) -> tuple[Intention, ...]:
+    """Return intentions in an order that does not depend on Consul's."""
+    return tuple(sorted((each for each in found if each is not None), key=lambda i: (i.destination, i.source)))
+
+
+def intention(entry: Any, quotas: Quotas = DEFAULT_QUOTAS) -> Intention | None:
+    """Decode an intention; ``None`` for one that is not between services of this cluster and its default namespace.
+
+    One that is not understood denies: to leave it out could let in whom it keeps out.
 
     Raises:
         TypeError: it does not even say between whom it is, so the whole list is refused.
     """
+    if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
+        return None  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
+    spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
+    if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
+        return None
     source, destination = text(entry, "SourceName"), text(entry, "DestinationName")
     try:
-        return _intention(entry)
+        return _intention(entry, quotas)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         where = f"service-intentions/{destination}: source {source!r}"
         return Intention(source, destination, Action.DENY, problems=(f"{where} is denied, because {error!r}",))
 
 
-def _intention(entry: Any) -> Intention:
+def _intention(entry: Any, quotas: Quotas) -> Intention:
     source, destination = entry["SourceName"], entry["DestinationName"]
     problems: list[str] = []
 
     def tell(what: str) -> None:
         problems.append(f"service-intentions/{destination}: source {source!r}: {what}")
 
-    fields = Fields(entry, "", tell)
-    permissions = tuple(_permission(each) for each in fields.each("Permissions"))
+    limits = Limits(quotas)
+    fields = Fields(entry, "", tell, limits=limits)
+    given = items(entry.get("Permissions"), "Permissions")
+    if len(given) > quotas.permissions:
+        tell(f"Permissions: {len(given)}, and the quota permissions is {quotas.permissions}")
+    permissions = () if problems else tuple(_permission(each) for each in fields.each("Permissions"))
     tokens = _tokens(fields.part("JWT"))
     if problems:
         # A criterion that is not understood can't be left out: what is left would match more.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xds.mesh.http import HeaderChanges, HeaderMatch, Match, QueryMatch, RequestMatch, TextMatch
 from xds.policy.formats import FormatError, header_value
-from xds.sources.decode.values import Fields, header_name, regular_expression
+from xds.sources.decode.values import Fields, header_name
 
 
 def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
@@ -34,9 +34,9 @@ def _path(fields: Fields) -> TextMatch | None:
 
 
 def _check_expression(fields: Fields, field: str, text: str) -> None:
-    wrong = regular_expression(text)
+    wrong = fields.limits.expressions.problem(text)
     if wrong is not None:
-        fields.tell(field, f"the regular expression {text!r} does not compile: {wrong}")
+        fields.tell(field, wrong)
 
 
 def _check_header_name(fields: Fields, name: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xds.mesh.addresses import is_ip
@@ -26,7 +27,7 @@ from xds.mesh.settings import (
     UpstreamSettings,
 )
 from xds.sources.decode.intentions import token_provider
-from xds.sources.decode.shapes import as_fields, fields, items, text
+from xds.sources.decode.shapes import fields, items
 from xds.sources.decode.values import Fields, Problem
 
 CHAIN_KINDS = ("service-router", "service-splitter", "service-resolver", "service-defaults")
@@ -185,42 +186,76 @@ def upstream_settings(fields: Fields) -> UpstreamSettings:
     )
 
 
-def config_entries(data: Any) -> ConfigEntries:
-    """``/v1/config/:kind``, of any kinds: what shapes sidecars."""
+@dataclass(frozen=True, slots=True)
+class EntryFacts:
+    """What one config entry says; one that shapes no sidecar says nothing here."""
+
+    kind: str
+    name: str
+    proxy_defaults: ProxySettings | None = None
+    service_defaults: ProxySettings | None = None
+    destination: Destination | None = None
+    mesh: MeshSettings | None = None
+    token_provider: TokenProvider | None = None
+    problems: tuple[EntryProblem, ...] = ()
+
+
+def entry_facts(entry: Any) -> EntryFacts:
+    """Decode one config entry. One that is not understood is set aside alone."""
+    given = entry if isinstance(entry, Mapping) else {}
+    kind, name = str(given.get("Kind")), given.get("Name")
+    name = name if isinstance(name, str) else ""
+    problems: list[EntryProblem] = []
+
+    def problem(text: str) -> None:
+        problems.append(EntryProblem(kind, name or "mesh", text))
+
+    found = EntryFacts(kind, name)
+    try:
+        match kind:
+            case "proxy-defaults" if name == "global":
+                found = replace(found, proxy_defaults=proxy_settings(given, fields(given, "Config"), problem))
+            case "service-defaults":
+                destination = _destination(Fields(given.get("Destination"), "Destination", problem))
+                settings = proxy_settings(given, {}, problem)
+                found = replace(found, service_defaults=settings, destination=destination)
+            case "mesh":
+                found = replace(found, mesh=_mesh(Fields(given, "", problem)))
+            case "jwt-provider":
+                found = replace(found, token_provider=token_provider(given, problem))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        problem(f"is not understood, so it is left out: {type(error).__name__}: {error}")
+    return replace(found, problems=tuple(problems)) if problems else found
+
+
+def combined(entries: Iterable[EntryFacts]) -> ConfigEntries:
+    """Return what these entries say together."""
     proxy_defaults, mesh = ProxySettings(), MeshSettings()
     service_defaults: dict[str, ProxySettings] = {}
     token_providers: dict[str, TokenProvider] = {}
     destinations: dict[str, Destination] = {}
     problems: list[EntryProblem] = []
     names: set[str] = set()
-    for entry in items(data, "config entries"):
-        kind, name = as_fields(entry, "entry").get("Kind"), entry.get("Name")
-
-        def problem(text: str, kind: str = str(kind), name: str = str(name or "mesh")) -> None:
-            problems.append(EntryProblem(kind, name, text))
-
-        try:
-            if kind in CHAIN_KINDS and text(entry, "Name") != "*":
-                names.add(entry["Name"])
-            if kind == "proxy-defaults" and name == "global":
-                proxy_defaults = proxy_settings(entry, fields(entry, "Config"), problem)
-            elif kind == "service-defaults":
-                folded = fold(text(entry, "Name"))
-                service_defaults[folded] = proxy_settings(entry, {}, problem)
-                destination = _destination(Fields(entry.get("Destination"), "Destination", problem))
-                if destination is not None:
-                    destinations[folded] = destination
-            elif kind == "mesh":
-                mesh = _mesh(Fields(entry, "", problem))
-            elif kind == "jwt-provider":
-                provider = token_provider(entry, problem)
-                if provider is not None:
-                    token_providers[provider.name] = provider
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            problem(f"is not understood, so it is left out: {type(error).__name__}: {error}")
+    for each in entries:
+        problems += each.problems
+        proxy_defaults = each.proxy_defaults or proxy_defaults
+        mesh = each.mesh or mesh
+        if each.kind in CHAIN_KINDS and each.name:
+            names.add(each.name)
+        if each.service_defaults is not None:
+            service_defaults[fold(each.name)] = each.service_defaults
+        if each.destination is not None:
+            destinations[fold(each.name)] = each.destination
+        if each.token_provider is not None:
+            token_providers[each.token_provider.name] = each.token_provider
     return ConfigEntries(
-        proxy_defaults, service_defaults, mesh, token_providers, destinations, frozenset(names), tuple(problems)
+        proxy_defaults, service_defaults, mesh, token_providers, destinations, frozenset(names - {"*"}), tuple(problems)
     )
+
+
+def config_entries(data: Any) -> ConfigEntries:
+    """Decode ``/v1/config/:kind``, of any kinds: what shapes sidecars."""
+    return combined(map(entry_facts, items(data, "config entries")))
 
 
 def _destination(fields: Fields) -> Destination | None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import re2
+from xds.policy.expressions import Allowance
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 
 Problem = Callable[[str], None]
 """Told what can't be followed, in a sentence."""
@@ -18,8 +19,6 @@ _DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_QUIET = re2.Options()
-_QUIET.log_errors = False
 
 
 def milliseconds(text: str) -> int | None:
@@ -32,18 +31,17 @@ def milliseconds(text: str) -> int | None:
     return round(min(total, LARGEST))
 
 
-def regular_expression(text: str) -> str | None:
-    """What is wrong with a regular expression (RE2, as in Envoy), ``None`` where nothing is."""
-    try:
-        re2.compile(text, options=_QUIET)
-    except re2.error as error:
-        return error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
-    return None
-
-
 def header_name(text: str) -> str | None:
     """What is wrong with the name of a header (RFC 9110, 5.1), ``None`` where nothing is."""
     return None if _HEADER_NAME.fullmatch(text) else f"{text!r} can't be the name of a header"
+
+
+class Limits:
+    """What one configuration, of one owner, may come to while it is read."""
+
+    def __init__(self, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self.quotas = quotas
+        self.expressions = Allowance(quotas.expressions)
 
 
 class Fields:
@@ -54,12 +52,21 @@ class Fields:
         where: its place in its entry, as an operator would write it; empty for the entry itself.
         problem: told what is not understood.
         minor: told what is left out, where the rest goes on without it; ``problem`` where there is no difference.
+        limits: what one configuration may come to; the default ones where none are given.
     """
 
-    def __init__(self, data: Any, where: str, problem: Problem, minor: Problem | None = None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        where: str,
+        problem: Problem,
+        minor: Problem | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.where = where
         self.problem = problem
         self.minor = minor or problem
+        self.limits = limits or Limits()
         self._read: set[str] = set()
         self._data: Mapping[str, Any] = {}
         if isinstance(data, Mapping):
@@ -162,7 +169,7 @@ class Fields:
 
     def part(self, field: str) -> Fields:
         """An object in it."""
-        return Fields(self.raw(field), self.at(field), self.problem, self.minor)
+        return Fields(self.raw(field), self.at(field), self.problem, self.minor, self.limits)
 
     def each(self, field: str) -> Iterator[Fields]:
         """The objects of a list in it."""
@@ -171,7 +178,7 @@ class Fields:
             self.tell(field, f"expected a list, not {value!r}")
             return
         for number, item in enumerate(value):
-            yield Fields(item, f"{self.at(field)}[{number}]", self.problem, self.minor)
+            yield Fields(item, f"{self.at(field)}[{number}]", self.problem, self.minor, self.limits)
 
     def named(self, field: str) -> Iterator[tuple[str, Fields]]:
         """The objects of a map in it."""
@@ -180,7 +187,7 @@ class Fields:
             self.tell(field, f"expected fields, not {value!r}")
             return
         for name, item in value.items():
-            yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem, self.minor)
+            yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem, self.minor, self.limits)
 
     def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
         """A map of texts, sorted."""

@@ -23,6 +23,7 @@ from xds.policy.intentions import (
     token_checks,
 )
 from xds.policy.proxies import effective_settings
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.policy.virtual_ips import claims
 from xds.sources import decode
 from xds.sources.file.chains import ChainEntries, CompileError, compile_chain
@@ -91,8 +92,8 @@ class FileFacts:
         return names or "nobody"
 
 
-def facts_of(document: Document) -> FileFacts:
-    """The facts that a document states."""
+def facts_of(document: Document, quotas: Quotas = DEFAULT_QUOTAS) -> FileFacts:
+    """Return the facts that a document states; ``quotas`` say what the configuration of one service may come to."""
     mesh, services = document.mesh, document.services
     spelled = Spellings(*([each.destination or each.name] for each in services if each.destination or not each.kind)).of
     instances: dict[str, list[tuple[Registered, int]]] = {}
@@ -122,11 +123,11 @@ def facts_of(document: Document) -> FileFacts:
     return FileFacts(
         datacenter=mesh.datacenter,
         default_allow=mesh.default_intention_policy == "allow",
-        intentions=decode.intentions(list(_intentions(mesh))),
+        intentions=decode.intentions(list(_intentions(mesh)), quotas),
         service_names=frozenset(spelled(service.name) for service in services if not service.kind) | found.keys(),
         entries=decode.config_entries([entry.model_dump() for entry in mesh.config_entries.bootstrap]),
         instances=found,
-        chains={chain.service: chain for chain in _chains(mesh, {*instances, *made}, spelled)},
+        chains={chain.service: chain for chain in _chains(mesh, {*instances, *made}, spelled, quotas)},
         made=made,
         tokens={name: frozenset(each) for name, each in tokens.items()},
     )
@@ -159,12 +160,14 @@ def _intentions(mesh: MeshFile) -> Iterator[Any]:
                 }
 
 
-def _chains(mesh: MeshFile, names: Iterable[str], spelled: Callable[[str], str]) -> Iterator[DiscoveryChain]:
+def _chains(
+    mesh: MeshFile, names: Iterable[str], spelled: Callable[[str], str], quotas: Quotas
+) -> Iterator[DiscoveryChain]:
     """The chain of each of these services. One that does not compile is set aside alone."""
     entries = ChainEntries.of(mesh.config_entries.bootstrap, spelled)
     for name in names:
         try:
-            yield decode.chain(name, compile_chain(name, entries, mesh.datacenter))
+            yield decode.chain(name, compile_chain(name, entries, mesh.datacenter), quotas=quotas)
         except CompileError as error:
             yield DiscoveryChain(name, refusal=str(error))
 

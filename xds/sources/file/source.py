@@ -32,6 +32,7 @@ from xds.mesh.mesh import (
     Key,
     Kind,
 )
+from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.file.authority import Authority, IssuedLeaf, issue
 from xds.sources.file.document import Problem, RefusedError, no_garbage, parse
 from xds.sources.file.facts import FileFacts, facts_of, warnings
@@ -79,7 +80,14 @@ def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
 
 
 @no_garbage()
-def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: LoadedMesh | None = None) -> LoadedMesh:
+def load(
+    settings: FileSettings,
+    *,
+    tokens_needed: bool,
+    now: datetime,
+    known: LoadedMesh | None = None,
+    quotas: Quotas = DEFAULT_QUOTAS,
+) -> LoadedMesh:
     """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
 
     Args:
@@ -87,13 +95,14 @@ def load(settings: FileSettings, *, tokens_needed: bool, now: datetime, known: L
         tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
         now: the time, in UTC.
         known: what is served now; its authority and virtual IPs are not replaced by others behind its back.
+        quotas: what the configuration of one service may come to.
 
     Raises:
         RefusedError: the file can't be used.
         StateError: the state folder can't.
     """
     document = parse(str(settings.mesh), read_text(settings.mesh))
-    facts = facts_of(document)
+    facts = facts_of(document, quotas)
     if tokens_needed and not facts.declares_tokens and facts.tokens:
         raise RefusedError(
             str(settings.mesh),
@@ -142,6 +151,7 @@ class FileSource:
         sink: takes each batch of facts.
         tokens_needed: as for `load`.
         default_allow: what holds where no intention matches, in place of what the file says.
+        quotas: what the configuration of one service may come to.
         clock: the time, in UTC.
 
     Raises:
@@ -156,12 +166,14 @@ class FileSource:
         *,
         tokens_needed: bool,
         default_allow: bool | None = None,
+        quotas: Quotas = DEFAULT_QUOTAS,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._sink = sink
         self._tokens_needed = tokens_needed
         self._default_allow = default_allow
+        self._quotas = quotas
         self._clock = clock
         self._chance = random.Random()  # noqa: S311 - jitter
         self._demand = Demand()
@@ -174,7 +186,7 @@ class FileSource:
         self._trouble: str | None = None
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
-        self._mesh = load(settings, tokens_needed=tokens_needed, now=clock())
+        self._mesh = load(settings, tokens_needed=tokens_needed, now=clock(), quotas=quotas)
         self._tell_loaded()
 
     # -- from outside ---------------------------------------------------------------------------------------------
@@ -247,7 +259,12 @@ class FileSource:
             return
         try:
             loaded = await asyncio.to_thread(
-                load, self._settings, tokens_needed=self._tokens_needed, now=self._clock(), known=self._mesh
+                load,
+                self._settings,
+                tokens_needed=self._tokens_needed,
+                now=self._clock(),
+                known=self._mesh,
+                quotas=self._quotas,
             )
         except RefusedError as error:
             self._seen = signature

@@ -8,8 +8,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from xds.mesh.addresses import is_ip
 from xds.mesh.names import usable_name
+from xds.policy.expressions import ExpressionError, compiled
 from xds.policy.filters import FilterError, parse_filter
-from xds.sources.decode.values import header_name, milliseconds, regular_expression
+from xds.sources.decode.values import header_name, milliseconds
 
 Anything = dict[str, Any]
 
@@ -52,9 +53,10 @@ class Exact(BaseModel):
 
 
 def _expression(text: str) -> str:
-    wrong = regular_expression(text)
-    if wrong is not None:
-        raise ValueError(f"the regular expression does not compile: {wrong}")
+    try:
+        compiled(text)
+    except ExpressionError as error:
+        raise ValueError(f"the regular expression does not compile: {error}") from None
     return text
 
 

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from xds.cli.common import Failure, consul_flags, state_flag
+from xds.cli.rehearsal import set_aside
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError, parse
@@ -33,17 +34,25 @@ def check(file: Path, state: Path | None) -> None:
 
     Says everything that is wrong with it, line by line (exit code 1), or what it comes to: each service with its
     instances, its virtual IP as far as one was given already, and who may call it. Warnings are about what is allowed
-    and may still not be meant.
+    and may still not be meant, and about everything that sidecars would be served without.
     """
     try:
         document = parse(str(file), read_text(file))
         facts = facts_of(document)
-        given = StateFolder(FileSettings.resolve(file, state).state).virtual_ips().by_service
+        known = StateFolder(FileSettings.resolve(file, state).state).virtual_ips()
+        given = known.by_service
     except RefusedError as error:
         raise Failure(f"{file} can't be used\n{error}") from error
     except StateError as error:
         raise Failure(str(error)) from error
-    for line, text in warnings(document, facts):
+    told = warnings(document, facts)
+    said = "\n".join(text for _, text in told)
+    told += [
+        (0, f"{service!r}: {problem}")
+        for service, problem in dict.fromkeys(set_aside(facts, known))
+        if problem not in said
+    ]
+    for line, text in told:
         click.echo(f"{file}:{line}: warning: {text}" if line else f"{file}: warning: {text}", err=True)
     rows = [("SERVICE", "INSTANCES", "VIRTUAL IP", "MAY BE CALLED BY")]
     for service, found in facts.instances.items():

@@ -258,6 +258,10 @@ class Proxy:
         self._patient = False
         self.settle()
 
+    def own_problems(self) -> tuple[str, ...]:
+        """Return what of its registration, and of what is about its service, can't be followed."""
+        return self._own.problems
+
     def problems(self) -> dict[str, list[str]]:
         """What was set aside, by upstream; under its own service what of its registration can't be followed."""
         found = dict(self._view.problems()) if self.transparent else {}

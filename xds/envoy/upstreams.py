@@ -19,6 +19,8 @@ from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import UpstreamSettings
 from xds.policy.filters import chosen
 
+LONGEST_SERVER_NAME = 255
+"""Bytes of a server name (RFC 6066, 3; Envoy takes no longer one)."""
 InstancesOfTarget = Callable[[Target], Sequence[Instance]]
 
 
@@ -61,6 +63,13 @@ class UpstreamEncoder:
             return chain.refusal
         if chain.protocol not in HTTP_PROTOCOLS and chain.first_resolver() is None:
             return f"its discovery chain divides requests, which protocol {chain.protocol!r} has none of"
+        for target in chain.targets.values():
+            name = target.external_sni or self._consul_name(target)
+            if len(name.encode()) > LONGEST_SERVER_NAME:
+                return (
+                    f"the server name of its target {target.service!r:.60} is longer than {LONGEST_SERVER_NAME} bytes,"
+                    " which TLS has no room for"
+                )
         for node in chain.nodes.values():
             following: Iterable[str] = ()
             if isinstance(node, Router):

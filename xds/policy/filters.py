@@ -45,10 +45,15 @@ MOST_TERMS = 256
 """Comparisons of one expression."""
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<sign>==|!=|\(|\))|(?P<word>[A-Za-z0-9_][^\s()="!\[`]*"""
-    r"""(?:\["(?:[^"\\]|\\.)*"\][^\s()="!\[`]*)*))"""
+    r"""\s*(?:(?P<text>"[^"\n]*"|`[^`]*`)|(?P<sign>==|!=|\(|\))|(?P<word>[-A-Za-z0-9_][^\s()="!\[`]*"""
+    r"""(?:\["[^"\n]*"\][^\s()="!\[`]*)*))"""
 )
-_STEP = re.compile(r'\.?(?:([^.\["]+)|\["((?:[^"\\]|\\.)*)"\])')
+_STEP = re.compile(r'\.?(?:([^.\["]+)|\["([^"\n]*)"\])')
+_SELECTOR = re.compile(r'[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*|\["[^"\n]*"\])*')
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_ESCAPE = re.compile(r"""\\(?:([abfnrtv\\"])|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([0-7]{3})|(.?))""")
+_ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"'}
+"""The language is that of ``hashicorp/go-bexpr`` 0.1, and what is between double quotes a Go string without quotes."""
 
 
 def chosen(expression: str, instance: Instance) -> bool:
@@ -204,6 +209,8 @@ class _Parser:
         return self._field(text)
 
     def _field(self, text: str) -> Field:
+        if not _SELECTOR.fullmatch(text):
+            raise FilterError(f"{self._expression!r}: {text!r} is no field")
         steps, position = [], 0
         while position < len(text):
             found = _STEP.match(text, position)
@@ -222,10 +229,26 @@ class _Parser:
 
 def _value(kind: str, text: str) -> str:
     if kind == "text":
-        return text[1:-1] if text[0] == "`" else re.sub(r"\\(.)", r"\1", text[1:-1])
+        return text[1:-1] if text[0] == "`" else _ESCAPE.sub(_unescaped, text[1:-1])
     if kind == "sign":
         raise FilterError(f"expected a value, not {text!r}")
-    return text
+    if not (_SELECTOR.fullmatch(text) or _NUMBER.fullmatch(text)):
+        raise FilterError(f"the value {text!r} has to be quoted: only words and plain numbers may stand alone")
+    return text.replace('["', ".").replace('"]', "")  # as Consul joins the steps of a word
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    plain, *codes, wrong = found.groups()
+    if wrong is not None:
+        raise FilterError(f"{found[0]!r} is no escape sequence")
+    if plain is not None:
+        return _ESCAPED[plain]
+    *hexadecimal, octal = codes
+    digits = next((each for each in hexadecimal if each is not None), None)
+    try:
+        return chr(int(digits, 16) if digits is not None else int(octal, 8))
+    except (ValueError, OverflowError):
+        raise FilterError(f"{found[0]!r} is no character") from None
 
 
 def _equals(field: Field, value: str) -> Predicate:

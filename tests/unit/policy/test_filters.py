@@ -34,8 +34,8 @@ INSTANCE = make_instance(
         ("version in Service.Meta", True),
         ("Service.Service matches `^api-.*`", True),
         ("Service.Service not matches `^web`", True),
-        ("Service.Weights.Passing == 1 and Service.ID == api-1-sidecar-proxy", True),
-        ("Node.Node == other or Node.Node == other or Node.Node == node-api-1", True),
+        ('Service.Weights.Passing == 1 and Service.ID == "api-1-sidecar-proxy"', True),
+        ('Node.Node == other or Node.Node == other or Node.Node == "node-api-1"', True),
     ],
 )
 def test_what_is_chosen(expression: str, expected: bool) -> None:

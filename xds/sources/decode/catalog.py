@@ -146,6 +146,8 @@ def sidecar(node: str, registered: Any) -> Sidecar:
     )
 
 
+LONGEST_SOCKET_PATH = 107
+"""Bytes of the path of a Unix socket (Linux, ``sockaddr_un``)."""
 ITS_OWN = frozenset(
     ("DestinationServiceName", "DestinationServiceID", "LocalServiceAddress", "LocalServicePort", "Upstreams")
 )
@@ -196,7 +198,11 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
         try:
             mode = int(text(upstream, "LocalBindSocketMode", "") or "0", 8)
         except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
             problems.append(f"LocalBindSocketMode {upstream['LocalBindSocketMode']!r} is not a mode such as 0600")
+        if len(socket_path.encode()) > LONGEST_SOCKET_PATH or "\0" in socket_path:
+            problems.append(f"LocalBindSocketPath: expected a path of at most {LONGEST_SOCKET_PATH} bytes")
     elif not 0 < port < 65536:
         problems.append(f"LocalBindPort {port} is not between 1 and 65535")
     config = Fields(upstream.get("Config"), "Config", lambda what: minor.append(f"upstream {name!r}: {what}"))

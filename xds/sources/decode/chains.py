@@ -21,10 +21,12 @@ from xds.mesh.chains import (
 )
 from xds.mesh.http import RequestMatch
 from xds.policy.filters import FilterError, parse_filter
-from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
+from xds.policy.quotas import DEFAULT_QUOTAS, DEFAULT_RING, Quotas
 from xds.sources.decode.requests import header_changes, request_match
-from xds.sources.decode.values import Fields, Limits, Problem
+from xds.sources.decode.values import Fields, Limits, Problem, header_name
 
+LARGEST_RING = 8 << 20
+"""Entries of a hash ring; Envoy takes no more."""
 POLICIES = ("random", "round_robin", "least_request", "ring_hash", "maglev")
 
 
@@ -186,11 +188,20 @@ def _load_balancer(fields: Fields) -> LoadBalancer | None:
     if not fields:
         return None
     least, ring = fields.part("LeastRequestConfig"), fields.part("RingHashConfig")
+    count = least.number("ChoiceCount") or None
+    if count == 1:
+        least.tell("ChoiceCount", "expected at least 2, to choose from")
+    smallest, largest = (ring.number(field, LARGEST_RING) or None for field in ("MinimumRingSize", "MaximumRingSize"))
+    if (smallest or DEFAULT_RING) > (largest or LARGEST_RING):
+        ring.tell(
+            "MaximumRingSize",
+            f"{largest} is less than MinimumRingSize, {smallest or f'which is {DEFAULT_RING} where it is not given'}",
+        )
     return LoadBalancer(
         policy=fields.choice("Policy", *POLICIES),
-        choice_count=least.number("ChoiceCount") or None,
-        minimum_ring_size=ring.number("MinimumRingSize") or None,
-        maximum_ring_size=ring.number("MaximumRingSize") or None,
+        choice_count=count,
+        minimum_ring_size=smallest,
+        maximum_ring_size=largest,
         hash_policies=tuple(_hash_policy(policy) for policy in fields.each("HashPolicies")),
     )
 
@@ -200,6 +211,12 @@ def _hash_policy(fields: Fields) -> HashPolicy:
     cookie = fields.part("CookieConfig")
     ttl = 0 if cookie.flag("Session") else cookie.duration("TTL")
     terminal = fields.flag("Terminal")
+    if ttl is not None and ttl < 0:
+        cookie.tell("TTL", "expected no negative duration")
+    if not fields.flag("SourceIP"):
+        wrong = header_name(value) if field in ("header", "cookie") else None if value else "expected a FieldValue"
+        if not field or wrong is not None:
+            fields.tell("FieldValue" if field else "Field", wrong or "expected header, cookie or query_parameter")
     if fields.flag("SourceIP"):
         return HashPolicy(source_ip=True, terminal=terminal)
     if field == "header":

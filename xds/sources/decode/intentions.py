@@ -22,7 +22,7 @@ from xds.mesh.intentions import (
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.decode.requests import request_match
 from xds.sources.decode.shapes import items, text
-from xds.sources.decode.values import Fields, Limits, Problem
+from xds.sources.decode.values import Fields, Limits, Problem, header_name
 
 DEFAULT = "default"
 KEY_TYPES = ("EC", "RSA", "OKP", "oct")
@@ -138,6 +138,9 @@ def token_provider(entry: Any, problem: Problem) -> TokenProvider | None:
         clock_skew_s=30 if skew is None else skew,
         cache_size=cache.number("Size") or None,
     )
+    wrong_header = header_name(found.payload_header) if found.payload_header else None
+    if wrong_header is not None:
+        forwarding.tell("HeaderName", wrong_header)
     if not found.keys and not found.keys_file and found.remote_keys is None:
         fields.tell("JSONWebKeySet", "expected the keys, Local or Remote")
     for what in wrong:
@@ -167,6 +170,11 @@ def _location(fields: Fields) -> tuple[TokenLocation, bool]:
     )
     if sum(map(bool, (found.header, found.query_parameter, found.cookie))) != 1:
         fields.problem(f"{fields.where}: give the Name of one of Header, QueryParam, Cookie")
+    wrong = header_name(found.header) if found.header else None
+    if wrong is not None:
+        header.tell("Name", wrong)
+    if not found.value_prefix.isprintable():
+        header.tell("ValuePrefix", "expected printable characters")
     return found, header.flag("Forward")
 
 

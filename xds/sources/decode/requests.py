@@ -6,6 +6,9 @@ from xds.mesh.http import HeaderChanges, HeaderMatch, Match, QueryMatch, Request
 from xds.policy.formats import FormatError, header_value
 from xds.sources.decode.values import Fields, header_name
 
+LONGEST_PARAMETER = 1024
+"""Bytes of a query parameter's name that Envoy takes."""
+
 
 def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
     """``Match.HTTP`` of a route and, without ``query``, ``HTTP`` of a permission."""
@@ -13,7 +16,7 @@ def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
         path=_path(fields),
         headers=tuple(_header(header) for header in fields.each("Header")),
         query=tuple(_query(parameter) for parameter in fields.each("QueryParam")) if query else (),
-        methods=fields.texts("Methods"),
+        methods=tuple(method.upper() for method in fields.texts("Methods")),
     )
     fields.done()
     return found
@@ -57,7 +60,10 @@ def _header(fields: Fields) -> HeaderMatch:
 
 
 def _query(fields: Fields) -> QueryMatch:
-    found = QueryMatch(fields.text("Name"), _text(fields, {"Exact": Match.EXACT}))
+    name = fields.text("Name")
+    if not 0 < len(name.encode("utf-8", "replace")) <= LONGEST_PARAMETER:
+        fields.tell("Name", f"expected 1 to {LONGEST_PARAMETER} bytes")
+    found = QueryMatch(name, _text(fields, {"Exact": Match.EXACT}))
     fields.done()
     return found
 

@@ -43,6 +43,27 @@ TLS_VERSIONS = {
     "TLSv1_2": "TLSv1_2",
     "TLSv1_3": "TLSv1_3",
 }
+TLS_VERSIONS_IN_ORDER = ("TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3")
+CIPHERS = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
+    "TLS_RSA_WITH_AES_128_CBC_SHA": "AES128-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
+    "TLS_RSA_WITH_AES_256_CBC_SHA": "AES256-SHA",
+}
+"""Consul's cipher suites (``types/tls.go``), each as Envoy calls it."""
+CIPHER_SUITES = tuple(CIPHERS)
+LARGEST_HEADERS_KB = 8192
+"""Envoy takes no larger limit."""
 
 
 def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem: Problem) -> ProxySettings:
@@ -78,7 +99,9 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
         or said.number("MaxInboundConnections")
         or None,
         balance_inbound_connections=True if balance == "exact_balance" else None,
-        max_request_headers_kb=opaque.number("max_request_headers_kb") or said.number("MaxRequestHeadersKB") or None,
+        max_request_headers_kb=opaque.number("max_request_headers_kb", LARGEST_HEADERS_KB)
+        or said.number("MaxRequestHeadersKB", LARGEST_HEADERS_KB)
+        or None,
         permissive_mtls={"permissive": True, "strict": False}.get(said.choice("MutualTLSMode", "strict", "permissive")),
         access_logs=_access_logs(said.part("AccessLogs")),
         tracing_json=opaque.text("envoy_listener_tracing_json") or None,
@@ -160,13 +183,13 @@ def upstream_settings(fields: Fields) -> UpstreamSettings:
     limits = fields.part(spelled(fields, "Limits", "limits"))
     health = fields.part(spelled(fields, "PassiveHealthCheck", "passive_health_check"))
     passive = PassiveHealthCheck(
-        interval_ms=health.duration(spelled(health, "Interval", "interval")),
+        interval_ms=health.positive(spelled(health, "Interval", "interval")),
         max_failures=health.number(spelled(health, "MaxFailures", "max_failures")) or None,
-        enforcing_consecutive_5xx=health.number(
+        enforcing_consecutive_5xx=health.percent(
             spelled(health, "EnforcingConsecutive5xx", "enforcing_consecutive_5xx")
         ),
-        max_ejection_percent=health.number(spelled(health, "MaxEjectionPercent", "max_ejection_percent")),
-        base_ejection_time_ms=health.duration(spelled(health, "BaseEjectionTime", "base_ejection_time")),
+        max_ejection_percent=health.percent(spelled(health, "MaxEjectionPercent", "max_ejection_percent")),
+        base_ejection_time_ms=health.positive(spelled(health, "BaseEjectionTime", "base_ejection_time")),
     )
     gateway = fields.part(spelled(fields, "MeshGateway", "mesh_gateway"))
     balance = fields.choice(
@@ -296,4 +319,13 @@ def _mesh(fields: Fields) -> MeshSettings:
 
 def _tls(fields: Fields) -> TLSParameters:
     minimum, maximum = fields.choice("TLSMinVersion", *TLS_VERSIONS), fields.choice("TLSMaxVersion", *TLS_VERSIONS)
-    return TLSParameters(TLS_VERSIONS[minimum], TLS_VERSIONS[maximum], fields.texts("CipherSuites"))
+    if minimum in TLS_VERSIONS_IN_ORDER and maximum in TLS_VERSIONS_IN_ORDER and maximum < minimum:
+        fields.tell("TLSMaxVersion", f"{maximum} is less than TLSMinVersion {minimum}; taken as not given")
+        maximum = ""
+    ciphers = []
+    for suite in fields.texts("CipherSuites"):
+        if suite in CIPHERS or suite in CIPHERS.values():
+            ciphers.append(CIPHERS.get(suite, suite))
+        else:
+            fields.tell("CipherSuites", f"{suite!r} is no cipher suite of Envoy's; it is left out")
+    return TLSParameters(TLS_VERSIONS[minimum], TLS_VERSIONS[maximum], tuple(ciphers))

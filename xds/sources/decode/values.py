@@ -118,8 +118,8 @@ class Fields:
         self.tell(field, f"expected true or false, not {value!r}")
         return False
 
-    def number(self, field: str) -> int | None:
-        """A number from 0 on; ``None`` where there is none."""
+    def number(self, field: str, most: int = LARGEST) -> int | None:
+        """A number from 0 to ``most``; ``None`` where there is none."""
         value = self.raw(field)
         if value is None:
             return None
@@ -127,10 +127,22 @@ class Fields:
             number = None if isinstance(value, bool) else int(value)
         except (TypeError, ValueError, OverflowError):
             number = None
-        if number is None or not 0 <= number <= LARGEST:
-            self.tell(field, f"expected a number from 0 to {LARGEST}, not {value!r}; taken as not given")
+        if number is None or not 0 <= number <= most:
+            self.tell(field, f"expected a number from 0 to {most}, not {value!r:.60}; taken as not given")
             return None
         return number
+
+    def percent(self, field: str) -> int | None:
+        """A number from 0 to 100; ``None`` where there is none."""
+        return self.number(field, 100)
+
+    def positive(self, field: str) -> int | None:
+        """A duration of at least a millisecond; ``None`` where there is none, or one of 0, which stands for none."""
+        found = self.duration(field)
+        if found is not None and found < 0:
+            self.tell(field, f"expected no negative duration, not {self.raw(field)!r}; taken as not given")
+            return None
+        return found or None
 
     def port(self, field: str) -> int | None:
         """A port; 0 is none."""

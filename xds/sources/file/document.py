@@ -76,6 +76,9 @@ def parse(file: str, text: str) -> Document:
     Raises:
         RefusedError: it is not YAML, says something that Consul does not know, or contradicts itself.
     """
+    other = other_format(text)
+    if other is not None:
+        raise RefusedError(file, [Problem(0, other)])
     with no_garbage():
         lines, data = _load_json(text) or _load(file, text)
         try:
@@ -101,6 +104,36 @@ def no_garbage() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+_HCL = re.compile(r"""(?mx)
+    ^\s*[A-Za-z_][A-Za-z0-9_]*\s*(?:"[^"\n]*"\s*)*\{\s*$      # a block: services {
+    | ^\s*[A-Za-z_][A-Za-z0-9_]*\s*=\s*(?:["\[{0-9]|true|false)  # an assignment: Kind = "service-defaults"
+""")
+_CUSTOM_RESOURCE = re.compile(r"""(?m)^\s*"?apiVersion"?\s*:\s*"?'?consul\.hashicorp\.com/""")
+
+
+def other_format(text: str) -> str | None:
+    """Return what a text is, and how to convert it, where it is in another format that Consul's users have.
+
+    ``None`` where it may be YAML or JSON of a mesh file.
+    """
+    if _CUSTOM_RESOURCE.search(text):
+        return (
+            "this is a Kubernetes custom resource (consul.hashicorp.com); a mesh file has Consul's own config entries."
+            " Apply it to a cluster and read it back with 'consul config read -kind KIND -name NAME', or write what is"
+            " in its spec, with Kind and Name and each field beginning with a capital, under config_entries.bootstrap"
+        )
+    beginning = next(
+        (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "//"))), ""
+    )
+    if _HCL.match(beginning):
+        return (
+            "this is HCL; a mesh file is YAML or JSON. Give the file to Consul, as 'consul services register FILE' or"
+            " 'consul config write FILE', and export the mesh with 'gossamer mesh export'; or write it as YAML: name"
+            " = value becomes name: value, and a block becomes an item of a list"
+        )
+    return None
 
 
 def _load_json(text: str) -> tuple[Lines, Any] | None:
@@ -206,8 +239,12 @@ def _explained(lines: Lines, data: Any, error: ErrorDetails) -> Problem:
     match error["type"]:
         case "extra_forbidden":
             field = str(path[-1])
-            near = difflib.get_close_matches(field.lower(), _fields_at(path), n=1, cutoff=0.6)
-            reason = f"unknown field {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            known = sorted(set(_fields_at(path)) - {field})
+            near = difflib.get_close_matches(field.lower(), known, n=1, cutoff=0.6)
+            if field == "Name" and "Kind" in known:
+                reason = f"unknown field {where!r}: there is one entry of this Kind, which has no Name"
+            else:
+                reason = f"unknown field {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         case "missing":
             reason = f"{where!r} is missing"
             if path == ("default_intention_policy",):
@@ -251,6 +288,8 @@ def _written(data: Any, path: Path) -> str:
             data = data[step] if isinstance(data, list) and step < len(data) else None
             continue
         found = data.get(step) if isinstance(data, dict) else None
+        if isinstance(data, dict) and data.get("Kind") == step:
+            continue  # the Kind by which an entry's model was chosen
         if found is None and number != len(path) - 1:
             continue
         written += f".{step}" if written else step

@@ -12,13 +12,13 @@ from typing import Any
 
 from xds.mesh.chains import DiscoveryChain
 from xds.mesh.facts import ServiceInstances
-from xds.mesh.intentions import Intention
+from xds.mesh.http import HTTP_PROTOCOLS
+from xds.mesh.intentions import Action, Intention
 from xds.mesh.names import WILDCARD, Spellings, fold
 from xds.mesh.settings import ConfigEntries
 from xds.policy.intentions import (
     IntentionIndex,
     admission_problems,
-    connection_policy,
     request_policy,
     token_checks,
 )
@@ -83,13 +83,28 @@ class FileFacts:
         return {effective_settings(each, self.entries).protocol or "tcp" for each in different.values()}
 
     def callers(self, service: str) -> str:
-        """Who may call a service, in words: names, or everybody but some."""
+        """Return who may call a service, in words; "some requests" where that depends on what is requested."""
         decisions = IntentionIndex(self.intentions).to_destination(service, Spellings(self.service_names).of)
-        policy = connection_policy(decisions, default_allow=self.default_allow)
-        names = ", ".join(policy.exceptions)
-        if policy.others_permitted:
-            return f"everybody but {names}" if names else "everybody"
-        return names or "nobody"
+        sees_requests = not self.protocols(service).isdisjoint(HTTP_PROTOCOLS)
+
+        def extent(intention: Intention | None) -> str:
+            if intention is None:
+                return "all" if self.default_allow else "none"
+            if intention.action is Action.DENY or (intention.needs_requests and not sees_requests):
+                return "none"
+            return "some" if intention.needs_requests else "all"
+
+        others = extent(decisions.otherwise)
+        apart: dict[str, list[str]] = {"all": [], "some": [], "none": []}
+        for name, intention in sorted(decisions.exact.items()):
+            if extent(intention) != others:
+                apart[extent(intention)].append(name)
+        some = [f"{name} (some requests)" for name in apart["some"]]
+        if others == "none":
+            return ", ".join([*apart["all"], *some]) or "nobody"
+        everybody = "everybody" if others == "all" else "everybody (some requests)"
+        denied = f" but {', '.join(apart['none'])}" if apart["none"] else ""
+        return ", ".join([everybody + denied, *apart["all"], *some])
 
 
 def facts_of(document: Document, quotas: Quotas = DEFAULT_QUOTAS) -> FileFacts:
@@ -210,6 +225,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
     for name, chain in sorted(facts.chains.items()):
         if chain.refusal:
             found.append((0, f"{name!r} is set aside as an upstream: {chain.refusal}"))
+        found += [(0, f"{name!r}: {problem}") for problem in chain.problems]
         for target in chain.targets.values():
             if not target.datacenter and target.service not in facts.instances:
                 where = f"the discovery chain of {name!r} leads to {target.service!r}"

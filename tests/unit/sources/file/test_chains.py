@@ -51,8 +51,8 @@ HTTP = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http
             "leads back to itself: a -> b -> a",
         ),
         (
-            [{"Kind": "service-resolver", "Name": "a", "DefaultSubset": "v1"}],
-            "service-resolver/a: there is no subset 'v1'",
+            [{"Kind": "service-resolver", "Name": "a", "Redirect": {"Service": "b", "ServiceSubset": "v1"}}],
+            "service-resolver/b: there is no subset 'v1'",
         ),
         (
             [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from xds.sources.decode.values import milliseconds
 from xds.sources.file.models.intentions import Paths
 from xds.sources.file.models.values import (
     Anything,
@@ -16,7 +18,7 @@ from xds.sources.file.models.values import (
     FilterText,
     GoDuration,
     HeaderText,
-    Name,
+    ServiceName,
 )
 
 
@@ -55,6 +57,13 @@ class RouteMatch(Exact):
     HTTP: HTTPRouteMatch = HTTPRouteMatch()
 
 
+RetryCondition = Literal[
+    "5xx", "gateway-error", "reset", "connect-failure", "envoy-ratelimited", "retriable-4xx", "refused-stream",
+    "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+]  # fmt: skip
+"""When a request is tried once more (Consul, ``isValidRetryCondition``)."""
+
+
 class RouteDestination(Exact):
     """Where requests go, and how."""
 
@@ -67,7 +76,7 @@ class RouteDestination(Exact):
     RequestTimeout: GoDuration = ""
     IdleTimeout: GoDuration = ""
     NumRetries: Count = 0
-    RetryOn: list[str] = []
+    RetryOn: list[RetryCondition] = []
     RetryOnConnectFailure: bool = False
     RetryOnStatusCodes: list[Annotated[int, Field(ge=100, le=599)]] = []
     RequestHeaders: HeaderChanges = HeaderChanges()
@@ -80,12 +89,19 @@ class ServiceRoute(Exact):
     Match: RouteMatch = RouteMatch()
     Destination: RouteDestination | None = None
 
+    @model_validator(mode="after")
+    def _has_a_prefix(self) -> ServiceRoute:
+        http = self.Match.HTTP
+        if self.Destination and self.Destination.PrefixRewrite and not (http.PathExact or http.PathPrefix):
+            raise ValueError("a PrefixRewrite needs a PathExact or a PathPrefix that it is in place of")
+        return self
+
 
 class ServiceRouter(EntryBase):
     """Where requests to a service go, by what is in them; the first route that matches counts."""
 
     Kind: Literal["service-router"]
-    Name: Name
+    Name: ServiceName
     Routes: list[ServiceRoute] = []
 
 
@@ -107,15 +123,27 @@ class ServiceSplitter(EntryBase):
     """How requests to a service are divided."""
 
     Kind: Literal["service-splitter"]
-    Name: Name
+    Name: ServiceName
     Splits: list[ServiceSplit] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _adds_up(self) -> ServiceSplitter:
-        total = sum(split.Weight for split in self.Splits)
-        if round(total, 2) != 100:
-            raise ValueError(f"the weights must add up to 100, not {total:g}")
+        total = sum(math.floor(split.Weight * 100 + 0.5) for split in self.Splits)  # in steps of 0.01, as Consul does
+        if total != 10_000:
+            raise ValueError(f"the weights must add up to 100, not {total / 100:g}")
+        plain = [
+            (split.Service or self.Name, split.ServiceSubset, split.Namespace, split.Partition)
+            for split in self.Splits
+            if split.RequestHeaders == split.ResponseHeaders == HeaderChanges()
+        ]
+        repeated = next((each for each in plain if plain.count(each) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"there is more than one split to service {repeated[0]!r}, subset {repeated[1]!r}")
         return self
+
+
+SubsetName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+"""A label of a server name (Consul, ``validateServiceSubset``)."""
 
 
 class Subset(Exact):
@@ -175,14 +203,19 @@ class HashPolicyEntry(Exact):
 
     Field: Literal["", "header", "cookie", "query_parameter"] = ""
     FieldValue: str = ""
-    CookieConfig: CookieConfigEntry = CookieConfigEntry()
+    CookieConfig: CookieConfigEntry | None = None
     SourceIP: bool = False
     Terminal: bool = False
 
     @model_validator(mode="after")
     def _has_a_field(self) -> HashPolicyEntry:
-        if self.SourceIP == bool(self.Field and self.FieldValue):
+        if bool(self.Field) != bool(self.FieldValue) or self.SourceIP == bool(self.Field):
             raise ValueError("give either SourceIP or Field and FieldValue")
+        cookie = self.CookieConfig
+        if cookie is not None and self.Field != "cookie":
+            raise ValueError("CookieConfig is for Field: cookie")
+        if cookie is not None and cookie.Session and (milliseconds(cookie.TTL or "0s") or 0) != 0:
+            raise ValueError("CookieConfig: a Session cookie has no TTL")
         return self
 
 
@@ -203,22 +236,95 @@ class LoadBalancerEntry(Exact):
     """How an instance is picked."""
 
     Policy: Literal["", "random", "round_robin", "least_request", "ring_hash", "maglev"] = ""
-    RingHashConfig: RingHashConfigEntry = RingHashConfigEntry()
-    LeastRequestConfig: LeastRequestConfigEntry = LeastRequestConfigEntry()
+    RingHashConfig: RingHashConfigEntry | None = None
+    LeastRequestConfig: LeastRequestConfigEntry | None = None
     HashPolicies: list[HashPolicyEntry] = []
+
+    @model_validator(mode="after")
+    def _fits(self) -> LoadBalancerEntry:
+        if self.RingHashConfig is not None and self.Policy != "ring_hash":
+            raise ValueError(f"RingHashConfig is for Policy: ring_hash, not {self.Policy!r}")
+        if self.LeastRequestConfig is not None and self.Policy != "least_request":
+            raise ValueError(f"LeastRequestConfig is for Policy: least_request, not {self.Policy!r}")
+        if self.HashPolicies and self.Policy not in ("ring_hash", "maglev"):
+            raise ValueError(f"HashPolicies are for Policy: ring_hash or maglev, not {self.Policy!r}")
+        return self
 
 
 class ServiceResolver(EntryBase):
     """How a service is resolved to instances."""
 
     Kind: Literal["service-resolver"]
-    Name: Name
+    Name: ServiceName
     ConnectTimeout: GoDuration = ""
     RequestTimeout: GoDuration = ""
     DefaultSubset: str = ""
-    Subsets: dict[str, Subset] = {}
+    Subsets: dict[SubsetName, Subset] = {}
     Redirect: RedirectEntry | None = None
     Failover: dict[str, FailoverEntry] = {}
     """By subset; ``*`` is any."""
     LoadBalancer: LoadBalancerEntry | None = None
     PrioritizeByLocality: Anything = {}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ServiceResolver:
+        if self.DefaultSubset and self.DefaultSubset not in self.Subsets:
+            raise ValueError(f"DefaultSubset: there is no subset {self.DefaultSubset!r}")
+        for field in ("ConnectTimeout", "RequestTimeout"):
+            if (milliseconds(getattr(self, field) or "0s") or 0) < 0:
+                raise ValueError(f"{field}: expected no negative duration")
+        if self.Redirect is not None:
+            if self.Failover:
+                raise ValueError("Redirect and Failover exclude each other")
+            self._check_redirect(self.Redirect)
+        for subset, failover in self.Failover.items():
+            where = f"Failover[{subset!r}]"
+            if subset != "*" and subset not in self.Subsets:
+                raise ValueError(f"{where}: there is no subset {subset!r}")
+            self._check_failover(where, failover)
+        return self
+
+    def _check_subset(self, where: str, service: str, subset: str) -> None:
+        if subset and service in ("", self.Name) and subset not in self.Subsets:
+            raise ValueError(f"{where}.ServiceSubset: there is no subset {subset!r} of {self.Name!r}")
+
+    def _check_redirect(self, to: RedirectEntry) -> None:
+        if not to.model_dump(exclude_defaults=True):
+            raise ValueError("Redirect: there is nothing in it")
+        if not to.Service:
+            needing = [field for field in ("ServiceSubset", "Namespace", "Partition", "Peer") if getattr(to, field)]
+            if needing and not to.SamenessGroup:
+                raise ValueError(f"Redirect.{needing[0]} needs a Redirect.Service")
+        for one, others in (
+            ("SamenessGroup", ("ServiceSubset", "Partition", "Datacenter")),
+            ("Peer", ("ServiceSubset", "Partition", "Datacenter")),
+        ):
+            both = [other for other in others if getattr(to, one) and getattr(to, other)]
+            if both:
+                raise ValueError(f"Redirect.{one} and Redirect.{both[0]} exclude each other")
+        self._check_subset("Redirect", to.Service, to.ServiceSubset)
+
+    def _check_failover(self, where: str, to: FailoverEntry) -> None:
+        if not (to.Service or to.ServiceSubset or to.Namespace or to.Datacenters or to.Targets or to.SamenessGroup):
+            raise ValueError(f"{where}: give Service, ServiceSubset, Datacenters or Targets")
+        self._check_subset(where, to.Service, to.ServiceSubset)
+        for one, others in (
+            ("SamenessGroup", ("Datacenters", "ServiceSubset", "Targets")),
+            ("Targets", ("Datacenters", "ServiceSubset", "Service")),
+        ):
+            both = [other for other in others if getattr(to, one) and getattr(to, other)]
+            if both:
+                raise ValueError(f"{where}: {one} and {both[0]} exclude each other")
+        if "" in to.Datacenters:
+            raise ValueError(f"{where}.Datacenters: a datacenter has a name")
+        for number, target in enumerate(to.Targets):
+            at = f"{where}.Targets[{number}]"
+            both = [
+                other
+                for other in ("ServiceSubset", "Partition", "Datacenter")
+                if target.Peer and getattr(target, other)
+            ]
+            if both or (target.Partition and target.Datacenter):
+                one, other = ("Peer", both[0]) if both else ("Partition", "Datacenter")
+                raise ValueError(f"{at}: {one} and {other} exclude each other")
+            self._check_subset(at, target.Service, target.ServiceSubset)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
+from xds.mesh.addresses import is_ip
+from xds.mesh.names import WILDCARD
+from xds.sources.decode.settings import CIPHER_SUITES, HOST_NAME, TLS_VERSIONS_IN_ORDER
 from xds.sources.file.models.values import (
     Anything,
     Count,
     EntryBase,
     Exact,
-    GoDuration,
     Name,
     Port,
+    PositiveDuration,
+    ServiceName,
     UsedPort,
 )
 
@@ -69,11 +74,11 @@ class UpstreamLimitsEntry(Exact):
 class PassiveHealthCheckEntry(Exact):
     """When an instance is left alone because of what it answered."""
 
-    Interval: GoDuration = ""
+    Interval: PositiveDuration = ""
     MaxFailures: Count = 0
     EnforcingConsecutive5xx: Annotated[int, Field(ge=0, le=100)] | None = None
     MaxEjectionPercent: Annotated[int, Field(ge=0, le=100)] | None = None
-    BaseEjectionTime: GoDuration = ""
+    BaseEjectionTime: PositiveDuration = ""
 
 
 class UpstreamSettingsEntry(Exact):
@@ -99,6 +104,16 @@ class UpstreamConfigEntry(Exact):
     Defaults: UpstreamSettingsEntry | None = None
     Overrides: list[UpstreamSettingsEntry] = []
 
+    @model_validator(mode="after")
+    def _are_named(self) -> UpstreamConfigEntry:
+        said = self.Defaults
+        if said is not None and (said.Name or said.Namespace or said.Partition):
+            raise ValueError("Defaults: they are for every upstream, so they have no Name, Namespace or Partition")
+        for number, each in enumerate(self.Overrides):
+            if each.Name in ("", WILDCARD):
+                raise ValueError(f"Overrides[{number}]: expected the Name of one upstream")
+        return self
+
 
 class AccessLogsEntry(Exact):
     """Where and how connections and requests are logged."""
@@ -110,6 +125,18 @@ class AccessLogsEntry(Exact):
     JSONFormat: str = ""
     TextFormat: str = ""
 
+    @model_validator(mode="after")
+    def _fits(self) -> AccessLogsEntry:
+        if (self.Type == "file") != bool(self.Path):
+            raise ValueError("a Path is for Type: file, which needs one")
+        if self.JSONFormat and self.TextFormat:
+            raise ValueError("give either JSONFormat or TextFormat")
+        try:
+            json.loads(self.JSONFormat or "{}")
+        except ValueError as error:
+            raise ValueError(f"JSONFormat: not JSON: {error}") from None
+        return self
+
 
 class _ProxyDefaultsBase(EntryBase):
     Mode: Literal["", "transparent", "direct"] = ""
@@ -120,10 +147,25 @@ class _ProxyDefaultsBase(EntryBase):
     EnvoyExtensions: list[EnvoyExtensionEntry] = []
 
 
+def _host_or_ip(text: str) -> str:
+    if not (is_ip(text) or HOST_NAME.fullmatch(text)):
+        raise ValueError("expected an IP address or a host name")
+    return text
+
+
+def _different(addresses: list[str]) -> list[str]:
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("an address is given twice")
+    return addresses
+
+
+HostOrIP = Annotated[str, AfterValidator(_host_or_ip)]
+
+
 class DestinationEntry(Exact):
     """Where outside the mesh the service is, reached through a terminating gateway."""
 
-    Addresses: list[str] = Field(min_length=1)
+    Addresses: Annotated[list[HostOrIP], AfterValidator(_different)] = Field(min_length=1)
     """IP addresses or host names."""
     Port: UsedPort
 
@@ -132,7 +174,7 @@ class ServiceDefaults(_ProxyDefaultsBase):
     """Settings for all sidecars of one service."""
 
     Kind: Literal["service-defaults"]
-    Name: Name
+    Name: ServiceName
     Protocol: str = ""
     MaxInboundConnections: Count = 0
     LocalConnectTimeoutMs: Count = 0
@@ -140,8 +182,18 @@ class ServiceDefaults(_ProxyDefaultsBase):
     BalanceInboundConnections: Literal["", "exact_balance"] = ""
     RateLimits: Anything = {}
     ExternalSNI: str = ""
-    UpstreamConfig: UpstreamConfigEntry = UpstreamConfigEntry()
+    UpstreamConfig: UpstreamConfigEntry | None = None
     Destination: DestinationEntry | None = None
+    MaxRequestHeadersKB: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Newer than Consul 1.16."""
+
+    @model_validator(mode="after")
+    def _is_in_or_out(self) -> ServiceDefaults:
+        if self.UpstreamConfig is not None and self.Destination is not None:
+            raise ValueError(
+                "UpstreamConfig and Destination exclude each other: a service is in the mesh or outside of it"
+            )
+        return self
 
 
 class ProxyDefaults(_ProxyDefaultsBase):
@@ -153,6 +205,8 @@ class ProxyDefaults(_ProxyDefaultsBase):
     AccessLogs: AccessLogsEntry = AccessLogsEntry()
     FailoverPolicy: Anything = {}
     PrioritizeByLocality: Anything = {}
+    MaxRequestHeadersKB: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Newer than Consul 1.16."""
 
 
 class MeshTransparentProxy(Exact):
@@ -170,7 +224,16 @@ class MeshTLSDirection(Exact):
 
     TLSMinVersion: TLSVersion = ""
     TLSMaxVersion: TLSVersion = ""
-    CipherSuites: list[str] = []
+    CipherSuites: list[Literal[CIPHER_SUITES]] = []  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _fits(self) -> MeshTLSDirection:
+        given = {self.TLSMinVersion, self.TLSMaxVersion} <= set(TLS_VERSIONS_IN_ORDER)
+        if given and self.TLSMaxVersion < self.TLSMinVersion:
+            raise ValueError(f"TLSMaxVersion {self.TLSMaxVersion} is less than TLSMinVersion {self.TLSMinVersion}")
+        if self.CipherSuites and self.TLSMinVersion == "TLSv1_3":
+            raise ValueError("CipherSuites are for TLS 1.2 and older; with TLS 1.3 there is nothing to choose")
+        return self
 
 
 class MeshTLS(Exact):
@@ -227,6 +290,12 @@ class LinkedService(Exact):
     SNI: str = ""
     DisableAutoHostRewrite: bool = False
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> LinkedService:
+        if (self.CertFile or self.KeyFile) and not (self.CAFile and self.CertFile and self.KeyFile):
+            raise ValueError("a client certificate takes CertFile, KeyFile and CAFile")
+        return self
+
 
 class TerminatingGateway(EntryBase):
     """The services outside the mesh that the instances of a terminating gateway speak for.
@@ -237,3 +306,11 @@ class TerminatingGateway(EntryBase):
     Kind: Literal["terminating-gateway"]
     Name: Name
     Services: list[LinkedService] = []
+
+    @model_validator(mode="after")
+    def _each_once(self) -> TerminatingGateway:
+        names = [(each.Name, each.Namespace) for each in self.Services]
+        repeated = next((name for name, space in names if names.count((name, space)) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"Services: {repeated!r} is given more than once")
+        return self

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from xds.mesh.names import WILDCARD
+from xds.sources.decode.values import milliseconds
 from xds.sources.file.models.values import (
-    Anything,
     Count,
     EntryBase,
     Exact,
     Expression,
+    GoDuration,
     HeaderText,
+    HTTPMethods,
     Name,
+    NameOrWildcard,
     PathText,
 )
 
@@ -44,7 +50,7 @@ class Paths(Exact):
     PathPrefix: PathText = ""
     PathRegex: Expression = ""
     Header: list[HeaderMatch] = []
-    Methods: list[str] = []
+    Methods: HTTPMethods = []
 
     @model_validator(mode="after")
     def _one_path(self) -> Paths:
@@ -77,19 +83,25 @@ class JWTRequirement(Exact):
 class HTTPPermission(Paths):
     """Which requests: those that are all of this."""
 
+    @model_validator(mode="after")
+    def _says_something(self) -> HTTPPermission:
+        if not (self.PathExact or self.PathPrefix or self.PathRegex or self.Header or self.Methods):
+            raise ValueError("says nothing of requests; for every request there is PathPrefix: /")
+        return self
+
 
 class Permission(Exact):
     """What holds for some requests."""
 
     Action: Literal["allow", "deny"]
-    HTTP: HTTPPermission = HTTPPermission()
+    HTTP: HTTPPermission
     JWT: JWTRequirement = JWTRequirement()
 
 
 class SourceIntention(Exact):
     """Who may, or may not, call the service that the entry is named after."""
 
-    Name: Name
+    Name: NameOrWildcard
     Action: Literal["", "allow", "deny"] = ""
     Permissions: list[Permission] = []
     """On HTTP requests, in order: the first that matches decides. A TCP connection is denied by them."""
@@ -98,8 +110,8 @@ class SourceIntention(Exact):
     SamenessGroup: str = ""
     Namespace: str = ""
     Partition: str = ""
-    Description: str = ""
-    Type: str = ""
+    Description: str = Field("", max_length=512)
+    Type: Literal["", "consul"] = ""
     Precedence: int = 0
     """Consul's number for how precise it is, which it works out itself."""
 
@@ -107,6 +119,9 @@ class SourceIntention(Exact):
     def _decides(self) -> SourceIntention:
         if bool(self.Action) == bool(self.Permissions):
             raise ValueError("give either Action, allow or deny, or Permissions")
+        given = [name for name in ("Peer", "SamenessGroup", "Partition") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
         return self
 
 
@@ -114,9 +129,15 @@ class ServiceIntentions(EntryBase):
     """Which services may call the one that this is named after; ``*`` is every service."""
 
     Kind: Literal["service-intentions"]
-    Name: Name
+    Name: NameOrWildcard
     Sources: list[SourceIntention] = Field(min_length=1)
     JWT: JWTRequirement = JWTRequirement()
+
+    @model_validator(mode="after")
+    def _is_one_services(self) -> ServiceIntentions:
+        if self.Name == WILDCARD and any(source.Permissions for source in self.Sources):
+            raise ValueError("Permissions are for the requests to one service, not to every one (*)")
+        return self
 
 
 class JWTLocationHeader(Exact):
@@ -160,6 +181,113 @@ class JWTCacheConfig(Exact):
     Size: Count = 0
 
 
+class LocalJWKS(Exact):
+    """Keys that are given here or in a file of the sidecar's host: one of these."""
+
+    JWKS: str = ""
+    """A JSON Web Key Set in base64."""
+    Filename: str = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> LocalJWKS:
+        if bool(self.JWKS) == bool(self.Filename):
+            raise ValueError("give either JWKS or Filename")
+        try:
+            base64.b64decode(self.JWKS, validate=True)
+        except binascii.Error:
+            raise ValueError("JWKS: expected a JSON Web Key Set in base64") from None
+        return self
+
+
+class JWKSRetryPolicyBackOff(Exact):
+    """How long to wait before another try."""
+
+    BaseInterval: GoDuration = ""
+    MaxInterval: GoDuration = ""
+
+    @model_validator(mode="after")
+    def _grows(self) -> JWKSRetryPolicyBackOff:
+        base, most = milliseconds(self.BaseInterval or "0s") or 0, milliseconds(self.MaxInterval or "0s") or 0
+        if most and base > most:
+            raise ValueError("MaxInterval: expected no less than BaseInterval")
+        return self
+
+
+class JWKSRetryPolicy(Exact):
+    """How often to try again."""
+
+    NumRetries: Count = 0
+    RetryPolicyBackOff: JWKSRetryPolicyBackOff | None = None
+
+
+class JWKSTLSCertProviderInstance(Exact):
+    """Certificates that Envoy's bootstrap provides; Gossamer's has none."""
+
+    InstanceName: str = ""
+    CertificateName: str = ""
+
+
+class JWKSTLSCertTrustedCA(Exact):
+    """Whom to trust: one of these."""
+
+    Filename: str = ""
+    EnvironmentVariable: str = ""
+    InlineString: str = ""
+    InlineBytes: str = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> JWKSTLSCertTrustedCA:
+        if sum(map(bool, (self.Filename, self.EnvironmentVariable, self.InlineString, self.InlineBytes))) != 1:
+            raise ValueError("give one of Filename, EnvironmentVariable, InlineString, InlineBytes")
+        return self
+
+
+class JWKSTLSCertificate(Exact):
+    """Whom to trust: one of these."""
+
+    CaCertificateProviderInstance: JWKSTLSCertProviderInstance | None = None
+    TrustedCA: JWKSTLSCertTrustedCA | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> JWKSTLSCertificate:
+        if (self.CaCertificateProviderInstance is None) == (self.TrustedCA is None):
+            raise ValueError("give either CaCertificateProviderInstance or TrustedCA")
+        return self
+
+
+class JWKSClusterEntry(Exact):
+    """How the server of the keys is reached."""
+
+    DiscoveryType: Literal["", "STATIC", "STRICT_DNS", "LOGICAL_DNS", "EDS", "ORIGINAL_DST"] = ""
+    ConnectTimeout: GoDuration = ""
+    TLSCertificates: JWKSTLSCertificate | None = None
+
+
+class RemoteJWKS(Exact):
+    """Keys that are fetched."""
+
+    URI: str = Field(min_length=1)
+    RequestTimeoutMs: Count = 0
+    CacheDuration: GoDuration = ""
+    FetchAsynchronously: bool = False
+    UseSNI: bool = False
+    RetryPolicy: JWKSRetryPolicy | None = None
+    JWKSCluster: JWKSClusterEntry | None = None
+
+
+class JSONWebKeySetEntry(Exact):
+    """The keys: one of these."""
+
+    Local: LocalJWKS | None = None
+    Remote: RemoteJWKS | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> JSONWebKeySetEntry:
+        if (self.Local is None) == (self.Remote is None):
+            raise ValueError("give either Local or Remote")
+        return self
+
+
 class JWTProvider(EntryBase):
     """Who issues JSON Web Tokens, and how they are verified."""
 
@@ -167,7 +295,7 @@ class JWTProvider(EntryBase):
     Name: Name
     Issuer: str = ""
     Audiences: list[str] = []
-    JSONWebKeySet: Anything
+    JSONWebKeySet: JSONWebKeySetEntry
     Locations: list[JWTLocation] = []
     Forwarding: JWTForwarding | None = None
     ClockSkewSeconds: Count = 30

@@ -11,6 +11,7 @@ from xds.sources.file.models.values import (
     Anything,
     Count,
     Exact,
+    MetaTexts,
     Mode,
     Name,
     Port,
@@ -163,7 +164,7 @@ class ServiceBase(Exact):
     """Where it is reached; 127.0.0.1 where none is given."""
     tagged_addresses: Annotated[dict[str, TaggedAddress], AfterValidator(_virtual_ips_are_there)] = {}
     """``virtual`` is the virtual IP; a service that has none is given one from 240.0.0.0/4."""
-    meta: dict[str, str] = {}
+    meta: MetaTexts = {}
     port: Port = 0
     """Where it listens; 21000 for a nested sidecar that says none."""
     check: Check | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from xds.mesh.addresses import is_ip
-from xds.mesh.names import usable_name
+from xds.mesh.names import WILDCARD, usable_name
 from xds.policy.expressions import ExpressionError, compiled
 from xds.policy.filters import FilterError, parse_filter
 from xds.sources.decode.values import header_name, milliseconds
@@ -83,12 +83,78 @@ def _filter(text: str) -> str:
 
 Expression = Annotated[str, AfterValidator(_expression)]
 HeaderText = Annotated[str, AfterValidator(_header_name)]
+
+
+def _not_negative(text: str) -> str:
+    if (milliseconds(text or "0s") or 0) < 0:
+        raise ValueError("expected no negative duration")
+    return text
+
+
 GoDuration = Annotated[str, AfterValidator(_duration)]
 FilterText = Annotated[str, AfterValidator(_filter)]
+PositiveDuration = Annotated[GoDuration, AfterValidator(_not_negative)]
 PathText = Annotated[str, Field(pattern="^(/|$)")]
+
+
+def _method(text: Any) -> Any:
+    return text.upper() if isinstance(text, str) else text
+
+
+def _each_once(methods: list[str]) -> list[str]:
+    repeated = sorted({method for method in methods if methods.count(method) > 1})
+    if repeated:
+        raise ValueError(f"{repeated[0]} is given more than once")
+    return methods
+
+
+def _meta(meta: dict[str, str]) -> dict[str, str]:
+    if len(meta) > MOST_META:
+        raise ValueError(f"at most {MOST_META} of them")
+    for key, value in meta.items():
+        if len(key.encode()) > LONGEST_META_KEY or len(value.encode()) > LONGEST_META_VALUE:
+            raise ValueError(
+                f"{key!r}: a key has at most {LONGEST_META_KEY} bytes, a value at most {LONGEST_META_VALUE}"
+            )
+    return meta
+
+
+MOST_META, LONGEST_META_KEY, LONGEST_META_VALUE = 64, 128, 512
+"""Consul's limits (``agent/structs``, ``validateConfigEntryMeta``)."""
+
+HTTPMethods = Annotated[
+    list[
+        Annotated[
+            Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"],
+            BeforeValidator(_method),
+        ]
+    ],
+    AfterValidator(_each_once),
+]
+"""HTTP methods; Consul writes them down in capitals (``Normalize``)."""
+MetaTexts = Annotated[dict[str, str], AfterValidator(_meta)]
+
+
+def _no_wildcard(text: str) -> str:
+    if "*" in text:
+        raise ValueError("'*' stands for every service only where it stands alone in an intention")
+    return text
+
+
+ServiceName = Annotated[Name, AfterValidator(_no_wildcard)]
+"""The name of one service."""
+
+
+def _wildcard_alone(text: str) -> str:
+    if text != WILDCARD:
+        _no_wildcard(text)
+    return text
+
+
+NameOrWildcard = Annotated[Name, AfterValidator(_wildcard_alone)]
 
 
 class EntryBase(Exact):
     Namespace: str = ""
     Partition: str = ""
-    Meta: dict[str, str] = {}
+    Meta: MetaTexts = {}

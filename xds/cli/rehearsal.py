@@ -1,0 +1,85 @@
+"""What a mesh file would come to in every sidecar, found out without serving it.
+
+The facts go through the same control plane that serves, with stand-ins for what only a running mesh has: certificates.
+So whatever ``/v1/sidecars`` would set aside is known before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from xds.ads.codec import Node
+from xds.control.metrics import Metrics
+from xds.control.plane import ControlPlane
+from xds.control.proxy import Client
+from xds.control.upstreams import UpstreamCatalog
+from xds.envoy.outbound import OutboundSettings
+from xds.mesh.chains import default_chain
+from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
+from xds.mesh.mesh import (
+    CONFIG_ENTRIES,
+    DATACENTER,
+    DEFAULT_ALLOW,
+    INTENTIONS,
+    ROOTS,
+    SERVICE_NAMES,
+    Key,
+    Kind,
+)
+from xds.mesh.settings import UpstreamSettings
+from xds.policy.upstreams import Candidates
+from xds.sources.file.facts import FileFacts
+from xds.sources.file.virtual_ips import Given
+
+TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
+"""As long as a real one."""
+
+
+def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:
+    """Yield what can't be followed of a mesh: the service that it is about, and why.
+
+    Args:
+        facts: of the mesh.
+        given: the virtual IPs that were given to services that name none.
+    """
+    outbound = OutboundSettings()
+    plane = ControlPlane(outbound, lambda _: None, Metrics(), lambda then: then(), lambda then: then())
+    plane.apply(_everything(facts, given))
+    catalog = UpstreamCatalog(plane.mesh, outbound)
+    catalog.candidates = Candidates(facts.service_names, facts.entries.chain_names)
+    upstreams = sorted(catalog.candidates.names & {*facts.instances, *facts.made})
+    for service in upstreams:
+        catalog.refresh(service)
+    for service in upstreams:
+        yield from ((service, problem) for problem in catalog.get(service, UpstreamSettings()).problems)
+    for service, found in facts.instances.items():
+        for instance in found.instances:
+            if instance.sidecar is not None:
+                node = Node(instance.service_id, service, "", "")
+                proxy = plane.attach(Client(node, "", "", True, instance.service_id))
+                if proxy.blocker is not None:
+                    yield service, proxy.blocker
+                yield from ((service, problem) for problem in proxy.own_problems())
+
+
+def _everything(facts: FileFacts, given: Given) -> dict[Key, object]:
+    batch: dict[Key, object] = {
+        ROOTS: Roots(TRUST_DOMAIN, ("",)),
+        DATACENTER: facts.datacenter,
+        DEFAULT_ALLOW: facts.default_allow,
+        INTENTIONS: facts.intentions,
+        SERVICE_NAMES: facts.service_names,
+        CONFIG_ENTRIES: facts.entries,
+    }
+    for service, instances in facts.instances.items():
+        batch[Key(Kind.INSTANCES, service)] = instances
+        batch[Key(Kind.LEAF, LeafKey(service, ""))] = Leaf(service, "", "")
+        for instance in instances.instances:
+            batch[Key(Kind.STREAM, StreamKey(LeafKey(service, ""), instance.service_id))] = Authorized()
+    for service in {*facts.instances, *facts.made, *facts.service_names}:
+        chain = facts.chains.get(service) or default_chain(service)
+        if service in given.by_service and not facts.claimed(service):
+            chain = replace(chain, virtual_ips=(given.by_service[service],))
+        batch[Key(Kind.CHAIN, service)] = chain
+    return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-from xds.control.closed import closed_listener
+from xds.control.closed import NOBODY, closed_listener
 from xds.control.rejections import LeftOut, Part
 from xds.control.tables import ResourcesByType
 from xds.envoy import clusters, jwt, names, outbound, routes, tls
@@ -182,6 +182,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         listener = outbound.outbound(
             inputs.outbound, port, listed, inputs.hosts,
             dual_stack=inputs.dual_stack, mode=inputs.clusters, on_demand=inputs.on_demand,
+            max_request_headers_kb=settings.max_request_headers_kb,
         )  # fmt: skip
         named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
         scopes_named = outbound.outbound_routes(listed, inputs.hosts)
@@ -199,7 +200,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         def upstream_problem(text: str, name: str = target.upstream.name) -> None:
             problem(f"upstream {name!r}: {text}")
 
-        for resource in _guarded(_explicit(target, inputs.here, observation, upstream_problem), upstream_problem):
+        for resource in _guarded(_explicit(target, inputs, observation, upstream_problem), upstream_problem):
             patchable = resource.type_url != LISTENER
             yield extensions.patched(resource, OUTBOUND, target.upstream.name) if patchable else resource
 
@@ -217,14 +218,20 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
         providers = inputs.admission.used_providers()
         yield from jwt.key_clusters(providers)
         yield jwt.authentication(providers)
-    if settings.protocol in HTTP_PROTOCOLS:
-        yield inbound_routes(settings, inputs.admission, trust_domain)
+    admission = inputs.admission
     try:
-        listener = public(sidecar, settings, inputs.mesh, inputs.admission, trust_domain, dual_stack=inputs.dual_stack)
-        scoped = (names.INBOUND_SCOPE,) if settings.protocol in HTTP_PROTOCOLS else ()
-        yield observation.encode(listener, (names.LOCAL_APP,), INBOUND, routes=scoped)
+        listener = public(sidecar, settings, inputs.mesh, admission, trust_domain, dual_stack=inputs.dual_stack)
     except OverrideError as error:
-        problem(f"{error}; it is refused, and nobody reaches the application through the mesh")
+        # What its owner wanted of the listener is not known, so it lets nobody in. Were there none instead, requests
+        # on the connections that stand would be answered for as long as Envoy drains it.
+        problem(f"{error}; it is refused: new connections and requests through the mesh are denied")
+        admission = NOBODY
+        settings = replace(settings, public_listener_json=None)
+        listener = public(sidecar, settings, inputs.mesh, admission, trust_domain, dual_stack=inputs.dual_stack)
+    scoped = (names.INBOUND_SCOPE,) if settings.protocol in HTTP_PROTOCOLS else ()
+    if scoped:
+        yield inbound_routes(settings, admission, trust_domain)
+    yield observation.encode(listener, (names.LOCAL_APP,), INBOUND, routes=scoped)
     if settings.permissive_mtls and not inputs.mesh.allow_permissive_mtls:
         problem(
             "MutualTLSMode 'permissive' has no effect: the mesh entry does not say AllowEnablingPermissiveMutualTLS"
@@ -255,9 +262,9 @@ def _exposed(inputs: SidecarInputs, observation: Observation, problem: Callable[
 
 
 def _explicit(
-    target: ExplicitTarget, here: Here, observation: Observation, problem: Callable[[str], None]
+    target: ExplicitTarget, inputs: SidecarInputs, observation: Observation, problem: Callable[[str], None]
 ) -> Iterator[Resource]:
-    upstream = target.upstream
+    upstream, here, largest = target.upstream, inputs.here, inputs.settings.max_request_headers_kb
     encoder = _explicit_encoder(target, here)
     wrong = _explicit_problem(target, encoder)
     if wrong is not None:
@@ -273,14 +280,14 @@ def _explicit(
         # Whoever writes such a listener names the cluster as Consul does.
         name = encoder.consul_name()
     try:
-        listener = outbound.explicit(upstream, protocol, here.datacenter)
+        listener = outbound.explicit(upstream, protocol, here.datacenter, max_request_headers_kb=largest)
     except OverrideError as error:
         problem(f"{error}; the generated listener is used")
         name, upstream = (
             outbound.explicit_name(upstream),
             replace(upstream, settings=replace(settings, listener_json=None)),
         )
-        listener = outbound.explicit(upstream, protocol, here.datacenter)
+        listener = outbound.explicit(upstream, protocol, here.datacenter, max_request_headers_kb=largest)
     yield from encoder.resources([name])
     for each in (*encoder.problems, *target.problems):
         problem(each)

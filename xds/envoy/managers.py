@@ -53,14 +53,19 @@ def http_filter(name: str, config: Message) -> manager.HttpFilter:
     return manager.HttpFilter(name=name, typed_config=typed(config))
 
 
-def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = False) -> Manager:
+def outbound(
+    stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = False, max_request_headers_kb: int | None = None
+) -> Manager:
     """The manager of HTTP upstreams.
+
+    It accepts HTTP/1.0, which old clients and load testers still speak; a request without a host is for "localhost".
 
     Args:
         stat_prefix: what its statistics are named.
         scope: the name of the scope that has the routes; Envoy's command operators in it are replaced.
         grpc: whether to count by gRPC method, and to let HTTP/1.1 clients call gRPC.
         on_demand: whether to ask for routes that are not there, and for the clusters that they name.
+        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default of 60.
     """
     filters = _grpc_filters() if grpc else []
     if on_demand:
@@ -69,6 +74,11 @@ def outbound(stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = Fals
     found = _scoped(stat_prefix, scope, filters, by_cluster=on_demand)
     if on_demand:
         found.stream_idle_timeout.CopyFrom(FIRST_ROUTES_TIMEOUT)
+    if max_request_headers_kb:
+        found.max_request_headers_kb.value = max_request_headers_kb
+    found.http_protocol_options.CopyFrom(
+        core.Http1ProtocolOptions(accept_http_10=True, default_host_for_http_10="localhost")
+    )
     return found
 
 
@@ -93,7 +103,8 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
         found.max_request_headers_kb.value = settings.max_request_headers_kb
     normalize(found, mesh)
     if not mesh.sanitize_client_cert and not grpc:
-        found.forward_client_cert_details = Manager.APPEND_FORWARD
+        # Replace whatever came with the request: a caller whose sidecar carries it as plain TCP could have forged it.
+        found.forward_client_cert_details = Manager.SANITIZE_SET
         found.set_current_client_cert_details.CopyFrom(
             Manager.SetCurrentClientCertDetails(cert=True, chain=True, dns=True, uri=True)
         )

@@ -99,6 +99,7 @@ def outbound(
     dual_stack: bool = False,
     mode: ClusterMode = ClusterMode.EAGER,
     on_demand: bool = False,
+    max_request_headers_kb: int | None = None,
 ) -> listener.Listener:
     """The listener that the kernel redirects outbound connections to.
 
@@ -109,15 +110,23 @@ def outbound(
         dual_stack: whether on that of IPv6 as well.
         mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
         on_demand: whether they are sent on demand now.
+        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
         listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     way = Way(mode, on_demand)
-    chains = [_mesh_chain(each, by_port, asks) for each in KINDS for by_port in (False, True) for asks in way.all(each)]
+    chains = [
+        _mesh_chain(each, by_port, asks, max_request_headers_kb)
+        for each in KINDS
+        for by_port in (False, True)
+        for asks in way.all(each)
+    ]
     chains.append(
         listener.FilterChain(name=TLS_CHAIN, filters=_picked_connection(names.EGRESS_HOST, "upstream.egress"))
     )
-    requests = managers.outbound("upstream.egress.http", names.EGRESS_SCOPE, grpc=False)
+    requests = managers.outbound(
+        "upstream.egress.http", names.EGRESS_SCOPE, grpc=False, max_request_headers_kb=max_request_headers_kb
+    )
     chains.append(listener.FilterChain(name=HTTP_CHAIN, filters=[managers.network_filter(requests)]))
     if not settings.destinations_only:
         passthrough = tcp_proxy("upstream.original-destination", cluster=names.ORIGINAL_DESTINATION)
@@ -185,12 +194,18 @@ def _chain(kind: str, by_port: bool, on_demand: bool) -> str:
 
 
 @functools.cache
-def _mesh_chain(kind: str, by_port: bool, on_demand: bool) -> listener.FilterChain:
+def _mesh_chain(kind: str, by_port: bool, on_demand: bool, max_request_headers_kb: int | None) -> listener.FilterChain:
     dialed = names.DIALED_ADDRESS_AND_PORT if by_port else names.DIALED_ADDRESS
     if kind == "tcp":
         filters = _picked_connection(dialed, "upstream.mesh", on_demand=on_demand)
     else:
-        requests = managers.outbound(f"upstream.mesh.{kind}", dialed, grpc=kind == "grpc", on_demand=on_demand)
+        requests = managers.outbound(
+            f"upstream.mesh.{kind}",
+            dialed,
+            grpc=kind == "grpc",
+            on_demand=on_demand,
+            max_request_headers_kb=max_request_headers_kb,
+        )
         filters = [managers.network_filter(requests)]
     return listener.FilterChain(name=_chain(kind, by_port, on_demand), filters=filters)
 
@@ -343,8 +358,16 @@ def explicit_name(upstream: ExplicitUpstream) -> str:
     return names.listener(upstream.name, upstream.local_bind_address, upstream.local_bind_port)
 
 
-def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> listener.Listener:
+def explicit(
+    upstream: ExplicitUpstream, protocol: str, datacenter: str, *, max_request_headers_kb: int | None = None
+) -> listener.Listener:
     """A listener on the local address that a registration gives an upstream.
+
+    Args:
+        upstream: as the registration has it.
+        protocol: of the upstream.
+        datacenter: of the sidecar, for statistics.
+        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
 
     Raises:
         OverrideError: the user's own JSON of it can't be used.
@@ -359,7 +382,10 @@ def explicit(upstream: ExplicitUpstream, protocol: str, datacenter: str) -> list
         address = socket_address(upstream.local_bind_address, upstream.local_bind_port)
     stat_prefix = names.upstream_stat_prefix(upstream.name, datacenter)
     if protocol in HTTP_PROTOCOLS:
-        last = managers.network_filter(managers.outbound(stat_prefix, name, grpc=protocol == "grpc"))
+        requests = managers.outbound(
+            stat_prefix, name, grpc=protocol == "grpc", max_request_headers_kb=max_request_headers_kb
+        )
+        last = managers.network_filter(requests)
     else:
         last = tcp_proxy(stat_prefix, cluster=name)
     made = listener.Listener(

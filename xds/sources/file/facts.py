@@ -77,7 +77,8 @@ class FileFacts:
 
     def protocols(self, service: str) -> set[str]:
         """What the sidecars of a service speak."""
-        sidecars = (instance.sidecar for instance in self.instances[service].instances if instance.sidecar)
+        known = self.instances.get(service)
+        sidecars = (instance.sidecar for instance in (known.instances if known else ()) if instance.sidecar)
         # What is said alike is one object.
         different = {id(sidecar.settings): sidecar for sidecar in sidecars}
         return {effective_settings(each, self.entries).protocol or "tcp" for each in different.values()}

@@ -218,8 +218,12 @@ class HttpProtocolOptions(_message.Message):
     def __init__(self, idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., headers_with_underscores_action: _Optional[_Union[HttpProtocolOptions.HeadersWithUnderscoresAction, str]] = ...) -> None: ...
 
 class Http1ProtocolOptions(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("accept_http_10", "default_host_for_http_10")
+    ACCEPT_HTTP_10_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_HOST_FOR_HTTP_10_FIELD_NUMBER: _ClassVar[int]
+    accept_http_10: bool
+    default_host_for_http_10: str
+    def __init__(self, accept_http_10: _Optional[bool] = ..., default_host_for_http_10: _Optional[str] = ...) -> None: ...
 
 class Http2ProtocolOptions(_message.Message):
     __slots__ = ("allow_connect",)

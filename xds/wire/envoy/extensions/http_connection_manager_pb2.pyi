@@ -16,7 +16,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HttpConnectionManager(_message.Message):
-    __slots__ = ("codec_type", "stat_prefix", "route_config", "scoped_routes", "http_filters", "tracing", "http2_protocol_options", "access_log", "forward_client_cert_details", "set_current_client_cert_details", "upgrade_configs", "stream_idle_timeout", "max_request_headers_kb", "normalize_path", "merge_slashes", "common_http_protocol_options", "path_with_escaped_slashes_action", "early_header_mutation_extensions")
+    __slots__ = ("codec_type", "stat_prefix", "route_config", "scoped_routes", "http_filters", "tracing", "http_protocol_options", "http2_protocol_options", "access_log", "forward_client_cert_details", "set_current_client_cert_details", "upgrade_configs", "stream_idle_timeout", "max_request_headers_kb", "normalize_path", "merge_slashes", "common_http_protocol_options", "path_with_escaped_slashes_action", "early_header_mutation_extensions")
     class CodecType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         AUTO: _ClassVar[HttpConnectionManager.CodecType]
@@ -78,6 +78,7 @@ class HttpConnectionManager(_message.Message):
     SCOPED_ROUTES_FIELD_NUMBER: _ClassVar[int]
     HTTP_FILTERS_FIELD_NUMBER: _ClassVar[int]
     TRACING_FIELD_NUMBER: _ClassVar[int]
+    HTTP_PROTOCOL_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     HTTP2_PROTOCOL_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     ACCESS_LOG_FIELD_NUMBER: _ClassVar[int]
     FORWARD_CLIENT_CERT_DETAILS_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +97,7 @@ class HttpConnectionManager(_message.Message):
     scoped_routes: ScopedRoutes
     http_filters: _containers.RepeatedCompositeFieldContainer[HttpFilter]
     tracing: HttpConnectionManager.Tracing
+    http_protocol_options: _core_pb2.Http1ProtocolOptions
     http2_protocol_options: _core_pb2.Http2ProtocolOptions
     access_log: _containers.RepeatedCompositeFieldContainer[_accesslog_pb2.AccessLog]
     forward_client_cert_details: HttpConnectionManager.ForwardClientCertDetails
@@ -108,7 +110,7 @@ class HttpConnectionManager(_message.Message):
     common_http_protocol_options: _core_pb2.HttpProtocolOptions
     path_with_escaped_slashes_action: HttpConnectionManager.PathWithEscapedSlashesAction
     early_header_mutation_extensions: _containers.RepeatedCompositeFieldContainer[_core_pb2.TypedExtensionConfig]
-    def __init__(self, codec_type: _Optional[_Union[HttpConnectionManager.CodecType, str]] = ..., stat_prefix: _Optional[str] = ..., route_config: _Optional[_Union[_route_pb2.RouteConfiguration, _Mapping]] = ..., scoped_routes: _Optional[_Union[ScopedRoutes, _Mapping]] = ..., http_filters: _Optional[_Iterable[_Union[HttpFilter, _Mapping]]] = ..., tracing: _Optional[_Union[HttpConnectionManager.Tracing, _Mapping]] = ..., http2_protocol_options: _Optional[_Union[_core_pb2.Http2ProtocolOptions, _Mapping]] = ..., access_log: _Optional[_Iterable[_Union[_accesslog_pb2.AccessLog, _Mapping]]] = ..., forward_client_cert_details: _Optional[_Union[HttpConnectionManager.ForwardClientCertDetails, str]] = ..., set_current_client_cert_details: _Optional[_Union[HttpConnectionManager.SetCurrentClientCertDetails, _Mapping]] = ..., upgrade_configs: _Optional[_Iterable[_Union[HttpConnectionManager.UpgradeConfig, _Mapping]]] = ..., stream_idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_request_headers_kb: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., normalize_path: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., merge_slashes: _Optional[bool] = ..., common_http_protocol_options: _Optional[_Union[_core_pb2.HttpProtocolOptions, _Mapping]] = ..., path_with_escaped_slashes_action: _Optional[_Union[HttpConnectionManager.PathWithEscapedSlashesAction, str]] = ..., early_header_mutation_extensions: _Optional[_Iterable[_Union[_core_pb2.TypedExtensionConfig, _Mapping]]] = ...) -> None: ...
+    def __init__(self, codec_type: _Optional[_Union[HttpConnectionManager.CodecType, str]] = ..., stat_prefix: _Optional[str] = ..., route_config: _Optional[_Union[_route_pb2.RouteConfiguration, _Mapping]] = ..., scoped_routes: _Optional[_Union[ScopedRoutes, _Mapping]] = ..., http_filters: _Optional[_Iterable[_Union[HttpFilter, _Mapping]]] = ..., tracing: _Optional[_Union[HttpConnectionManager.Tracing, _Mapping]] = ..., http_protocol_options: _Optional[_Union[_core_pb2.Http1ProtocolOptions, _Mapping]] = ..., http2_protocol_options: _Optional[_Union[_core_pb2.Http2ProtocolOptions, _Mapping]] = ..., access_log: _Optional[_Iterable[_Union[_accesslog_pb2.AccessLog, _Mapping]]] = ..., forward_client_cert_details: _Optional[_Union[HttpConnectionManager.ForwardClientCertDetails, str]] = ..., set_current_client_cert_details: _Optional[_Union[HttpConnectionManager.SetCurrentClientCertDetails, _Mapping]] = ..., upgrade_configs: _Optional[_Iterable[_Union[HttpConnectionManager.UpgradeConfig, _Mapping]]] = ..., stream_idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_request_headers_kb: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ..., normalize_path: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ..., merge_slashes: _Optional[bool] = ..., common_http_protocol_options: _Optional[_Union[_core_pb2.HttpProtocolOptions, _Mapping]] = ..., path_with_escaped_slashes_action: _Optional[_Union[HttpConnectionManager.PathWithEscapedSlashesAction, str]] = ..., early_header_mutation_extensions: _Optional[_Iterable[_Union[_core_pb2.TypedExtensionConfig, _Mapping]]] = ...) -> None: ...
 
 class HttpFilter(_message.Message):
     __slots__ = ("name", "typed_config", "config_discovery")

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from xds.admin.server import AdminServer
 from xds.control.metrics import Metrics
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
+from xds.policy.operator import OperatorSettings
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
@@ -33,7 +33,7 @@ class ServeSettings:
     listen: tuple[str, int] = ("127.0.0.1", 18000)
     """Where Envoys connect. Port 0 takes a free one."""
     admin: tuple[str, int] = ("127.0.0.1", 18001)
-    outbound: OutboundSettings = OutboundSettings()
+    outbound: OperatorSettings = OperatorSettings()
     default_allow: bool | None = None
     """What holds where no intention matches; ``None`` is what the source says."""
     insecure: bool = False

@@ -32,6 +32,7 @@ class Machine:
         shutil.copytree("/etc", self.etc, symlinks=True, ignore_dangling_symlinks=True)
         for name in ("run", "lib", "bin", "aside"):
             (folder / name).mkdir()
+        (folder / "run").chmod(0o777)  # whoever runs a sidecar there has its folder in it
         for name, path in ({"gossamer": str(BIN / "gossamer")} | (programs or {})).items():
             (folder / "bin" / name).symlink_to(path)
 
@@ -40,6 +41,7 @@ class Machine:
         private = {"etc": "/etc", "run": "/run", "lib": "/var/lib", "bin": "/usr/local/bin"}
         steps = [f"mount --bind {self._folder / name} {target}" for name, target in private.items()]
         steps += self._make_readable()
+        steps += ["export XDG_RUNTIME_DIR=/run"]
         steps += [f"cd {cwd}"] if cwd else []
         script = " && ".join([*steps, 'exec "$@"'])
         return self.host.command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *arguments)

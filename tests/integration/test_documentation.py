@@ -124,9 +124,10 @@ class Hosts:
 
     async def _is_up(self, host: str, what: str, process: Process) -> bool:
         process.alive()
-        port = {"serve": 18001, "sidecar": 19000}[what]
-        where = self.machines[host].host
-        return await self._succeeds(where.command("curl", "-sf", f"http://127.0.0.1:{port}/ready"))
+        where = "http://127.0.0.1:18001/ready"
+        if what == "sidecar":
+            where = "--unix-socket /run/gossamer/*.sock http://envoy/ready"
+        return await self._succeeds(self.machines[host].command("sh", "-c", f"curl -sf {where}"))
 
     async def _succeeds(self, command: list[str]) -> bool:
         process = await Process.start("attempt", command, self.folder / "attempts.log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 import yaml
 
 from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag
+from xds.cli.envoy_admin import AdminAddress, default_socket
 from xds.sources.consul import registration as in_consul
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
@@ -46,10 +48,9 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--admin",
-            type=HostPort(),
-            default="127.0.0.1:19000",
-            show_default=True,
-            help="Where Envoy's own admin interface listens.",
+            type=AdminAddress(),
+            help="Where Envoy's own admin interface listens, which has no authentication and shows the ACL token."
+            " [for gossamer sidecar: a Unix socket of its own user; for gossamer bootstrap: nowhere]",
         ),
         click.option(
             "--dual-stack/--ipv4-only",
@@ -74,11 +75,15 @@ def make_bootstrap(
     sidecar_for: str,
     node_name: str,
     xds: tuple[tuple[str, int], ...],
-    admin: tuple[str, int],
+    admin: tuple[str, int] | Path | None,
     dual_stack: bool | None,
     dns_port: int | None,
+    *,
+    runs_here: bool = False,
 ) -> dict[str, Any]:
     """The bootstrap for a sidecar that is registered in Consul or in the file ``mesh``.
+
+    ``runs_here`` says that Envoy is started on this host, by this user: its admin interface can then have a socket.
 
     Raises:
         click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
@@ -88,6 +93,8 @@ def make_bootstrap(
 
     registration = look_up(consul, mesh, proxy_id, sidecar_for, node_name)
     sidecar = registration.sidecar
+    if admin is None and runs_here:
+        admin = default_socket(sidecar.service_id, os.environ)
     return sidecar_bootstrap(
         BootstrapInputs(
             proxy_id=sidecar.service_id,

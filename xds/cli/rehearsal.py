@@ -14,7 +14,6 @@ from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.control.upstreams import UpstreamCatalog
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
 from xds.mesh.mesh import (
@@ -28,6 +27,7 @@ from xds.mesh.mesh import (
     Kind,
 )
 from xds.mesh.settings import UpstreamSettings
+from xds.policy.operator import OperatorSettings
 from xds.policy.upstreams import Candidates
 from xds.sources.file.facts import FileFacts
 from xds.sources.file.virtual_ips import Given
@@ -43,7 +43,7 @@ def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:
         facts: of the mesh.
         given: the virtual IPs that were given to services that name none.
     """
-    outbound = OutboundSettings()
+    outbound = OperatorSettings()
     plane = ControlPlane(outbound, lambda _: None, Metrics(), lambda then: then(), lambda then: then())
     plane.apply(_everything(facts, given))
     catalog = UpstreamCatalog(plane.mesh, outbound)

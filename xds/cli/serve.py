@@ -12,9 +12,10 @@ import click
 
 from xds.app import Gossamer, ServeSettings, UnprotectedError
 from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
-from xds.envoy.outbound import CONSUL_VIRTUAL_IPS, OutboundSettings
 from xds.mesh.addresses import IPNetwork
 from xds.mesh.settings import ClusterMode
+from xds.policy.forbidden import Forbidden
+from xds.policy.operator import CONSUL_VIRTUAL_IPS, OperatorSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings, SettingsError
@@ -93,6 +94,17 @@ class Quota(click.ParamType[tuple[str, int]]):
     f" Repeatable. Names: {', '.join(quota_names())}.",
 )
 @click.option(
+    "--forbid-extensions",
+    is_flag=True,
+    help="Let no service-defaults entry give EnvoyExtensions; those of the proxy-defaults stay.",
+)
+@click.option(
+    "--forbid-overrides",
+    is_flag=True,
+    help="Let no registration and no service-defaults entry give JSON of Envoy's (envoy_*_json); what the"
+    " proxy-defaults give stays.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     help="Listen beyond loopback though nothing tells who connects: with a Consul that has no ACLs, or a mesh file"
@@ -140,6 +152,8 @@ def serve(
     strict_ports: bool,
     clusters: str,
     quotas: tuple[tuple[str, int], ...],
+    forbid_extensions: bool,
+    forbid_overrides: bool,
     insecure: bool,
     workers: int,
     probe_sources: tuple[IPNetwork, ...],
@@ -166,7 +180,7 @@ def serve(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
-        outbound=OutboundSettings(
+        outbound=OperatorSettings(
             virtual_ranges=(CONSUL_VIRTUAL_IPS, *ranges),
             destinations_only=mesh_destinations_only,
             strict_ports=strict_ports,
@@ -174,6 +188,7 @@ def serve(
             passthrough_connect_timeout_ms=passthrough_connect_timeout,
             quotas=with_changes(DEFAULT_QUOTAS, dict(quotas)),
             clusters=ClusterMode(clusters),
+            forbidden=Forbidden(extensions=forbid_extensions, overrides=forbid_overrides),
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,

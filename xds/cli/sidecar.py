@@ -28,7 +28,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     """Run Envoy as the sidecar PROXY_ID: what gossamer bootstrap prints, handed to it in memory.
 
     This process becomes Envoy, so that signals and its exit code are Envoy's. The bootstrap, which holds the token,
-    is in no file, and of the environment Envoy gets only what names no credentials (PATH, HOME, TZ and the like).
+    is in no file. Envoy's admin interface is at a Unix socket that only this user can open. Of the environment, Envoy
+    gets only what names no credentials (PATH, HOME, TZ and the like).
 
     \b
       gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
@@ -39,7 +40,7 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["dual_stack"] is None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
-    document = json.dumps(make_bootstrap(**about)).encode()
+    document = json.dumps(make_bootstrap(**about, runs_here=True)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
     arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart"]

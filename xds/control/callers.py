@@ -9,12 +9,12 @@ from xds.control.proxy import Proxy
 from xds.control.tables import Changes, UpstreamTable, merge
 from xds.control.upstreams import UpstreamCatalog
 from xds.control.views import ServiceView
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import Extension, UpstreamSettings
 from xds.policy.intentions import IntentionIndex, Reach
+from xds.policy.operator import OperatorSettings
 from xds.policy.proxies import extensions_of, implicit_settings
 from xds.policy.upstreams import Candidates
 
@@ -37,7 +37,7 @@ class Callers:
         self,
         mesh: Mesh,
         catalog: UpstreamCatalog,
-        outbound: OutboundSettings,
+        outbound: OperatorSettings,
         proxies: Mapping[str, set[Proxy]],
         behind: Collection[str],
     ) -> None:

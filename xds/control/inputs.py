@@ -12,7 +12,6 @@ from xds.control.proxy import Proxy
 from xds.control.upstreams import UpstreamCatalog, here, target_problems
 from xds.control.views import ServiceView
 from xds.envoy.inbound import Admission
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
 from xds.mesh.intentions import TokenProvider
@@ -20,6 +19,7 @@ from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ClusterMode
 from xds.policy.intentions import Decisions, IntentionIndex, admission_problems, connection_policy, request_policy
+from xds.policy.operator import OperatorSettings
 from xds.policy.proxies import effective_settings, explicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class OwnInputs:
         self,
         mesh: Mesh,
         catalog: UpstreamCatalog,
-        outbound: OutboundSettings,
+        outbound: OperatorSettings,
         index: IntentionIndex,
         views: Mapping[str, ServiceView],
     ) -> None:
@@ -213,7 +213,7 @@ class OwnInputs:
                 found |= chain.reads(upstream.settings.mesh_gateway)
         return frozenset(found)
 
-    def _destinations_only(self, by_entry: bool) -> OutboundSettings:
+    def _destinations_only(self, by_entry: bool) -> OperatorSettings:
         if not by_entry or self._outbound.destinations_only:
             return self._outbound
         return replace(self._outbound, destinations_only=True)

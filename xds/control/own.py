@@ -16,7 +16,6 @@ from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.observe import Observation
-from xds.envoy.outbound import OutboundSettings
 from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, EXTENSION, LISTENER, SCOPED_ROUTE, TYPE_NAMES, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
@@ -25,6 +24,7 @@ from xds.mesh.chains import DiscoveryChain, Target
 from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode, MeshSettings, ProxyMode, ProxySettings
+from xds.policy.operator import OperatorSettings
 
 NOTHING_LEFT_OUT = LeftOut()
 
@@ -60,7 +60,7 @@ class SidecarInputs:
     roots: Roots
     leaf: Leaf
     here: Here
-    outbound: OutboundSettings
+    outbound: OperatorSettings
     listed: tuple[tuple[VirtualAddress, str], ...]
     """The addresses that the outbound listener has to be told of, each with its protocol."""
     explicit: tuple[ExplicitTarget, ...]

@@ -40,7 +40,6 @@ from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
 from xds.control.slices import Rests, Slices
 from xds.control.upstreams import UpstreamCatalog
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.chains import Elsewhere, InstancesOf
 from xds.mesh.facts import LeafKey, StreamKey
 from xds.mesh.mesh import (
@@ -56,6 +55,7 @@ from xds.mesh.mesh import (
 )
 from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import ConfigEntries
+from xds.policy.operator import OperatorSettings
 from xds.policy.proxies import Differing
 from xds.policy.upstreams import Candidates
 
@@ -79,7 +79,7 @@ class ControlPlane:
 
     def __init__(
         self,
-        outbound: OutboundSettings,
+        outbound: OperatorSettings,
         on_demand: Callable[[Demand], None],
         metrics: Metrics,
         soon: Callable[[Callable[[], None]], object],
@@ -87,6 +87,7 @@ class ControlPlane:
     ) -> None:
         self.mesh = Mesh()
         self.metrics = metrics
+        self._forbidden = outbound.forbidden
         self._on_demand = on_demand
         self._soon = soon
         self._demand = Demand()
@@ -207,7 +208,7 @@ class ControlPlane:
             self._slices.finish()  # what is left to do is about the mesh as it was until now
         callers, names_before, entries_before = self._callers, self._catalog.candidates, self.mesh.config_entries
         assigned, before = callers.is_assignable(), (callers.changed, self._catalog.led)
-        changed = self.mesh.apply(batch)
+        changed = self.mesh.apply(self._forbidden.applied(batch))
         if not changed:
             return
         self.metrics.facts_changed.inc(len(changed))

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy.extensions import OUTBOUND, ExtensionError, Extensions
-from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
 from xds.mesh.facts import VirtualAddress
 from xds.mesh.settings import Extension, UpstreamSettings
+from xds.policy.operator import OperatorSettings
 
 ResourcesByType = Mapping[str, Mapping[str, Resource]]
 Changes = dict[str, set[str]]
@@ -46,7 +46,7 @@ class UpstreamTable:
     def __init__(
         self,
         catalog: UpstreamCatalog,
-        outbound: OutboundSettings,
+        outbound: OperatorSettings,
         settings: UpstreamSettings,
         extensions: tuple[Extension, ...],
     ) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from xds.envoy import endpoints, names
 from xds.envoy.clusters import Here
 from xds.envoy.egress import EgressHost
-from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import Resource
 from xds.envoy.upstreams import UpstreamEncoder, members
 from xds.mesh.addresses import canonical_ip, is_ip, parse_ip
@@ -18,6 +17,7 @@ from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ConfigEntries, Destination, UpstreamSettings
 from xds.policy.filters import terms
+from xds.policy.operator import OperatorSettings
 from xds.policy.proxies import is_dialed_directly
 from xds.policy.quotas import excess
 from xds.policy.upstreams import Candidates
@@ -57,7 +57,7 @@ def here(mesh: Mesh) -> Here | None:
 class UpstreamCatalog:
     """Every service that some proxy may call. What changed is encoded anew when somebody next asks for it."""
 
-    def __init__(self, mesh: Mesh, outbound: OutboundSettings) -> None:
+    def __init__(self, mesh: Mesh, outbound: OperatorSettings) -> None:
         self._mesh = mesh
         self._ranges, self._quotas = outbound.virtual_ranges, outbound.quotas
         self._table = VirtualIPTable(strict=outbound.strict_ports)

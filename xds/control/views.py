@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from xds.control.tables import Changes, UpstreamTable, differences, merge
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy.egress import EgressHost, scopes
-from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import SCOPED_ROUTE, Resource
 from xds.mesh.facts import VirtualAddress
 from xds.policy.intentions import Reach
+from xds.policy.operator import OperatorSettings
 from xds.policy.upstreams import Candidates
 
 NOBODY = Reach({}, {}, others=False)
@@ -30,7 +30,7 @@ class ServiceView:
     """
 
     def __init__(
-        self, service: str, catalog: UpstreamCatalog, table: UpstreamTable, outbound: OutboundSettings
+        self, service: str, catalog: UpstreamCatalog, table: UpstreamTable, outbound: OperatorSettings
     ) -> None:
         self.service = service
         self.reach = NOBODY

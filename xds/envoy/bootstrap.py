@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import betterproto2
@@ -69,7 +70,8 @@ class BootstrapInputs:
     """The Consul node it is registered on; empty leaves it out."""
     control_planes: tuple[tuple[str, int], ...]
     """Where ``gossamer serve`` listens; with several, Envoy goes on to the next when one fails."""
-    admin: tuple[str, int]
+    admin: tuple[str, int] | Path | None
+    """Where Envoy's admin interface is: an address, a Unix socket, or nowhere."""
     token: str
     datacenter: str
     dual_stack: bool = False
@@ -91,7 +93,7 @@ def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
             cluster=inputs.service,
             metadata=Struct.from_dict(inputs.metadata()),
         ),
-        admin=bootstrap.Admin(address=_address(inputs.admin)),
+        admin=_admin(inputs.admin),
         static_resources=bootstrap.BootstrapStaticResources(clusters=[_control_plane(inputs.control_planes)]),
         dynamic_resources=bootstrap.BootstrapDynamicResources(
             ads_config=core.ApiConfigSource(
@@ -181,6 +183,14 @@ def _stats(inputs: BootstrapInputs) -> metrics.StatsConfig:
         use_all_default_tags=True,
         stats_matcher=metrics.StatsMatcher(inclusion_list=matcher.ListStringMatcher(patterns=kept)),
     )
+
+
+def _admin(at: tuple[str, int] | Path | None) -> bootstrap.Admin | None:
+    if at is None:
+        return None
+    if isinstance(at, Path):
+        return bootstrap.Admin(address=core.Address(pipe=core.Pipe(path=str(at), mode=0o600)))
+    return bootstrap.Admin(address=_address(at))
 
 
 def _address(address: tuple[str, int]) -> core.Address:

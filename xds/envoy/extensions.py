@@ -98,6 +98,9 @@ class Extensions:
         """What of optional ones can't be applied."""
         self._parts: list[Patch | HttpFilter | Sink] = []
         for number, extension in enumerate(given):
+            if extension.forbidden:
+                self._refuse(number, extension, "the operator forbids it (gossamer serve --forbid-extensions)")
+                continue
             try:
                 self._parts += _KINDS[extension.name](json.loads(extension.arguments))
             except KeyError as error:

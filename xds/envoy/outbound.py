@@ -24,11 +24,11 @@ from xds.envoy.clusters import socket_address
 from xds.envoy.egress import HTTP_CHAIN, TLS_CHAIN, EgressHost, inspectors
 from xds.envoy.overrides import listener_from
 from xds.envoy.tls import ads_source, typed
-from xds.mesh.addresses import IPNetwork, parse_ip, parse_network
+from xds.mesh.addresses import IPNetwork
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode
-from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
+from xds.policy.operator import OperatorSettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import (
@@ -45,9 +45,6 @@ OnMatch = xds_matcher.Matcher.OnMatch
 
 
 OUTBOUND_LISTENER_PORT = 15001
-CONSUL_VIRTUAL_IPS = parse_network("240.0.0.0/4")
-"""What Consul gives its virtual IPs from."""
-
 PASSTHROUGH_CHAIN = "passthrough"
 OWN_ADDRESSES = ("127.0.0.1", "::1")
 """Where the outbound listener listens."""
@@ -57,41 +54,13 @@ KINDS = ("tcp", "http", "grpc")
 """The kinds of chains: connections, requests, and requests that are counted by gRPC method."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutboundSettings:
-    """What holds for the outbound listeners of a whole mesh."""
-
-    virtual_ranges: tuple[IPNetwork, ...] = (CONSUL_VIRTUAL_IPS,)
-    destinations_only: bool = False
-    """No way past the mesh: a connection to any address that is not a virtual IP is closed."""
-    strict_ports: bool = False
-    """Whether a service answers only at the port of its virtual address, where that carries one."""
-    probe_sources: tuple[IPNetwork, ...] = ()
-    """From where exposed paths may be asked for; from everywhere where none are named."""
-    passthrough_connect_timeout_ms: int = 5000
-    """How long a connection to an address outside the mesh may take."""
-    quotas: Quotas = DEFAULT_QUOTAS
-    """What one service may ask of its callers."""
-    clusters: ClusterMode = ClusterMode.EAGER
-    """When the clusters of implicit upstreams are sent, where a sidecar's registration says nothing else."""
-
-    def lists(self, at: VirtualAddress, protocol: str) -> bool:
-        """Whether the listener has to be told of an address: not of what its chain for the ranges does anyway."""
-        return protocol in HTTP_PROTOCOLS or at.port != ANY_PORT or not _is_inside(at.ip, self.virtual_ranges)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _is_inside(ip: str, networks: tuple[IPNetwork, ...]) -> bool:
-    return any(parse_ip(ip) in network for network in networks)
-
-
 def kind(protocol: str) -> str:
     """The kind of chain that carries a protocol."""
     return "grpc" if protocol == "grpc" else "http" if protocol in HTTP_PROTOCOLS else "tcp"
 
 
 def outbound(
-    settings: OutboundSettings,
+    settings: OperatorSettings,
     port: int,
     listed: Mapping[VirtualAddress, str],
     hosts: Collection[EgressHost] = (),
@@ -111,7 +80,7 @@ def outbound(
         mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
         on_demand: whether they are sent on demand now.
         max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
-        listed: the addresses that it has to be told of (`OutboundSettings.lists`), each with its protocol; sorted.
+        listed: the addresses that it has to be told of (`OperatorSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     way = Way(mode, on_demand)
@@ -151,7 +120,7 @@ def outbound(
 
 
 def outbound_clusters(
-    settings: OutboundSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
+    settings: OperatorSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
 ) -> tuple[str, ...]:
     """The clusters that the outbound listener names."""
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
@@ -211,7 +180,7 @@ def _mesh_chain(kind: str, by_port: bool, on_demand: bool, max_request_headers_k
 
 
 def _by_destination(
-    settings: OutboundSettings,
+    settings: OperatorSettings,
     own_port: int,
     listed: Mapping[VirtualAddress, str],
     hosts: Collection[EgressHost],

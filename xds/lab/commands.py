@@ -15,6 +15,8 @@ APPLICATION_PORT = 8080
 XDS_PORT = 18000
 ADMIN_PORT = 18001
 ENVOY_ADMIN_PORT = 19000
+ENVOY_ADMIN_SOCKET = "/run/envoy/admin.sock"
+"""In a container of a sidecar's own."""
 
 
 def serve(source: Sequence[str], address: str) -> list[str]:
@@ -47,7 +49,7 @@ def sidecar(
         proxy_id: its service ID.
         registration: where that is looked up (``--consul``, ``--mesh``).
         xds: the address of the control plane.
-        admin: ``host:port`` of Envoy's admin interface.
+        admin: where Envoy's admin interface is, as ``--admin`` takes it.
         envoy: the Envoy to run, where it is not the installed one.
         more: further flags.
     """
@@ -74,8 +76,12 @@ def application(
 
 def envoy_ready() -> list[str]:
     """Succeeds once a sidecar has its configuration."""
-    url = f"http://127.0.0.1:{ENVOY_ADMIN_PORT}/ready"
-    return ["python", "-c", f"import urllib.request; urllib.request.urlopen('{url}', timeout=2)"]
+    asks = (
+        "import http.client, socket; made = http.client.HTTPConnection('envoy', timeout=2);"
+        f" made.sock = socket.socket(socket.AF_UNIX); made.sock.connect('{ENVOY_ADMIN_SOCKET}');"
+        " made.request('GET', '/ready'); raise SystemExit(made.getresponse().status != 200)"
+    )
+    return ["python", "-c", asks]
 
 
 def here(command: Sequence[str]) -> list[str]:

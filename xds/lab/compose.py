@@ -7,6 +7,7 @@ capabilities and networks are said here. ``python -m xds.lab.compose > docker-co
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -153,9 +154,11 @@ def _three(service: str, instance: str) -> dict[str, Any]:
                 f"{name}-sidecar-proxy",
                 ["--consul", f"http://{CONSUL}:8500"],
                 xds=GOSSAMER,
-                admin=f"127.0.0.1:{commands.ENVOY_ADMIN_PORT}",
+                admin=f"unix:{commands.ENVOY_ADMIN_SOCKET}",
             ),
             "user": str(commands.ENVOY_UID),
+            # The application shares the network, not the files: Envoy's admin interface shows the token.
+            "tmpfs": [f"{PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent}:uid={commands.ENVOY_UID},mode=0700"],
             "depends_on": {f"{name}-redirect": {"condition": "service_completed_successfully"}},
             "healthcheck": {
                 "test": ["CMD", *commands.envoy_ready()],

@@ -91,6 +91,8 @@ class Extension:
     name: str
     required: bool
     arguments: str
+    forbidden: bool = False
+    """Whether the operator forbids it."""
 
 
 @dataclass(frozen=True, slots=True)

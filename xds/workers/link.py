@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
+from xds.policy.operator import OperatorSettings
 
 _LENGTH = struct.Struct(">Q")
 
@@ -19,7 +19,7 @@ _LENGTH = struct.Struct(">Q")
 class Start:
     """To a worker, first of all: what to serve."""
 
-    outbound: OutboundSettings
+    outbound: OperatorSettings
     address: str
     log_level: int
 

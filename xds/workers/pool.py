@@ -18,8 +18,8 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.control.metrics import Metrics
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
+from xds.policy.operator import OperatorSettings
 from xds.transport.listening import ListenError, bind
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 
@@ -51,7 +51,7 @@ class WorkerPool:
         count: how many workers.
     """
 
-    def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None], count: int) -> None:
+    def __init__(self, outbound: OperatorSettings, on_demand: Callable[[Demand], None], count: int) -> None:
         self.metrics = Metrics()
         self._outbound = outbound
         self._on_demand = on_demand

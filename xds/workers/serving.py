@@ -15,8 +15,8 @@ from xds.ads.server import AdsServer
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
-from xds.envoy.outbound import OutboundSettings
 from xds.mesh.mesh import Batch, Demand
+from xds.policy.operator import OperatorSettings
 
 GARBAGE = (50_000, 2, 500)
 """How many more objects there have to be before the young are looked through; after how many times the middle-aged are,
@@ -40,7 +40,7 @@ def prepare_process() -> None:
 class Serving:
     """Serves from here. Facts come by `apply`; what has to be read is told to ``on_demand``."""
 
-    def __init__(self, outbound: OutboundSettings, on_demand: Callable[[Demand], None]) -> None:
+    def __init__(self, outbound: OperatorSettings, on_demand: Callable[[Demand], None]) -> None:
         self.metrics = Metrics()
         self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon, self._later)
         self._ads = AdsServer(PlaneRegistry(self.plane))

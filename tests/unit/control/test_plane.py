@@ -19,7 +19,6 @@ from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
 from xds.envoy.names import address_of
-from xds.envoy.outbound import OutboundSettings
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET
 from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER, by_address, pointed_to, pointer
 from xds.mesh import mesh
@@ -52,6 +51,7 @@ from xds.mesh.settings import (
     TLSParameters,
     UpstreamSettings,
 )
+from xds.policy.operator import OperatorSettings
 from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2, route_pb2
@@ -73,7 +73,7 @@ class Bench:
         self.streams = frozenset[StreamKey]()
         self.authorizes = True
         """Whether every stream may be served."""
-        self.plane = ControlPlane(OutboundSettings(), self._demanded, Metrics(), soon, later)
+        self.plane = ControlPlane(OperatorSettings(), self._demanded, Metrics(), soon, later)
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
             {

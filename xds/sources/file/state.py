@@ -2,16 +2,21 @@
 
 Both have to outlive the process: a new authority would end every connection, a new virtual IP would move a service
 under its callers. Files are replaced as a whole, by one writer at a time, and readable by their owner alone.
+
+The folder is opened once for each use, and everything is read and written below that descriptor, after its owner and
+mode were checked there: whoever swaps a folder or a file for a link between a check and a use gains nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import ipaddress
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +28,7 @@ from xds.sources.file.virtual_ips import ExhaustedError, Given
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+AUTHORITY, VIRTUAL_IPS = "ca.json", "virtual-ips.json"
 NOTHING_GIVEN = Given()
 
 
@@ -35,8 +41,7 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.authority_file = path / "ca.json"
-        self._virtual_ips_file = path / "virtual-ips.json"
+        self.authority_file = path / AUTHORITY
 
     def authority(self, now: datetime, *, known: Authority | None = None) -> Authority:
         """The certificate authority; a new one where there is none yet.
@@ -48,22 +53,22 @@ class StateFolder:
         Raises:
             StateError: its file can't be read or written, is not private, or holds something else.
         """
-        with self._locked():
-            found = self._read_authority()
+        with self._locked() as folder:
+            found = self._read_authority(folder)
             if known is not None and (found is None or found.trust_domain != known.trust_domain):
                 what = "is gone" if found is None else "is another mesh's"
                 raise StateError(
                     f"{self.authority_file} {what}: put the one of {known.trust_domain} back, which the certificates"
                     " of this mesh hang on"
                 )
-            if found is None and self._virtual_ips_file.exists():
+            if found is None and self._read(folder, VIRTUAL_IPS) is not None:
                 raise StateError(
-                    f"{self.authority_file} is gone, though {self._virtual_ips_file.name} is there: put it back, or"
+                    f"{self.authority_file} is gone, though {VIRTUAL_IPS} is there: put it back, or"
                     " remove that file too to begin anew"
                 )
             if found is None:
                 found = new_authority(now)
-                self._write(self.authority_file, _authority_as_json(found))
+                self._write(folder, AUTHORITY, _authority_as_json(found))
             return found
 
     def rotate(self, now: datetime, *, distrust_old: bool = False) -> Authority:
@@ -72,17 +77,16 @@ class StateFolder:
         Raises:
             StateError: there is no authority yet, or as for `authority`.
         """
-        none = StateError(
-            f"no certificate authority in {self.path}: it is where gossamer serve --mesh runs, which makes it"
-        )
-        if not self.authority_file.exists():
-            raise none
-        with self._locked():
-            found = self._read_authority()
-            if found is None:
-                raise none
+        with self._opened() as folder:
+            if folder is not None:
+                self._lock(folder)
+            found = None if folder is None else self._read_authority(folder)
+            if folder is None or found is None:
+                raise StateError(
+                    f"no certificate authority in {self.path}: it is where gossamer serve --mesh runs, which makes it"
+                )
             found = rotated(found, now, distrust_old=distrust_old)
-            self._write(self.authority_file, _authority_as_json(found))
+            self._write(folder, AUTHORITY, _authority_as_json(found))
             return found
 
     def virtual_ips(self) -> Given:
@@ -91,14 +95,19 @@ class StateFolder:
         Raises:
             StateError: their file can't be read, or holds something else.
         """
-        data = self._read(self._virtual_ips_file)
-        if data is None:
+        with self._opened() as folder:
+            return Given() if folder is None else self._virtual_ips(folder)
+
+    def _virtual_ips(self, folder: int) -> Given:
+        text = self._read(folder, VIRTUAL_IPS)
+        if text is None:
             return Given()
         try:
+            data = json.loads(text)
             by_service = {str(name): str(ipaddress.IPv4Address(each)) for name, each in data["by_service"].items()}
             return Given(by_service, ipaddress.IPv4Address(data["last"]))
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise StateError(f"{self._virtual_ips_file} is not what gossamer wrote: {error}; restore it") from None
+            raise StateError(f"{self.path / VIRTUAL_IPS} is not what gossamer wrote: {error}; restore it") from None
 
     def give_virtual_ips(
         self, services: Sequence[str], taken: Mapping[str, str], since: Given = NOTHING_GIVEN
@@ -117,14 +126,14 @@ class StateFolder:
             before = self.virtual_ips()
             if before.last < since.last:
                 raise StateError(
-                    f"{self._virtual_ips_file} knows less than what is served: put it back, or services would move to"
+                    f"{self.path / VIRTUAL_IPS} knows less than what is served: put it back, or services would move to"
                     " addresses that others had"
                 )
             if before.to(services, taken) == before:
                 return before
-            with self._locked():
-                after = self.virtual_ips().to(services, taken)
-                self._write(self._virtual_ips_file, {"by_service": dict(after.by_service), "last": str(after.last)})
+            with self._locked() as folder:
+                after = self._virtual_ips(folder).to(services, taken)
+                self._write(folder, VIRTUAL_IPS, {"by_service": dict(after.by_service), "last": str(after.last)})
                 return after
         except ExhaustedError as error:
             raise StateError(str(error)) from None
@@ -132,14 +141,44 @@ class StateFolder:
     # -- files ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Only one process changes the folder at a time."""
+    def _locked(self) -> Iterator[int]:
+        """Open the folder, which is made where there is none, and which only one process changes at a time."""
         with self._explained("use"):
             self.path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        with self._opened() as folder:
+            if folder is None:
+                raise StateError(f"the state folder {self.path} was removed while it was made: start again")
+            self._lock(folder)
+            yield folder
+
+    def _lock(self, folder: int) -> None:
+        with self._explained("lock"):
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+
+    @contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """Open the folder; its descriptor, ``None`` where there is none."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            yield None
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP) and self.path.is_symlink():
+                raise StateError(
+                    f"the state folder {self.path} is a symbolic link: name what it leads to, with --state"
+                ) from None
+            raise StateError(
+                f"can't use the state folder {self.path}: {error.strerror}; name a writable one with --state"
+            ) from None
+        try:
+            about = os.fstat(descriptor)
+            if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
+                raise StateError(
+                    f"the state folder {self.path} may be somebody else's: it belongs to user {about.st_uid}, and has"
+                    f" mode {stat.S_IMODE(about.st_mode):04o}; expected this user's, to which only this user writes"
+                )
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -152,54 +191,64 @@ class StateFolder:
                 f"can't {what} the state folder {self.path}: {error.strerror}; name a writable one with --state"
             ) from None
 
-    def _read(self, file: Path) -> Any:
+    def _read(self, folder: int, name: str, *, private: bool = False) -> str | None:
+        """Return what a file holds, ``None`` where there is none."""
+        file = self.path / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise StateError(f"can't read {file}: {error}") from None
-
-    def _read_authority(self) -> Authority | None:
-        try:
-            about = self.authority_file.stat()
-            mode = stat.S_IMODE(about.st_mode)
-            folder = stat.S_IMODE(self.path.stat().st_mode)
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StateError(f"can't read {self.authority_file}: {error.strerror}") from None
-        if mode & 0o077:
-            raise StateError(
-                f"{self.authority_file} holds the mesh's private key and others may read it (mode {mode:04o}): run"
-                f" 'chmod 600 {self.authority_file}', and 'gossamer ca rotate --distrust-old' if others had access"
-            )
-        if about.st_uid not in (0, os.geteuid()) or folder & 0o022:
-            raise StateError(
-                f"{self.authority_file} may be somebody else's: it belongs to user {about.st_uid}, and its folder has"
-                f" mode {folder:04o}; expected this user's, in a folder that only this user writes to"
-            )
-        data = self._read(self.authority_file)
+            what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise StateError(f"can't read {file}: {what}") from None
+        with os.fdopen(descriptor, encoding="utf-8") as opened:
+            _check(file, os.fstat(descriptor), private=private)
+            try:
+                return opened.read()
+            except (OSError, ValueError) as error:
+                raise StateError(f"can't read {file}: {error}") from None
+
+    def _read_authority(self, folder: int) -> Authority | None:
+        text = self._read(folder, AUTHORITY, private=True)
+        if text is None:
+            return None
         try:
-            return _authority_from_json(data)
+            return _authority_from_json(json.loads(text))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"{self.authority_file} is not what gossamer wrote: {error}; restore it") from None
 
-    def _write(self, file: Path, data: Any) -> None:
+    def _write(self, folder: int, name: str, data: Any) -> None:
+        content = json.dumps(data, indent=2).encode() + b"\n"
+        temporary = f".{name}.{secrets.token_hex(8)}"
         with self._explained("write to"):
-            self._replace(file, json.dumps(data, indent=2).encode() + b"\n")
-
-    def _replace(self, file: Path, content: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.path, prefix=f".{file.name}.", delete=False) as out:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE, dir_fd=folder)
             try:
-                os.fchmod(out.fileno(), PRIVATE_FILE)
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-                Path(out.name).replace(file)
+                with os.fdopen(descriptor, "wb") as out:
+                    out.write(content)
+                    out.flush()
+                    os.fsync(descriptor)
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
-                Path(out.name).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
                 raise
+            os.fsync(folder)
+
+
+def _check(file: Path, about: os.stat_result, *, private: bool) -> None:
+    mode = stat.S_IMODE(about.st_mode)
+    if not stat.S_ISREG(about.st_mode):
+        raise StateError(f"{file} is not a file")
+    if private and mode & 0o077:
+        raise StateError(
+            f"{file} holds the mesh's private key and others may read it (mode {mode:04o}): run"
+            f" 'chmod 600 {file}', and 'gossamer ca rotate --distrust-old' if others had access"
+        )
+    if about.st_uid not in (0, os.geteuid()) or mode & 0o022:
+        raise StateError(
+            f"{file} may be somebody else's: it belongs to user {about.st_uid}, and has mode {mode:04o}; expected this"
+            " user's, to which only this user writes"
+        )
 
 
 def _authority_as_json(authority: Authority) -> dict[str, Any]:

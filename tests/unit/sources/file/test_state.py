@@ -76,8 +76,44 @@ def test_an_authority_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
         folder.authority(NOW)
     os.chown(folder.authority_file, os.geteuid(), -1)
     folder.path.chmod(0o777)
-    with pytest.raises(StateError, match="its folder has mode 0777"):
+    with pytest.raises(StateError, match=r"the state folder .* may be somebody else's: .* mode 0777"):
         folder.authority(NOW)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away takes root")
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.authority(NOW)
+    os.chown(folder.path, 54321, -1)
+    for use in (lambda: folder.authority(NOW), lambda: folder.rotate(NOW), folder.virtual_ips):
+        with pytest.raises(StateError, match="may be somebody else's: it belongs to user 54321"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["ca.json", "virtual-ips.json"])
+def test_a_link_is_not_followed(tmp_path: Path, name: str) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.authority(NOW)
+    folder.give_virtual_ips(["web"], {})
+    elsewhere = tmp_path / name
+    (folder.path / name).rename(elsewhere)
+    (folder.path / name).symlink_to(elsewhere)
+    with pytest.raises(StateError, match=f"{name}: it is a symbolic link"):
+        folder.virtual_ips() if name.startswith("virtual") else folder.authority(NOW)
+
+
+def test_a_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    StateFolder(tmp_path / "state").authority(NOW)
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    for use in (StateFolder(tmp_path / "link").authority, StateFolder(tmp_path / "link").rotate):
+        with pytest.raises(StateError, match="link is a symbolic link: name what it leads to, with --state"):
+            use(NOW)
+
+
+def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ca.json", 0o600)
+    with pytest.raises(StateError, match=r"ca\.json is not a file"):
+        StateFolder(tmp_path).authority(NOW)
 
 
 def test_the_authority_in_use_is_not_replaced(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ async def test_a_sidecar_that_waits_is_served_the_moment_it_is_registered(allowi
     await lab.served(member)
     await answers(allowing.web.host, "240.0.0.78", PORT, "patient-1")
     log = (lab.folder / "gossamer.log").read_text()
-    assert log.count(f"sidecar {member.sidecar_id} waits") == 1
+    assert log.count(f"sidecar {member.sidecar_id!r} waits") == 1
 
 
 async def test_two_services_on_one_virtual_ip_leave_all_others_working(allowing: Mesh) -> None:

@@ -7,6 +7,7 @@ arrives later needs it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from google.protobuf.any_pb2 import Any
@@ -19,6 +20,10 @@ from xds.wire.envoy.service import discovery_pb2 as discovery
 CONTROL_PLANE = "gossamer"
 SHORT = 256
 """Bytes of a message that may be one of many alike."""
+LONGEST_WORD = 256
+"""Characters of what a node says of itself. What is longer, or not printable, is refused: it is logged and compared."""
+LONGEST_NAME = 1024
+"""Bytes of a resource's name. Those that Gossamer gives are shorter; no other name is of use to a proxy."""
 
 
 class BadRequestError(Exception):
@@ -44,7 +49,7 @@ def decode(message: bytes, *, delta: bool) -> tuple[Request, Node | None]:
     """A request, and the node that it carries, if any.
 
     Raises:
-        BadRequestError: ``message`` can't be decoded.
+        BadRequestError: ``message`` can't be decoded, or has a name in it that nothing can have.
     """
     return (_decode_again if len(message) <= SHORT else _decode)(message, delta)
 
@@ -63,6 +68,9 @@ _decode_again = functools.lru_cache(maxsize=1024)(_decode)
 
 
 def _decode_delta(message: discovery.DeltaDiscoveryRequest) -> tuple[Request, Node | None]:
+    _check_names(message.resource_names_subscribe)
+    _check_names(message.resource_names_unsubscribe)
+    _check_names(message.initial_resource_versions)
     request = Request(
         type_url=message.type_url,
         nonce=message.response_nonce,
@@ -75,6 +83,7 @@ def _decode_delta(message: discovery.DeltaDiscoveryRequest) -> tuple[Request, No
 
 
 def _decode_sotw(message: discovery.DiscoveryRequest) -> tuple[Request, Node | None]:
+    _check_names(message.resource_names)
     request = Request(
         type_url=message.type_url,
         nonce=message.response_nonce,
@@ -82,6 +91,33 @@ def _decode_sotw(message: discovery.DiscoveryRequest) -> tuple[Request, Node | N
         names=tuple(message.resource_names),
     )
     return request, _node(message.node) if message.HasField("node") else None
+
+
+def _check_names(names: Collection[str]) -> None:
+    longest = max(map(len, names), default=0)
+    if longest > LONGEST_NAME:
+        raise BadRequestError(f"a resource name of {longest} characters; expected at most {LONGEST_NAME}")
+
+
+def without_node(message: bytes, *, delta: bool) -> bytes:
+    """Return a first message without the node, which is most of it and has been read."""
+    kind = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
+    read = kind.FromString(message)
+    read.ClearField("node")
+    return bytes(read.SerializeToString())
+
+
+def _word(field: str, text: str) -> str:
+    """Return ``text``, which a proxy says of itself.
+
+    Raises:
+        BadRequestError: it is too long, or not printable.
+    """
+    if len(text) > LONGEST_WORD or not text.isprintable():
+        raise BadRequestError(
+            f"{field} {text[:LONGEST_WORD]!r}: expected at most {LONGEST_WORD} characters, all of them printable"
+        )
+    return text
 
 
 def _node(node: core.Node) -> Node:
@@ -92,10 +128,10 @@ def _node(node: core.Node) -> Node:
     said = dict(node.metadata)
     name, port = said.get("node_name", ""), said.get("dns_port", 0)
     return Node(
-        node.id,
-        node.cluster,
-        name if isinstance(name, str) else "",
-        version,
+        _word("node.id", node.id),
+        _word("node.cluster", node.cluster),
+        _word("node.metadata.node_name", name) if isinstance(name, str) else "",
+        _word("node.user_agent_version", version),
         dual_stack=said.get("dual_stack") is True,
         dns_port=int(port) if isinstance(port, float) and 0 < port < 65536 else 0,
     )

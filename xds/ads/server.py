@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from xds.ads import codec
-from xds.ads.messages import Received, Response
-from xds.ads.session import Session
+from xds.ads.messages import Received, Request, Response
+from xds.ads.session import LimitError, Session
 from xds.ads.turns import Turns
 from xds.mesh.names import usable_name
 from xds.transport.call import Call
@@ -38,6 +38,11 @@ SMALL = 64
 """Responses of more resources than this wait for their turn."""
 SERVED_AT_ONCE = 256
 """Streams that are served before it is looked at what else there is to do; some milliseconds."""
+MOST_HELD = 4 << 20
+"""Bytes that one stream may say before it is known whether its token may act for its service. A proxy that comes again
+lists what it has."""
+MOST_HELD_OF_ALL = 256 << 20
+"""Bytes that all such streams together may have said."""
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
 
@@ -51,6 +56,8 @@ class Peer(Protocol):
     end: Callable[[str], None]
     """Called, with the reason, when the stream is to end; the proxy may connect again."""
     ready: bool
+    admitted: bool | None
+    """Whether its token may act for its service, ``None`` while that is not known."""
 
     @property
     def incomplete(self) -> bool:
@@ -100,6 +107,8 @@ class AdsServer:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.turns = Turns()
+        self.held = 0
+        """Bytes that streams have said of which it is not known whether they may be served."""
         self._woken: dict[Stream, None] = {}
         self._unheard: deque[Stream] = deque()
         self._serving, self._hearing, self._turn_end = Soon(self._serve), Soon(self._hear), Soon(self._end_turn)
@@ -172,6 +181,10 @@ class Stream:
         self._delta = delta
         self._peer: Peer | None = None
         self._over = False
+        self._held: list[bytes] = []
+        """What it said before it was known whether its token may act for its service, undecoded."""
+        self._ignored = False
+        """Whether something that it said was thrown away, because its token may not."""
         self._unheard: deque[bytes] = deque()
         """Messages that wait to be taken: a large one and what came behind it, or too many for one turn."""
         self._turn = self._heard = 0
@@ -223,14 +236,57 @@ class Stream:
             self.call.read_on()
 
     def _take(self, message: bytes) -> None:
+        """Take a message. Until its token is known to be good, a stream costs its node and the bytes that it sent."""
+        peer = self._peer
+        if peer is not None and peer.admitted:
+            self._receive(peer, self._decoded(message)[0])
+            return
+        if peer is None:
+            _, node = self._decoded(message)
+            peer = self._peer = self._introduced(node)
+            message = codec.without_node(message, delta=self._delta)
+        if peer.admitted is False:
+            self._ignored = True
+            return
+        self._held.append(message)
+        self._server.held += len(message)
+        if sum(map(len, self._held)) > MOST_HELD or self._server.held > MOST_HELD_OF_ALL:
+            raise CallError(
+                Status.RESOURCE_EXHAUSTED,
+                "too much was sent before it is known whether the token may act for the service: try again later",
+            )
+        self.wake()
+
+    def _decoded(self, message: bytes) -> tuple[Request, codec.Node | None]:
         try:
-            request, node = codec.decode(message, delta=self._delta)
+            return codec.decode(message, delta=self._delta)
         except codec.BadRequestError as error:
             raise CallError(Status.INVALID_ARGUMENT, str(error)) from error
-        if self._peer is None:
-            self._peer = self._introduced(node)
-        peer = self._peer
-        received = peer.session.receive(request)
+
+    def _release(self) -> list[bytes]:
+        """Return what was held, which is held no longer."""
+        held, self._held = self._held, []
+        self._server.held -= sum(map(len, held))
+        return held
+
+    def _admission(self, peer: Peer) -> None:
+        """Take what was held, now that the token is known to be good; throw it away where it is known not to be."""
+        if peer.admitted is None:
+            return
+        held = self._release()
+        if not peer.admitted:
+            self._ignored = self._ignored or bool(held)
+        elif self._ignored:
+            self.end("its token may act for its service now: connect again")
+        else:
+            for message in held:
+                self._receive(peer, self._decoded(message)[0])
+
+    def _receive(self, peer: Peer, request: Request) -> None:
+        try:
+            received = peer.session.receive(request)
+        except LimitError as error:
+            raise CallError(Status.RESOURCE_EXHAUSTED, str(error)) from error
         seconds = None
         if received.acknowledged is not None:
             sent_at = self._sent_at.pop(request.type_url, None)
@@ -262,6 +318,7 @@ class Stream:
         for timer in (self._giving_up, self._passing_on):
             if timer is not None:
                 timer.cancel()
+        self._release()
         self._turns.done(self.wake)
         if self._peer is not None:
             log.debug("stream from %s ended: %s", self.call.peer, why)
@@ -274,7 +331,9 @@ class Stream:
         peer = self._peer
         if self._over or peer is None:
             return
-        if peer.ready:
+        if self._held or self._ignored:
+            self._admission(peer)
+        if peer.ready and not self._over:
             if not self.call.clogged:
                 self._send_all(peer)
             elif self._passing_on is None:

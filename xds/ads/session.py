@@ -46,6 +46,14 @@ UNCERTAIN = "?"
 """The version of a resource that the proxy has in some version or other; equal to none."""
 
 
+MOST_NAMES = 200_000
+"""Names that one proxy may have asked for, or brought along, of all types."""
+
+
+class LimitError(Exception):
+    """A proxy asks for more than any that is well; the message says how much is too much."""
+
+
 class Session:
     """The state machine. ``delta`` says which of the two variants of the protocol the stream speaks."""
 
@@ -86,6 +94,9 @@ class Session:
         """Take a request: a subscription, an acknowledgement, a rejection, or several of these at once.
 
         Types that Gossamer does not serve are remembered nowhere and never answered.
+
+        Raises:
+            LimitError: it asks for too many names.
         """
         if request.type_url not in MAKE_ORDER:
             return Received()
@@ -97,7 +108,14 @@ class Session:
         elif request.names is not None:
             self._replace_subscription(state, request)
         self._subscribe(state, request)
+        if request.subscribe or request.names or request.initial_versions:
+            self._check_names()
         return received
+
+    def _check_names(self) -> None:
+        names = sum(len(state.named) + len(state.inherited) for state in self._types.values())
+        if names > MOST_NAMES:
+            raise LimitError(f"{names} names were asked for on this stream; expected at most {MOST_NAMES}")
 
     def _first_request(self, state: TypeState, request: Request) -> None:
         state.asked = True

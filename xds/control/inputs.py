@@ -56,13 +56,14 @@ class OwnInputs:
         if missing:
             return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
         # First whether it may act for its service at all: nothing else is read on behalf of someone who may not.
-        if not proxy.authorized:
+        if not proxy.admitted:
             match self._mesh.authorization(proxy.stream_key):
                 case LeafRefused(reason=reason):
+                    proxy.admit(False)
                     return Blocker(f"its token may not act for service {node.cluster!r}: {reason}")
                 case None:
                     return Blocker(f"whether its token may act for {node.cluster!r} is not known yet", passing=True)
-            proxy.authorized = True
+            proxy.admit(True)
         match self._mesh.leaf(proxy.leaf_key):
             case Leaf() as leaf:
                 proxy.leaf = leaf
@@ -97,9 +98,9 @@ class OwnInputs:
                 registered = sidecar
                 break
         if proxy.registered and registered is None:
-            log.warning("sidecar %s is no longer registered; it keeps its last registration", node.id)
+            log.warning("sidecar %r is no longer registered; it keeps its last registration", node.id)
         if registered is not None and proxy.sidecar is not None and not proxy.registered:
-            log.info("sidecar %s is registered again", node.id)
+            log.info("sidecar %r is registered again", node.id)
         proxy.registered = registered is not None
         if registered is not None:
             proxy.sidecar = registered

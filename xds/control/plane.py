@@ -183,14 +183,14 @@ class ControlPlane:
             self.metrics.acknowledged[received.acknowledged].inc()
         if received.unexplained is not None:
             log.error(
-                "sidecar %s rejected a response without saying what of it: %s (each resource is tried alone)",
+                "sidecar %r rejected a response without saying what of it: %r (each resource is tried alone)",
                 proxy.client.node.id, received.unexplained,
             )  # fmt: skip
         for rejection in received.rejections:
             kind = describe(rejection.type_url)
             self.metrics.rejected.labels(kind).inc()
             log.error(
-                "sidecar %s rejected %s %r, version %s: %s (this version is not sent again)",
+                "sidecar %r rejected %s %r, version %s: %r (this version is not sent again)",
                 proxy.client.node.id, kind, rejection.name, rejection.version, rejection.reason,
             )  # fmt: skip
         if received.rejections:
@@ -297,7 +297,7 @@ class ControlPlane:
             return  # it left meanwhile
         blocker = self._inputs.blocker(proxy)
         unchanged = proxy.as_of == self._news.get(proxy.service, 0)  # since it left, where it came back
-        if proxy.authorized and proxy.leaf is not None and proxy.service not in self._live:
+        if proxy.admitted and proxy.leaf is not None and proxy.service not in self._live:
             self._live.add(proxy.service)
             self._demand_stale = True
         if blocker is None and not unchanged:
@@ -310,12 +310,12 @@ class ControlPlane:
             except Exception as error:
                 blocker = Blocker(f"its registration can't be turned into Envoy's configuration: {error!r}")
                 if proxy.ready:
-                    log.error("sidecar %s keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
+                    log.error("sidecar %r keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         news = proxy.blocked_by(blocker.reason if blocker else None)
         self._callers.note_that_it_waits(proxy)
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
-            log.log(level, "sidecar %s waits: %s", proxy.client.node.id, blocker.reason)
+            log.log(level, "sidecar %r waits: %s", proxy.client.node.id, blocker.reason)
         self._want_demand()  # whoever asked for this may have gone on long ago
 
     def _read_for(self, proxy: Proxy, found: frozenset[str | Elsewhere]) -> None:

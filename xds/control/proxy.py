@@ -60,8 +60,8 @@ class Proxy:
         self.registered = False
         self.leaf: Leaf | None = None
         """The last certificate that it was entitled to."""
-        self.authorized = False
-        """Whether its token may act for its service; asked once for each stream."""
+        self.admitted: bool | None = None
+        """Whether its token may act for its service, ``None`` while that is not known; asked once for each stream."""
         self.ready = False
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"
@@ -80,6 +80,12 @@ class Proxy:
     def service(self) -> str:
         """The service whose traffic it carries."""
         return self.client.node.cluster
+
+    def admit(self, admitted: bool) -> None:
+        """Take whether its token may act for its service."""
+        if admitted is not self.admitted:
+            self.admitted = admitted
+            self.wake()
 
     @property
     def leaf_key(self) -> LeafKey:

@@ -25,12 +25,12 @@ class PlaneRegistry:
 
     def connected(self, node: Node, token: str, address: str, *, delta: bool) -> Proxy:
         """A proxy introduced itself."""
-        log.info("sidecar %s of service %s connected from %s, Envoy %s", node.id, node.cluster, address, node.version)
+        log.info("sidecar %r of service %r connected from %s, Envoy %r", node.id, node.cluster, address, node.version)
         return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex))
 
     def disconnected(self, peer: Proxy) -> None:
         """Its stream ended."""
-        log.info("sidecar %s disconnected", peer.client.node.id)
+        log.info("sidecar %r disconnected", peer.client.node.id)
         self._plane.detach(peer)
         asyncio.get_running_loop().call_later(LINGER_S, self._plane.let_go, peer)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from xds.ads import codec
@@ -61,3 +63,33 @@ def test_what_many_say_alike_is_decoded_once() -> None:
     assert codec.decode(one.SerializeToString(), delta=True) is first
     assert codec.decode(other.SerializeToString(), delta=True)[0].nonce == "2"
     assert codec.decode(discovery.DiscoveryRequest(type_url=CLUSTER).SerializeToString(), delta=False)[0].names == ()
+
+
+@pytest.mark.parametrize("field", ["id", "cluster", "user_agent_version", "node_name"])
+@pytest.mark.parametrize("text", ["x" * 257, "web\n2026 INFO all is well", "web\x1b[2J", "\u202ebew"])
+def test_what_a_node_says_of_itself_is_short_and_printable(field: str, text: str) -> None:
+    node = core.Node(id="a", cluster="b")
+    if field == "node_name":
+        node.metadata["node_name"] = text
+    else:
+        setattr(node, field, text)
+    message = discovery.DeltaDiscoveryRequest(node=node).SerializeToString()
+    with pytest.raises(codec.BadRequestError, match=f"{field} .*: expected at most 256 characters") as told:
+        codec.decode(message, delta=True)
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("field", ["resource_names_subscribe", "resource_names_unsubscribe", "resource_names"])
+def test_a_name_that_no_resource_has_is_refused(field: str) -> None:
+    delta = field != "resource_names"
+    kind: Any = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
+    with pytest.raises(codec.BadRequestError, match="a resource name of 1025 characters"):
+        codec.decode(kind(**{field: ["x" * 1025]}).SerializeToString(), delta=delta)
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_a_first_message_without_its_node_says_the_rest(delta: bool) -> None:
+    kind = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
+    node = core.Node(id="a", cluster="b")
+    message = kind(node=node, type_url=CLUSTER, response_nonce="3").SerializeToString()
+    assert codec.without_node(message, delta=delta) == kind(type_url=CLUSTER, response_nonce="3").SerializeToString()

@@ -13,12 +13,15 @@ import pytest
 
 from tests.unit.control.test_plane import Bench
 from xds.ads import server as ads_server
+from xds.ads import session
 from xds.ads.messages import Response
 from xds.ads.server import SERVICE, AdsServer, Stream
 from xds.ads.turns import AT_ONCE
 from xds.control.registry import PlaneRegistry
-from xds.envoy.resource import CLUSTER, LISTENER
+from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
+from xds.mesh.facts import Authorized, LeafRefused
+from xds.mesh.mesh import Key, Kind
 from xds.transport.connection import MOST_STREAMS
 from xds.transport.listening import ListenError
 from xds.wire.envoy.config import core_pb2 as core
@@ -30,8 +33,9 @@ NODE = core.Node(id="web-1-sidecar-proxy", cluster="web")
 class Serving:
     """A server over a control plane that the test feeds."""
 
-    def __init__(self, bench: Bench, port: int) -> None:
+    def __init__(self, bench: Bench, server: AdsServer, port: int) -> None:
         self.bench = bench
+        self.server = server
         self.port = port
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 
@@ -44,7 +48,7 @@ class Serving:
 async def serving() -> AsyncIterator[Serving]:
     bench = Bench()
     server = AdsServer(PlaneRegistry(bench.plane))
-    made = Serving(bench, await server.start("127.0.0.1:0"))
+    made = Serving(bench, server, await server.start("127.0.0.1:0"))
     yield made
     await made.channel.close()
     await server.stop()
@@ -340,3 +344,91 @@ async def test_of_many_messages_in_one_turn_some_wait_for_the_next(monkeypatch: 
         while call.held:  # noqa: ASYNC110 - the call has no event for it
             await asyncio.sleep(0)
     assert heard == messages
+
+
+def subscription(number: int, size: int = 1000) -> bytes:
+    names = [f"{number}-{each}" for each in range(size)]
+    return discovery.DeltaDiscoveryRequest(type_url=CLUSTER, resource_names_subscribe=names).SerializeToString()
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not done():  # noqa: ASYNC110 - the other end has no event for it
+            await asyncio.sleep(0)
+
+
+async def test_what_is_said_before_authorization_is_held_as_it_came_and_counts_afterwards(serving: Serving) -> None:
+    bench, server = serving.bench, serving.server
+    bench.authorizes = False
+    bench.service("web", "240.0.0.1")
+    bench.service("api", "240.0.0.2")
+    bench.leaf("web")
+    stream = serving.stream()
+    large = core.Node(id="web-1-sidecar-proxy", cluster="web")
+    large.metadata["more"] = "x" * 50_000
+    await stream.write(first_request(node=large))
+    await stream.write(subscription(1))
+    said = len(first_request(node=None)) + len(subscription(1))
+    await until(lambda: server.held == said)
+    (proxy,) = bench.plane.proxies()
+    assert not proxy.session.state(CLUSTER).named, "nothing of it is decoded"
+    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): Authorized()})
+    assert "vip:240.0.0.2" in {resource.name for resource in (await read(stream)).resources}
+    assert server.held == 0
+    assert len(proxy.session.state(CLUSTER).named) == 1000
+    stream.cancel()
+
+
+async def test_a_stream_whose_token_is_refused_holds_nothing_and_comes_again_when_it_is_good(serving: Serving) -> None:
+    bench, server = serving.bench, serving.server
+    bench.authorizes = False
+    bench.service("web", "240.0.0.1")
+    stream = serving.stream()
+    await stream.write(first_request())
+    await until(lambda: bool(bench.plane.proxies()))
+    (proxy,) = bench.plane.proxies()
+    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): LeafRefused("permission denied")})
+    await until(lambda: server.held == 0)
+    for number in range(36):
+        await stream.write(subscription(number))
+    assert server.held == 0
+    assert not proxy.session.state(CLUSTER).named
+    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): Authorized()})
+    async with asyncio.timeout(20):
+        assert await stream.code() == grpc.StatusCode.UNAVAILABLE
+    assert "connect again" in await stream.details()
+
+
+@pytest.mark.parametrize("limit", ["MOST_HELD", "MOST_HELD_OF_ALL"])
+async def test_more_than_may_be_held_before_authorization_ends_the_stream(
+    serving: Serving, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ads_server, limit, 20_000)
+    serving.bench.authorizes = False
+    stream = serving.stream()
+    await stream.write(first_request())
+    await stream.write(subscription(1, 10_000))
+    async with asyncio.timeout(20):
+        assert await stream.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await until(lambda: serving.server.held == 0)
+
+
+@pytest.mark.parametrize("delta", [True, False])
+async def test_more_names_than_any_proxy_asks_for_end_the_stream(
+    serving: Serving, delta: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MOST_NAMES", 999)
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    stream = serving.stream(delta=delta)
+    kind: Any = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
+    await stream.write(kind(node=NODE, type_url=CLUSTER).SerializeToString())
+    names = [str(each) for each in range(1000)]
+    named = {"resource_names_subscribe" if delta else "resource_names": names}
+    await stream.write(kind(type_url=ENDPOINT, **named).SerializeToString())
+    async with asyncio.timeout(20):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+        assert await stream.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "1000 names" in await stream.details()

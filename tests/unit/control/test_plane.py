@@ -454,7 +454,7 @@ def test_an_unknown_sidecar_waits_and_is_served_when_it_is_registered(caplog: py
     for serial in ("02", "03"):
         bench.leaf("web", serial=serial)
     assert not proxy.ready
-    assert [r.message for r in caplog.records].count(f"sidecar web-1-sidecar-proxy waits: {proxy.blocker}") == 1
+    assert [r.message for r in caplog.records].count(f"sidecar 'web-1-sidecar-proxy' waits: {proxy.blocker}") == 1
     assert "is registered" in str(proxy.blocker)
     bench.service("web")
     assert proxy.ready

@@ -190,7 +190,7 @@ def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Met
 
 
 def _named(source: ConsulSettings | FileSettings) -> str:
-    return str(source.mesh) if isinstance(source, FileSettings) else f"Consul at {source.address}"
+    return str(source.mesh) if isinstance(source, FileSettings) else f"Consul at {source.shown_address}"
 
 
 def _needs_tokens(settings: ServeSettings) -> bool:

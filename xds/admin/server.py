@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.registry import Collector
 
 from xds.admin import status
+from xds.mesh.addresses import is_ip
 from xds.transport.listening import ListenError
 
 
@@ -36,6 +38,16 @@ class _Collected(Collector):
         return self._families
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _host_of(host: str) -> str:
+    """Return the host of a ``Host`` header, without its port and the brackets of IPv6."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0].lower() or host.lower() if host.count(":") == 1 else host.lower()
+
+
 class AdminServer:
     """Serves the state of what serves over HTTP.
 
@@ -47,7 +59,8 @@ class AdminServer:
     def __init__(self, inspected: Inspected, troubles: Callable[[], dict[str, str]]) -> None:
         self._inspected = inspected
         self._troubles = troubles
-        app = web.Application()
+        self._own_names = {"localhost", socket.gethostname().lower()}
+        app = web.Application(middlewares=[self._refuse_other_hosts])
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/sidecars", self._sidecars)
@@ -60,6 +73,7 @@ class AdminServer:
             ListenError: the address can't be listened on.
         """
         await self._runner.setup()
+        self._own_names.add(host.lower())
         try:
             await web.TCPSite(self._runner, host, port, reuse_port=False).start()
         except OSError as error:
@@ -69,6 +83,21 @@ class AdminServer:
     async def stop(self) -> None:
         """Stop listening."""
         await self._runner.cleanup()
+
+    @web.middleware
+    async def _refuse_other_hosts(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer only who asks for this server by an address or by its own name.
+
+        A web page whose name is made to resolve to this address (DNS rebinding) would otherwise read the answers in
+        the browser of someone who can reach it.
+        """
+        name = _host_of(request.host)
+        if is_ip(name) or name in self._own_names:
+            return await handler(request)
+        return web.Response(
+            status=421,
+            text=f"host {name!r} is not this server's; ask for it by its address, or give the name in --admin\n",
+        )
 
     async def _ready(self, _request: web.Request) -> web.Response:
         ready, about = status.readiness(self._inspected.missing(), self._troubles())

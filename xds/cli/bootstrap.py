@@ -93,6 +93,8 @@ def make_bootstrap(
 
     registration = look_up(consul, mesh, proxy_id, sidecar_for, node_name)
     sidecar = registration.sidecar
+    for problem in sidecar.problems:
+        click.echo(f"{sidecar.service_id}: {problem}", err=True)
     if admin is None and runs_here:
         admin = default_socket(sidecar.service_id, os.environ)
     return sidecar_bootstrap(

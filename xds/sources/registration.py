@@ -25,7 +25,7 @@ class Registration:
     settings: ProxySettings
     datacenter: str
     plain_ports: tuple[int, ...]
-    """Ports of the sidecar that are not part of the mesh: metrics and exposed paths."""
+    """Ports of the sidecar that are not part of the mesh: those of exposed paths."""
     token: str = ""
     """What it has to present, where the registration says so."""
 
@@ -63,20 +63,17 @@ def _destination_id(proxy: Any) -> str:
 
 
 def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registration:
-    """What a registered sidecar (Consul's JSON) comes to under these config entries."""
+    """What a registered sidecar (Consul's JSON) comes to under these config entries.
+
+    Only a listener of the sidecar's own makes a port a plain one. The ports that Consul's bootstrap has metrics at
+    (``envoy_prometheus_bind_addr``) are not: Gossamer listens at none of them, and a registration that names the
+    application's port there would have the redirection leave that to whoever dials it.
+    """
     sidecar = decode.sidecar(node_name, found)
-    proxy = found.get("Proxy") or {}
-    config = proxy.get("Config") or {}
-    plain = [
-        str(config[key]).rpartition(":")[2]
-        for key in ("envoy_prometheus_bind_addr", "envoy_stats_bind_addr")
-        if config.get(key)
-    ]
     settings = effective_settings(sidecar, entries)
-    plain += [str(path.listener_port) for path in exposable(sidecar, settings)[0]]
     return Registration(
         sidecar=sidecar,
         settings=settings,
         datacenter=found.get("Datacenter") or "",
-        plain_ports=tuple(int(port) for port in plain if port.isdecimal() and 0 < int(port) < 65536),
+        plain_ports=tuple(sorted({path.listener_port for path in exposable(sidecar, settings)[0]})),
     )

@@ -94,7 +94,7 @@ ANY_NAME = st.text(
     st.sampled_from("abk.-% Éé\u212a\u0130\u1e9eßςσΣ") | st.characters(exclude_categories=["Cs"]),
     min_size=1,
     max_size=4,
-).filter(lambda name: "/" not in name)
+).filter(lambda name: "/" not in name and name != WILDCARD)
 
 
 @given(st.lists(ANY_NAME, max_size=6), ANY_NAME)

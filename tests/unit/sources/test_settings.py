@@ -30,6 +30,22 @@ def test_an_address_that_is_none_is_named(address: str) -> None:
         ConsulSettings.resolve({}, {"CONSUL_HTTP_ADDR": address})
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["http://u:s3cret@consul:8500", "https://u:p@s3cret@consul:8500/at?token=s3cret#s3cret", "u:s3cret@consul:8500"],
+)
+def test_credentials_in_the_address_are_not_shown(address: str) -> None:
+    shown = ConsulSettings.resolve({"address": address}, {}).shown_address
+    assert "s3cret" not in shown
+    assert "://consul:8500" in shown
+
+
+def test_credentials_in_an_address_that_is_none_are_not_shown_either() -> None:
+    with pytest.raises(SettingsError) as told:
+        ConsulSettings.resolve({"address": "ftp://u:s3cret@consul"}, {})
+    assert "s3cret" not in str(told.value)
+
+
 def test_files_must_be_there_and_a_certificate_needs_its_key() -> None:
     with pytest.raises(SettingsError, match=r"the CA file '/nowhere.pem' does not exist"):
         ConsulSettings.resolve({"ca_file": "/nowhere.pem"}, {})

@@ -142,9 +142,9 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
                 body = await response.read()
                 answer = base.Response(response.status, response.headers, body.decode("utf-8", "replace"), body)
         except TimeoutError as error:
-            raise ConsulError(f"Consul at {self._settings.address} did not answer {path} in time") from error
+            raise ConsulError(f"Consul at {self._settings.shown_address} did not answer {path} in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ConsulError(f"can't reach Consul at {self._settings.address}: {_reason(error)}") from error
+            raise ConsulError(f"can't reach Consul at {self._settings.shown_address}: {_reason(error)}") from error
         if answer.code != 200:
             words = "a web page, not Consul's words" if "<html" in answer.body.lower() else answer.body
             words = " ".join(words.split())[:300] or "no reason given"

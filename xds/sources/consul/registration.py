@@ -28,7 +28,7 @@ async def find(
         entries = decode.config_entries(await read_all(consul, FOLLOWED))
     finally:
         await consul.close()
-    where = f"on node {node_name!r}" if node_name else f"with the agent at {settings.address}"
+    where = f"on node {node_name!r}" if node_name else f"with the agent at {settings.shown_address}"
     hint = "" if node_name else "; for one that is registered on another node, name that with --node-name"
     return registration(node_name, choose(services, proxy_id, sidecar_for, where, hint), entries)
 

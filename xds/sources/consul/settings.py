@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class ConsulSettings:
                 raise SettingsError(f"{what} {path!r} does not exist")
         return settings
 
+    @property
+    def shown_address(self) -> str:
+        """The address without the credentials that it may hold: for logs, errors and ``/ready``."""
+        return without_credentials(self.address)
+
     def ssl_context(self) -> ssl.SSLContext | bool:
         """What aiohttp takes as ``ssl``.
 
@@ -79,7 +85,7 @@ class ConsulSettings:
             if self.client_cert:
                 context.load_cert_chain(self.client_cert, self.client_key)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"can't use the TLS files for {self.address}: {error}") from error
+            raise SettingsError(f"can't use the TLS files for {self.shown_address}: {error}") from error
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -102,6 +108,13 @@ class ConsulSettings:
         return token
 
 
+def without_credentials(address: str) -> str:
+    """Return a URL without user, password, query and fragment; whatever else is not a URL is returned without these."""
+    scheme, separator, rest = address.rpartition("://")
+    at, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}{separator}{at.rpartition('@')[2]}{slash}{path}"
+
+
 def _address(given: str, ssl_variable: str) -> str:
     if not given:
         return DEFAULT_ADDRESS
@@ -117,7 +130,7 @@ def _address(given: str, ssl_variable: str) -> str:
         usable = False
     if not usable:
         raise SettingsError(
-            f"Consul's address {given!r} is not one: expected http://HOST:PORT, https://HOST:PORT, HOST:PORT or"
-            " unix:///PATH (--consul, CONSUL_HTTP_ADDR)"
+            f"Consul's address {without_credentials(given)!r} is not one: expected http://HOST:PORT, https://HOST:PORT,"
+            " HOST:PORT or unix:///PATH (--consul, CONSUL_HTTP_ADDR)"
         )
     return address.rstrip("/")

@@ -62,6 +62,8 @@ CIPHERS = {
 }
 """Consul's cipher suites (``types/tls.go``), each as Envoy calls it."""
 CIPHER_SUITES = tuple(CIPHERS)
+METRICS_LISTENERS = ("envoy_prometheus_bind_addr", "envoy_stats_bind_addr", "envoy_ready_bind_addr")
+"""What Consul's own bootstrap makes listeners of."""
 LARGEST_HEADERS_KB = 8192
 """Envoy takes no larger limit."""
 
@@ -79,6 +81,9 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
     balance = opaque.text("balance_inbound_connections") or said.text("BalanceInboundConnections")
     if balance not in ("", "exact_balance"):
         said.tell("BalanceInboundConnections", f"expected 'exact_balance', not {balance!r}; taken as not given")
+    for field in METRICS_LISTENERS:
+        if opaque.text(field):
+            opaque.tell(field, "there is no such listener; metrics are at Envoy's admin interface, /stats/prometheus")
     local_request_timeout = opaque.number("local_request_timeout_ms")
     return ProxySettings(
         mode=_mode(said, "Mode"),

@@ -1,0 +1,43 @@
+"""The admin server answers only who asks for it by its own name."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from xds.admin.server import AdminServer
+from xds.policy.operator import OperatorSettings
+from xds.workers.serving import Serving
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    server = AdminServer(Serving(OperatorSettings(), lambda _demand: None), dict)
+    yield await server.start("127.0.0.1", 0)
+    await server.stop()
+
+
+@pytest.mark.parametrize("path", ["/ready", "/metrics", "/v1/sidecars", "/else"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:18001", "127.0.0.1.evil.example", "localhost.evil", "", "a:b:c"]
+)
+async def test_a_name_that_was_made_to_lead_here_is_refused(port: int, path: str, host: str) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{port}{path}", headers={"Host": host}) as answer,
+    ):
+        assert answer.status in (400, 421)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:{port}", "127.0.0.1", "localhost:{port}", "LOCALHOST", "[::1]:{port}", socket.gethostname()]
+)
+async def test_an_address_and_its_own_names_are_answered(port: int, host: str) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": host.format(port=port)}) as answer,
+    ):
+        assert answer.status == 200

@@ -38,6 +38,6 @@ async def denying() -> AsyncIterator[Mesh]:
 
 @pytest.fixture(scope="session")
 async def allowing() -> AsyncIterator[Mesh]:
-    """ACLs off, so default allow, and no intention."""
-    async with Lab() as lab:
+    """ACLs off, so default allow, and no intention; services may claim addresses of a Kubernetes' services."""
+    async with Lab(serve_arguments=("--virtual-ip-range", "10.96.0.0/16")) as lab:
         yield await start_mesh(lab)

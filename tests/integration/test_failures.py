@@ -41,7 +41,9 @@ async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_tol
     # Its bootstrap needs a token that may look up the registration; the stream presents the weak one.
     await start_with_stream_token(lab, member, token)
     said = await eventually(
-        "the refusal to be told", lambda: waits_for(denying, member), until=lambda text: "no leaf certificate" in text
+        "the refusal to be told",
+        lambda: waits_for(denying, member),
+        until=lambda text: "its token may not act for service" in text,
     )
     assert ("service:write on 'web'" if rules else "ACL not found") in said
     sidecar = (await lab.sidecars())[member.sidecar_id]
@@ -172,6 +174,7 @@ async def test_gossamer_starts_without_a_consul_and_is_ready_once_it_comes(tmp_p
         host = network.host("alone")
         address = host.address
         command = [*gossamer("serve"), "--consul", f"http://{address}:8500", "--admin", f"{address}:{ADMIN_PORT}"]
+        command.append("--insecure")
         process = await Process.start("gossamer", host.command(*command), tmp_path / "log")
         consul = LabConsul(host, tmp_path, acl=False)
 

@@ -200,13 +200,24 @@ async def test_a_virtual_ip_that_is_none_is_reported_and_breaks_nothing(allowing
     await lab.deregister(broken)
 
 
-async def test_an_address_outside_the_range_that_a_service_claims_is_its_virtual_ip(allowing: Mesh) -> None:
+async def test_a_service_claims_an_address_in_the_ranges_of_the_operator_and_nowhere_else(allowing: Mesh) -> None:
     lab = allowing.lab
     member = await lab.member("cluster-ip", virtual_ip="10.96.0.15")
     await lab.served(member)
     async with await dial(allowing.web.host, allowing.api_ip, PORT) as held:
         await answers(allowing.web.host, "10.96.0.15", PORT, "cluster-ip-1")
         assert await held.echo("a changed matcher drains nothing") == "a changed matcher drains nothing"
+    outside = lab.host("database")
+    await lab.application("database", outside, APPLICATION_PORT, outside.address)
+    thief = await lab.member("thief", virtual_ip=outside.address)
+    await lab.served(thief)
+
+    async def told() -> str:
+        return str((await lab.sidecars())[allowing.web.sidecar_id]["set_aside"])
+
+    await eventually("it to be reported", told, until=lambda text: "thief" in text and outside.address in text)
+    await answers(allowing.web.host, outside.address, APPLICATION_PORT, "database")
+    await lab.deregister(thief)
 
 
 async def test_an_explicit_upstream_answers_at_its_local_address_and_at_its_virtual_ip(allowing: Mesh) -> None:

@@ -59,6 +59,8 @@ class LabConsul:
         self._socket = folder / "consul.sock"
         self.client = Consul(ConsulSettings(address=f"unix://{self._socket}", token=self.token))
         self.process: Process | None = None
+        self._accessors: dict[str, str] = {}
+        """The tokens that were made here, and by what each is deleted."""
 
     @property
     def transparent(self) -> bool:
@@ -206,7 +208,12 @@ class LabConsul:
         name = f"policy-{abs(hash(rules)):x}"
         policy = await self.put("/v1/acl/policy", {"Name": name, "Rules": rules})
         token = await self.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
+        self._accessors[token["SecretID"]] = token["AccessorID"]
         return str(token["SecretID"])
+
+    async def delete_token(self, secret: str) -> None:
+        """Delete a token that `make_token` made."""
+        await self.put(f"/v1/acl/token/{self._accessors.pop(secret)}", None, method="DELETE")
 
     async def token_for(self, service: str) -> str:
         """A token that may be this service and nothing else; none where there are no ACLs."""

@@ -122,12 +122,33 @@ async def resolve(host: Host, name: str, server: str, kind: int = 1) -> str | No
     return socket.inet_ntop(socket.AF_INET if kind == 1 else socket.AF_INET6, answer[-size:])
 
 
+DIAL_BY_NAME = """
+import socket, sys
+found = socket.getaddrinfo(sys.argv[1], 80, int(sys.argv[2]), socket.SOCK_STREAM)
+family, kind, protocol, _, address = found[0]
+with socket.socket(family, kind, protocol) as made:
+    made.settimeout(10)
+    made.connect(address)
+    print(made.recv(100).decode().strip())
+"""
+
+
+async def dial_by_name(host: Host, name: str, family: int) -> str:
+    """Who answers at the first address that the C library gives for a name."""
+    return (await run_to_end(*host.command(sys.executable, "-c", DIAL_BY_NAME, name, str(family)))).strip()
+
+
 async def test_the_sidecar_answers_for_what_it_carries_whichever_server_is_asked(addressed: Addressed) -> None:
     host = addressed.web.host
     for name in ("six.virtual.consul", "six.virtual.default.ns.default.ap.dc1.dc.consul"):
         assert await resolve(host, name, "192.0.2.53") == FOUR
         assert await resolve(host, name, "192.0.2.53", 28) == SIX
-    assert await resolve(host, "main.virtual.consul", "192.0.2.53") == SHARED
+    for name in ("main.virtual.consul", "MAIN.virtual.consul", "MAIN.VIRTUAL.CONSUL"):
+        assert await resolve(host, name, "192.0.2.53") == SHARED
+        assert await resolve(host, name, "192.0.2.53", 28) == f"::ffff:{SHARED}"
+    # As a program does that asks for both families and takes the first address that it can connect to.
+    for family in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
+        assert await dial_by_name(host, "main.virtual.consul", family) == "main-1"
     await addressed.lab.catalog.intention("web", "main", "deny")
 
     async def main() -> str | None:

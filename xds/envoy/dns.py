@@ -2,6 +2,14 @@
 
 Only names whose address the sidecar really carries are answered (unlike Consul's DNS, which knows no intentions). Envoy
 answers questions for addresses, over UDP; what it forwards goes to the host's resolvers.
+
+Two things that Envoy's filter can't do are made up for by what is in its table:
+
+* It answers NXDOMAIN where a name has addresses of the other family only, and musl then takes the name not to be. So a
+  name with IPv4 addresses alone has them as IPv6 addresses as well (``::ffff:240.0.0.1``, RFC 4291, 2.5.5.2), to which
+  the kernel connects over IPv4.
+* It compares letter by letter, while names in DNS have no case (RFC 1035, 2.3.3). So each name is there as the catalog
+  spells it, in small and in capital letters. A name in mixed letters, otherwise than in the catalog, is not answered.
 """
 
 from __future__ import annotations
@@ -66,13 +74,23 @@ def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_
     return made
 
 
-def _names_of(service: str, datacenter: str) -> tuple[str, str]:
-    """As Consul's DNS has them (``agent/dns.go``): the short one, and the one with everything that may be said."""
-    return f"{service}.virtual.consul", f"{service}.virtual.default.ns.default.ap.{datacenter}.dc.consul"
+def _names_of(service: str, datacenter: str) -> Iterable[str]:
+    """As Consul's DNS has them (``agent/dns.go``): the short ones, and those with everything that may be said."""
+    found: dict[str, None] = {}
+    for suffix in ("virtual.consul", f"virtual.default.ns.default.ap.{datacenter}.dc.consul"):
+        for spelled in (service, service.lower(), service.upper()):
+            found[f"{spelled}.{suffix}"] = None
+        found[f"{service}.{suffix}".upper()] = None
+    return found
+
+
+def _of_both_families(addresses: Iterable[str]) -> list[str]:
+    found = list(addresses)
+    return found if any(":" in each for each in found) else [*found, *(f"::ffff:{each}" for each in found)]
 
 
 def _domain(name: str, addresses: Iterable[str]) -> dns_table_pb2.DnsTable.DnsVirtualDomain:
-    listed = dns_table_pb2.DnsTable.AddressList(address=addresses)
+    listed = dns_table_pb2.DnsTable.AddressList(address=_of_both_families(addresses))
     endpoint = dns_table_pb2.DnsTable.DnsEndpoint(address_list=listed)
     return dns_table_pb2.DnsTable.DnsVirtualDomain(name=name, endpoint=endpoint, answer_ttl=ANSWER_TTL)
 

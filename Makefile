@@ -3,9 +3,10 @@
 # make lint    ruff, mypy, import contracts
 # make docs    build the documentation into build/docs, warnings being errors
 # make bench   measure, and rewrite docs/performance.md
+# make fuzz    send generated config entries to real Envoys for as long as that takes
 # make protos  generate xds/wire from protos/
 
-.PHONY: demo-setup setup consul demo test lint docs bench protos
+.PHONY: demo-setup setup consul demo test lint docs bench fuzz protos
 bin := .venv/bin
 
 demo-setup:
@@ -35,6 +36,9 @@ docs: setup
 
 bench: setup consul
 	@$(bin)/python -m benchmarks
+
+fuzz: setup consul
+	@GOSSAMER_EXAMPLES=5000 $(bin)/python -m pytest -q tests/integration/test_generated.py
 
 protos: setup
 	@$(bin)/python scripts/generate_wire.py

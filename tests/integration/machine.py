@@ -27,12 +27,12 @@ class Machine:
 
     def __init__(self, host: Host, folder: Path, programs: dict[str, str] | None = None) -> None:
         self.host = host
-        self.etc = folder / "etc"
+        self.etc, self.run = folder / "etc", folder / "run"
         self._folder = folder
         shutil.copytree("/etc", self.etc, symlinks=True, ignore_dangling_symlinks=True)
         for name in ("run", "lib", "bin", "aside"):
             (folder / name).mkdir()
-        (folder / "run").chmod(0o777)  # whoever runs a sidecar there has its folder in it
+        self.run.chmod(0o777)  # whoever runs a sidecar there has its folder in it
         for name, path in ({"gossamer": str(BIN / "gossamer")} | (programs or {})).items():
             (folder / "bin" / name).symlink_to(path)
 

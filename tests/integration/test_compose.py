@@ -7,6 +7,8 @@ with its entries in ``/etc/hosts``; images, health checks' timing and the engine
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -94,6 +96,12 @@ class Containers:
         return self.machine(name).command(*limits, *here(service["command"]))
 
     async def start(self, name: str) -> None:
+        for mount in SERVICES[name].get("tmpfs", ()):
+            path, uid, mode = re.fullmatch(r"/run/([a-z]+):uid=(\d+),mode=(\d+)", mount).groups()  # type: ignore[union-attr]
+            folder = self.machine(name).run / path
+            folder.mkdir()
+            folder.chmod(int(mode, 8))
+            os.chown(folder, int(uid), -1)
         log = self._folder / f"{name}.log"
         process = await Process.start(name, self.command(name), log)
         self._stack.push_async_callback(process.stop)

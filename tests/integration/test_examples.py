@@ -287,7 +287,7 @@ async def test_the_units_redirect_and_run_the_sidecar(denying: Mesh) -> None:
             await lab.consul.intention("vm", "api", "allow")
             await answers(denying.web.host, "240.0.3.1", 80, "vm-1")
             await answers(member.host, denying.api_ip, 80, "api-1")
-            await run_to_end(*machine.command(*"gossamer", "redirect-traffic", "--undo"))
+            await run_to_end(*machine.command("gossamer", "redirect-traffic", "--undo"))
             with pytest.raises(OSError, match="Connect call failed"):  # nothing leads to a virtual IP any more
                 await dial(member.host, denying.api_ip, 80)
         finally:

@@ -70,6 +70,8 @@ class UpstreamEncoder:
                     f"the server name of its target {target.service!r:.60} is longer than {LONGEST_SERVER_NAME} bytes,"
                     " which TLS has no room for"
                 )
+            if "\0" in name:
+                return f"the server name of its target {target.service!r:.60} contains a NUL, which TLS does not allow"
         for node in chain.nodes.values():
             following: Iterable[str] = ()
             if isinstance(node, Router):

@@ -478,16 +478,16 @@ async def test_a_token_that_was_deleted_opens_no_stream(denying: Mesh) -> None:
     await lab.served(member)
     await answers(member.host, denying.api_ip, PORT, "api-1")
     await lab.consul.delete_token(token)
-    await member.processes["sidecar"].stop()
-    await start_with_stream_token(lab, member, token)
-
+    late = await lab.member("web", instance="late", start=False)
+    await start_with_stream_token(lab, late, token)
     await eventually(
         "the refusal",
-        lambda: waits_for(denying, member),
+        lambda: waits_for(denying, late),
         until=lambda text: "its token may not act for service" in text,
     )
-    assert (await lab.sidecars())[member.sidecar_id]["resources"]["secrets"]["sent"] == {}
-    await lab.deregister(member)
+    assert (await lab.sidecars())[late.sidecar_id]["resources"]["secrets"]["sent"] == {}
+    for each in (member, late):
+        await lab.deregister(each)
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--admin"])

@@ -21,11 +21,14 @@ class Mesh:
 
 
 async def start_mesh(lab: Lab) -> Mesh:
-    """web and api, running; ``api_ip`` is a virtual IP of api."""
-    web = await lab.member("web", virtual_ip="240.0.0.10")
-    api = await lab.member("api", virtual_ip="240.0.0.11")
+    """web and api, running; ``api_ip`` is a virtual IP of api.
+
+    It is far from those that a newer Consul assigns, one after the other from 240.0.0.1 on: these win.
+    """
+    web = await lab.member("web", virtual_ip="240.9.0.10")
+    api = await lab.member("api", virtual_ip="240.9.0.11")
     await lab.served(web, api)
-    return Mesh(lab, web, api, "240.0.0.11")
+    return Mesh(lab, web, api, "240.9.0.11")
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ async def test_a_token_that_loses_its_permissions_loses_nothing_that_was_read(gu
 async def test_the_mode_can_come_from_the_config_entries(allowing: Mesh) -> None:
     lab = allowing.lab
     registered_without = {"config": {"mode": ""}, "proxy": {"Mode": ""} if lab.consul.transparent else {}}
-    member = await lab.member("defaulted", virtual_ip="240.0.0.30", **registered_without)  # type: ignore[arg-type]
+    member = await lab.member("defaulted", virtual_ip="240.9.0.30", **registered_without)  # type: ignore[arg-type]
 
     async def transparent() -> bool:
         return bool((await lab.sidecars()).get(member.sidecar_id, {}).get("transparent"))

@@ -118,10 +118,10 @@ def replaces(old: set[str], held: set[str]) -> bool:
 async def fragile() -> AsyncIterator[Mesh]:
     """A mesh whose Consul may be hurt."""
     async with Lab() as lab:
-        web = await lab.member("web", virtual_ip="240.0.0.10")
-        api = await lab.member("api", virtual_ip="240.0.0.11")
+        web = await lab.member("web", virtual_ip="240.9.0.10")
+        api = await lab.member("api", virtual_ip="240.9.0.11")
         await lab.served(web, api)
-        yield Mesh(lab, web, api, "240.0.0.11")
+        yield Mesh(lab, web, api, "240.9.0.11")
 
 
 async def test_a_consul_that_goes_away_leaves_the_mesh_running_and_is_reported(fragile: Mesh) -> None:

@@ -474,7 +474,7 @@ async def test_an_intention_in_other_letters_is_about_the_same_service(beside: B
 async def test_a_token_that_was_deleted_opens_no_stream(denying: Mesh) -> None:
     lab = denying.lab
     token = await lab.consul.token_for("web")
-    member = await lab.member("web", instance="deleted", virtual_ip="240.0.0.10", token=token)
+    member = await lab.member("web", instance="deleted", virtual_ip="240.9.0.10", token=token)
     await lab.served(member)
     await answers(member.host, denying.api_ip, PORT, "api-1")
     await lab.consul.delete_token(token)

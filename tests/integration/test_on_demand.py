@@ -23,14 +23,14 @@ from xds.lab.mesh_file import MeshFile
 from xds.lab.processes import eventually
 
 ADDRESSES = {
-    "api": "240.0.0.11",
-    "shop": "240.0.0.12",
-    "spare": "240.0.0.13",
-    "later": "240.0.0.14",
-    "store": "240.0.0.15",
-    "book": "240.0.0.16",
-    "stock": "240.0.0.17",
-    "depot": "240.0.0.18",
+    "api": "240.9.0.11",
+    "shop": "240.9.0.12",
+    "spare": "240.9.0.13",
+    "later": "240.9.0.14",
+    "store": "240.9.0.15",
+    "book": "240.9.0.16",
+    "stock": "240.9.0.17",
+    "depot": "240.9.0.18",
 }
 
 

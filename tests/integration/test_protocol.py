@@ -26,7 +26,7 @@ async def bootstrap(mesh: Mesh, *arguments: str) -> str:
 
 async def test_a_state_of_the_world_envoy_is_served_like_any_other(allowing: Mesh) -> None:
     lab = allowing.lab
-    member = await lab.member("sotw", virtual_ip="240.0.0.90", start=False)
+    member = await lab.member("sotw", virtual_ip="240.9.0.90", start=False)
     await lab.application("sotw-1", member.host)
     await lab.redirect(member)
     printed = await bootstrap(
@@ -41,7 +41,7 @@ async def test_a_state_of_the_world_envoy_is_served_like_any_other(allowing: Mes
     member.processes["sidecar"] = await lab.run("sotw-envoy", member.host, *command, uid=5678)
     await lab.served(member)
     assert (await lab.sidecars())[member.sidecar_id]["protocol"] == "state-of-the-world"
-    await answers(allowing.web.host, "240.0.0.90", PORT, "sotw-1")
+    await answers(allowing.web.host, "240.9.0.90", PORT, "sotw-1")
     await answers(member.host, allowing.api_ip, PORT, "api-1")
     await lab.consul.intention("sotw", "api", "deny")
     await answers(member.host, allowing.api_ip, PORT, None)

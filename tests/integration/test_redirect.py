@@ -65,7 +65,7 @@ async def closed() -> AsyncIterator[Closed]:
                 await lab.application(host.name, host, port, host.address)
         web = await lab.member(
             "web",
-            virtual_ip="240.0.0.10",
+            virtual_ip="240.9.0.10",
             redirect=(
                 "--exclude-outbound-port", str(EXCLUDED_PORT),
                 "--exclude-outbound-cidr", f"{far.address}/32",
@@ -73,13 +73,13 @@ async def closed() -> AsyncIterator[Closed]:
                 "--exclude-inbound-port", str(INBOUND_PORT),
             ),
         )  # fmt: skip
-        await lab.member("api", virtual_ip="240.0.0.11")
+        await lab.member("api", virtual_ip="240.9.0.11")
         await lab.served(*lab.members)
         yield Closed(lab, web, near, far)
 
 
 async def test_with_destinations_only_nothing_goes_past_the_mesh(closed: Closed) -> None:
-    await answers(closed.web.host, "240.0.0.11", 80, "api-1")
+    await answers(closed.web.host, "240.9.0.11", 80, "api-1")
     assert await who_answers(closed.web.host, closed.near.address, OTHER_PORT) is None
 
 
@@ -137,7 +137,7 @@ async def test_dns_queries_go_where_they_are_sent(closed: Closed) -> None:
 
 async def test_iptables_redirects_just_as_well(closed: Closed, only_iptables: str) -> None:
     lab = closed.lab
-    member = await lab.member("old-school", virtual_ip="240.0.0.12", start=False)
+    member = await lab.member("old-school", virtual_ip="240.9.0.12", start=False)
     await lab.application("old-school-1", member.host)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", only_iptables)
@@ -145,8 +145,8 @@ async def test_iptables_redirects_just_as_well(closed: Closed, only_iptables: st
     assert "CONSUL_PROXY_OUTPUT" in await run_to_end(*member.host.command("iptables-save"))
     await lab.start_sidecar(member)
     await lab.served(member)
-    await answers(member.host, "240.0.0.11", 80, "api-1")
-    await answers(closed.web.host, "240.0.0.12", 80, "old-school-1")
+    await answers(member.host, "240.9.0.11", 80, "api-1")
+    await answers(closed.web.host, "240.9.0.12", 80, "old-school-1")
     await answers(member.host, closed.near.address, EXCLUDED_PORT, "near")
     assert await who_answers(member.host, closed.near.address, OTHER_PORT) is None
 

@@ -39,16 +39,16 @@ async def test_a_held_connection_survives_ten_new_upstreams(denying: Mesh) -> No
 @pytest.mark.timeout(200)
 async def test_a_held_connection_survives_a_leaf_rotation_and_new_ones_show_the_new_certificate(denying: Mesh) -> None:
     lab = denying.lab
-    await native(lab, "witness", "240.0.0.60", leaf_of="witness")
+    await native(lab, "witness", "240.9.0.60", leaf_of="witness")
     await lab.consul.intention("web", "witness", "allow")
 
     async def serial() -> str:
-        async with await dial(denying.web.host, "240.0.0.60", PORT) as connection:
+        async with await dial(denying.web.host, "240.9.0.60", PORT) as connection:
             return connection.greeting.split()[1]
 
     before = await eventually("the witness to see a certificate", serial)
     held = await dial(denying.web.host, denying.api_ip, PORT)
-    witnessed = await dial(denying.web.host, "240.0.0.60", PORT)
+    witnessed = await dial(denying.web.host, "240.9.0.60", PORT)
     clusters = (await sent(denying, "clusters"))["sent"]
     await lab.consul.rotate_ca()
     # Consul itself makes new leaves at a random moment within half a minute.

@@ -36,11 +36,11 @@ async def test_no_upstream_is_configured_anywhere(denying: Mesh) -> None:
 
 
 async def test_by_default_deny_what_no_intention_allows_is_refused(denying: Mesh) -> None:
-    await answers(denying.api.host, "240.0.0.10", PORT, None)
+    await answers(denying.api.host, "240.9.0.10", PORT, None)
 
 
 async def test_an_intention_added_changed_and_removed_takes_effect_on_the_running_mesh(denying: Mesh) -> None:
-    lab, api, web_ip = denying.lab, denying.api, "240.0.0.10"
+    lab, api, web_ip = denying.lab, denying.api, "240.9.0.10"
     await answers(api.host, web_ip, PORT, None)
     await lab.consul.intention("api", "web", "allow")
     await answers(api.host, web_ip, PORT, "web-1")
@@ -77,7 +77,7 @@ async def test_the_destination_enforces_intentions_by_itself(denying: Mesh) -> N
 
 async def test_by_default_allow_everyone_may_call_everyone(allowing: Mesh) -> None:
     await answers(allowing.web.host, allowing.api_ip, PORT, "api-1")
-    await answers(allowing.api.host, "240.0.0.10", PORT, "web-1")
+    await answers(allowing.api.host, "240.9.0.10", PORT, "web-1")
     await allowing.lab.consul.intention("*", "api", "deny")
     await answers(allowing.web.host, allowing.api_ip, PORT, None)
     await allowing.lab.consul.intention("web", "api", "allow")
@@ -141,16 +141,16 @@ async def test_an_instance_gets_no_traffic_while_critical_or_in_maintenance(allo
 
 async def test_a_service_that_is_registered_later_becomes_reachable(allowing: Mesh) -> None:
     lab = allowing.lab
-    late = await lab.member("late", virtual_ip="240.0.0.77", register=False, start=False)
-    await answers(allowing.web.host, "240.0.0.77", PORT, None)
+    late = await lab.member("late", virtual_ip="240.9.0.77", register=False, start=False)
+    await answers(allowing.web.host, "240.9.0.77", PORT, None)
     await lab.register(late)
     await lab.start(late)
-    await answers(allowing.web.host, "240.0.0.77", PORT, "late-1")
+    await answers(allowing.web.host, "240.9.0.77", PORT, "late-1")
 
 
 async def test_a_sidecar_that_waits_is_served_the_moment_it_is_registered(allowing: Mesh) -> None:
     lab = allowing.lab
-    member = await lab.member("patient", virtual_ip="240.0.0.78")
+    member = await lab.member("patient", virtual_ip="240.9.0.78")
     await lab.served(member)
     # Its bootstrap is made; now it reconnects, and is not registered any more.
     await lab.deregister(member)
@@ -165,7 +165,7 @@ async def test_a_sidecar_that_waits_is_served_the_moment_it_is_registered(allowi
     await eventually("it to wait", waiting, until=lambda reason: "is registered for service 'patient'" in reason)
     await lab.register(member)
     await lab.served(member)
-    await answers(allowing.web.host, "240.0.0.78", PORT, "patient-1")
+    await answers(allowing.web.host, "240.9.0.78", PORT, "patient-1")
     log = (lab.folder / "gossamer.log").read_text()
     assert log.count(f"sidecar {member.sidecar_id!r} waits") == 1
 
@@ -181,9 +181,9 @@ async def test_two_services_on_one_virtual_ip_leave_all_others_working(allowing:
 
     await eventually("the conflict to be reported", reported)
     assert {await who_answers(allowing.web.host, allowing.api_ip, PORT) for _ in range(10)} == {"api-1"}
-    third = await lab.member("third", virtual_ip="240.0.0.13")
+    third = await lab.member("third", virtual_ip="240.9.0.13")
     await lab.served(third)
-    await answers(allowing.web.host, "240.0.0.13", PORT, "third-1")
+    await answers(allowing.web.host, "240.9.0.13", PORT, "third-1")
     await lab.deregister(intruder)
 
 
@@ -222,7 +222,7 @@ async def test_a_service_claims_an_address_in_the_ranges_of_the_operator_and_now
 
 async def test_an_explicit_upstream_answers_at_its_local_address_and_at_its_virtual_ip(allowing: Mesh) -> None:
     upstreams = [{"DestinationType": "service", "DestinationName": "api", "LocalBindPort": 9191}]
-    member = await allowing.lab.member("explicit", virtual_ip="240.0.0.14", proxy={"Upstreams": upstreams})
+    member = await allowing.lab.member("explicit", virtual_ip="240.9.0.14", proxy={"Upstreams": upstreams})
     await allowing.lab.served(member)
     await answers(member.host, "127.0.0.1", 9191, "api-1")
     await answers(member.host, allowing.api_ip, PORT, "api-1")
@@ -232,7 +232,7 @@ async def test_a_resource_that_envoy_rejects_is_named_and_everything_else_stays_
     """An explicit upstream wants the port that Envoy's own admin interface has."""
     lab = allowing.lab
     upstreams = [{"DestinationName": "api", "LocalBindPort": ENVOY_ADMIN_PORT, "LocalBindAddress": "0.0.0.0"}]
-    member = await lab.member("rejects", virtual_ip="240.0.0.16", proxy={"Upstreams": upstreams})
+    member = await lab.member("rejects", virtual_ip="240.9.0.16", proxy={"Upstreams": upstreams})
     name = f"api:0.0.0.0:{ENVOY_ADMIN_PORT}"
 
     async def rejected() -> bool:
@@ -241,7 +241,7 @@ async def test_a_resource_that_envoy_rejects_is_named_and_everything_else_stays_
 
     await eventually("the listener to be rejected", rejected)
     await answers(member.host, allowing.api_ip, PORT, "api-1")
-    await answers(allowing.web.host, "240.0.0.16", PORT, "rejects-1")
+    await answers(allowing.web.host, "240.9.0.16", PORT, "rejects-1")
     log = (lab.folder / "gossamer.log").read_text()
     assert log.count(f"rejected listeners '{name}'") == 1
     assert "Address already in use" in log or "cannot bind" in log
@@ -251,9 +251,9 @@ async def test_a_second_transparent_sidecar_on_a_host_is_refused_rather_than_sha
     allowing: Mesh,
 ) -> None:
     lab = allowing.lab
-    first = await lab.member("first", virtual_ip="240.0.0.17")
+    first = await lab.member("first", virtual_ip="240.9.0.17")
     await lab.served(first)
-    second = await lab.member("second", virtual_ip="240.0.0.18", start=False, on=first.host)
+    second = await lab.member("second", virtual_ip="240.9.0.18", start=False, on=first.host)
     await lab.start_sidecar(second, admin_port=ENVOY_ADMIN_PORT + 1)
     name = "outbound_listener:127.0.0.1:15001"
 
@@ -268,24 +268,24 @@ async def test_a_second_transparent_sidecar_on_a_host_is_refused_rather_than_sha
 
 async def test_who_a_sidecar_is_shows_in_the_certificate_it_presents(denying: Mesh) -> None:
     lab = denying.lab
-    await native(lab, "identity", "240.0.0.50", leaf_of="identity")
+    await native(lab, "identity", "240.9.0.50", leaf_of="identity")
     await lab.consul.intention("web", "identity", "allow")
     roots = (await lab.consul.client.read("/v1/connect/ca/roots")).data
     expected = f"spiffe://{roots['TrustDomain']}/ns/default/dc/dc1/svc/web"
 
     async def greeted() -> str:
-        return (await who_answers(denying.web.host, "240.0.0.50", PORT) or "").partition(" ")[0]
+        return (await who_answers(denying.web.host, "240.9.0.50", PORT) or "").partition(" ")[0]
 
     assert await eventually("the identity of web", greeted, until=bool) == expected
 
 
 async def test_a_server_with_another_services_certificate_is_not_talked_to(denying: Mesh) -> None:
     lab = denying.lab
-    await native(lab, "impostor", "240.0.0.51", leaf_of="api")
+    await native(lab, "impostor", "240.9.0.51", leaf_of="api")
     await lab.consul.intention("web", "impostor", "allow")
 
     async def refused_for_its_identity() -> bool:
-        assert await who_answers(denying.web.host, "240.0.0.51", PORT) is None
+        assert await who_answers(denying.web.host, "240.9.0.51", PORT) is None
         return await lab.stat(denying.web, r"cluster\.impostor\.default.*\.ssl\.fail_verify_san") > 0
 
     await eventually("the handshake to fail for the name in the certificate", refused_for_its_identity)

@@ -21,7 +21,7 @@ SERVICES = ("web", "api", "db", "job")
 @pytest.fixture(scope="module")
 async def lab() -> AsyncIterator[Lab]:
     async with Lab(serve_arguments=("--workers", "2")) as made:
-        members = [made.member(name, virtual_ip=f"240.0.0.{10 + n}") for n, name in enumerate(SERVICES)]
+        members = [made.member(name, virtual_ip=f"240.9.0.{10 + n}") for n, name in enumerate(SERVICES)]
         await made.served(*await asyncio.gather(*members))
         yield made
 
@@ -41,7 +41,7 @@ async def test_traffic_flows_whichever_worker_serves_a_sidecar(lab: Lab) -> None
     for caller in SERVICES:
         for number, name in enumerate(SERVICES):
             if name != caller:
-                await answers(member(lab, caller).host, f"240.0.0.{10 + number}", 80, f"{name}-1")
+                await answers(member(lab, caller).host, f"240.9.0.{10 + number}", 80, f"{name}-1")
 
 
 async def test_all_workers_are_told_of_in_one_place(lab: Lab) -> None:
@@ -53,17 +53,17 @@ async def test_all_workers_are_told_of_in_one_place(lab: Lab) -> None:
 async def test_an_intention_is_followed_by_the_sidecars_of_every_worker(lab: Lab) -> None:
     await lab.consul.intention("*", "api", "deny")
     for caller in ("web", "db", "job"):
-        await answers(member(lab, caller).host, "240.0.0.11", 80, None)
+        await answers(member(lab, caller).host, "240.9.0.11", 80, None)
     await lab.consul.intention("*", "api", None)
     for caller in ("web", "db", "job"):
-        await answers(member(lab, caller).host, "240.0.0.11", 80, "api-1")
+        await answers(member(lab, caller).host, "240.9.0.11", 80, "api-1")
 
 
 async def test_a_worker_that_dies_is_replaced_and_its_sidecars_follow_on(lab: Lab) -> None:
     before = workers(lab)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    await answers(member(lab, "web").host, "240.0.0.11", 80, "api-1")
+    await answers(member(lab, "web").host, "240.9.0.11", 80, "api-1")
 
     async def replaced() -> bool:
         return len(set(workers(lab)) - set(before)) == 2 and len(await lab.sidecars()) == len(SERVICES)
@@ -71,6 +71,6 @@ async def test_a_worker_that_dies_is_replaced_and_its_sidecars_follow_on(lab: La
     await eventually("other workers, with all sidecars", replaced, within_s=60)
     await lab.served(*lab.members)
     await lab.consul.intention("web", "db", "deny")
-    await answers(member(lab, "web").host, "240.0.0.12", 80, None)
+    await answers(member(lab, "web").host, "240.9.0.12", 80, None)
     await lab.consul.intention("web", "db", None)
-    await answers(member(lab, "web").host, "240.0.0.12", 80, "db-1")
+    await answers(member(lab, "web").host, "240.9.0.12", 80, "db-1")

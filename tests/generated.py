@@ -123,14 +123,15 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
         ["http://127.0.0.1:1/keys", "https://localhost:1", "127.0.0.1", "ftp://localhost", "http://[::1]:1/"]
     ),
     "Protocol": st.sampled_from(["", "tcp", "http", "http2", "grpc", "HTTP", "x"]),
-    "Datacenter": st.just(""), "Datacenters": st.just([]), "Peer": st.just(""), "SamenessGroup": st.just(""),
-    "Namespace": st.just(""), "Partition": st.just(""), "Filename": st.just(""), "EnvironmentVariable": st.just(""),
+    "Datacenter": st.just(""), "Datacenters": st.just([]), "Filename": st.just(""), "EnvironmentVariable": st.just(""),
     "CAFile": st.just(""), "CertFile": st.just(""), "KeyFile": st.just(""),
     "InlineString": st.just(""), "InlineBytes": st.just(""),
     "Addresses": st.sampled_from([["127.0.0.1"], ["a.example"]]),
     "Audiences": st.lists(TEXTS.filter(bool), max_size=2), "Issuer": TEXTS, "Checks": st.just(False),
     "EnvoyListenerJSON": st.just(""), "EnvoyClusterJSON": st.just(""),
-    "Failover": st.dictionaries(SUBSETS | st.just("*"), st.fixed_dictionaries({"Service": NAMES}), max_size=2),
+    "Failover": st.dictionaries(
+        SUBSETS | st.just("*"), st.fixed_dictionaries({"Service": st.sampled_from(SERVICES)}), max_size=2
+    ),
     "EnvoyExtensions": st.lists(st.sampled_from(EXTENSIONS), max_size=2),
     "Weight": st.just(100),
     "MeshGateway": st.just({}), "OutboundListenerPort": st.just(0), "Paths": st.just([]),
@@ -151,6 +152,13 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
 
 
 WEIGHTS: dict[int, list[float]] = {1: [100], 2: [40, 60], 3: [33.33, 33.33, 33.34]}
+
+
+OMITTED = {
+    "Namespace", "Partition", "Peer", "SamenessGroup", "PrioritizeByLocality", "RateLimits", "FailoverPolicy",
+    "Peering",
+}  # fmt: skip
+"""Fields that only Consul Enterprise takes, or that a mesh file takes whatever is in them."""
 
 
 def of_kind(model: type[BaseModel], name: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -181,7 +189,7 @@ def of_model(model: type[BaseModel], depth: int = 0) -> st.SearchStrategy[dict[s
     required: dict[str, st.SearchStrategy[Any]] = {}
     optional: dict[str, st.SearchStrategy[Any]] = {}
     for name, field in model.model_fields.items():
-        if name == "Kind":
+        if name == "Kind" or name in OMITTED:
             continue
         special = name if not (name == "Path" and depth and field.annotation is not str) else "Path.claim"
         made = BY_FIELD.get(special)

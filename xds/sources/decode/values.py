@@ -23,12 +23,19 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 def milliseconds(text: str) -> int | None:
     """A Go duration (``1m30s``) in milliseconds, ``None`` if it is none. A negative one is -1."""
+    total = exact_milliseconds(text)
+    if total is None:
+        return None
+    return -1 if text.startswith("-") else round(min(total, LARGEST))
+
+
+def exact_milliseconds(text: str) -> float | None:
+    """Return how many milliseconds a Go duration has, whatever its sign; ``None`` if it is none."""
+    if text in ("0", "+0", "-0"):
+        return 0  # the one number that Go takes without a unit
     if not _DURATION.fullmatch(text):
         return None
-    if text.startswith("-"):
-        return -1
-    total = sum(float(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(text))
-    return round(min(total, LARGEST))
+    return sum(float(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(text))
 
 
 def header_name(text: str) -> str | None:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from xds.mesh.addresses import canonical_ip
 from xds.mesh.names import fold
 from xds.sources.file.lines import Path
-from xds.sources.file.models import VIRTUAL_TAGS, MeshFile, ServiceIntentions
+from xds.sources.file.models import (
+    VIRTUAL_TAGS,
+    MeshFile,
+    ServiceIntentions,
+    ServiceResolver,
+    ServiceRouter,
+    ServiceSplitter,
+)
+from xds.sources.file.models.intentions import JWTProvider
 from xds.sources.file.registered import CONNECT_PROXY, Registered
 
 Found = tuple[Path, str]
@@ -23,6 +31,8 @@ def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found
     yield from _incomplete_sidecars(services)
     yield from _partial_tokens(services)
     yield from _repeated_entries(mesh)
+    yield from _missing_subsets(mesh)
+    yield from _missing_providers(mesh)
 
 
 def _repeated_ids(services: list[Registered]) -> Iterator[Found]:
@@ -116,6 +126,50 @@ def _partial_tokens(services: list[Registered]) -> Iterator[Found]:
                 f"{destination!r} has no token, but {min(with_token)!r} has: either every service in the mesh has one,"
                 " or none and Gossamer listens on loopback only",
             )
+
+
+def _missing_subsets(mesh: MeshFile) -> Iterator[Found]:
+    """Yield where a router, a splitter or a resolver leads to a subset that no resolver has (Consul: no such chain)."""
+    resolvers = [each for each in mesh.config_entries.bootstrap if isinstance(each, ServiceResolver)]
+    subsets = {fold(each.Name): each.Subsets for each in resolvers}
+    for number, entry in enumerate(mesh.config_entries.bootstrap):
+        path: Path = ("config_entries", "bootstrap", number)
+        named: list[tuple[Path, str, str]] = []
+        if isinstance(entry, ServiceRouter):
+            named = [
+                (("Routes", index, "Destination"), each.Destination.Service, each.Destination.ServiceSubset)
+                for index, each in enumerate(entry.Routes)
+                if each.Destination is not None
+            ]
+        elif isinstance(entry, ServiceSplitter):
+            named = [(("Splits", index), each.Service, each.ServiceSubset) for index, each in enumerate(entry.Splits)]
+        elif isinstance(entry, ServiceResolver):
+            if entry.Redirect is not None:
+                named.append((("Redirect",), entry.Redirect.Service, entry.Redirect.ServiceSubset))
+            for subset, to in entry.Failover.items():
+                named.append((("Failover", subset), to.Service, to.ServiceSubset))
+                named += [
+                    (("Failover", subset, "Targets", index), each.Service, each.ServiceSubset)
+                    for index, each in enumerate(to.Targets)
+                    if not (each.Peer or each.Datacenter)
+                ]
+        for where, service, subset in named:
+            service = service or str(getattr(entry, "Name", ""))
+            if subset and subset not in subsets.get(fold(service), ()):
+                yield (*path, *where), f"{service!r} has no subset {subset!r}"
+
+
+def _missing_providers(mesh: MeshFile) -> Iterator[Found]:
+    providers = {each.Name for each in mesh.config_entries.bootstrap if isinstance(each, JWTProvider)}
+    for number, entry in enumerate(mesh.config_entries.bootstrap):
+        if not isinstance(entry, ServiceIntentions):
+            continue
+        used = [*entry.JWT.Providers]
+        used += [
+            each for source in entry.Sources for permission in source.Permissions for each in permission.JWT.Providers
+        ]
+        for name in dict.fromkeys(each.Name for each in used if each.Name not in providers):
+            yield ("config_entries", "bootstrap", number), f"there is no jwt-provider {name!r}"
 
 
 def _repeated_entries(mesh: MeshFile) -> Iterator[Found]:

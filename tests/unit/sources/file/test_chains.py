@@ -51,10 +51,6 @@ HTTP = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http
             "leads back to itself: a -> b -> a",
         ),
         (
-            [{"Kind": "service-resolver", "Name": "a", "Redirect": {"Service": "b", "ServiceSubset": "v1"}}],
-            "service-resolver/b: there is no subset 'v1'",
-        ),
-        (
             [
                 {"Kind": "service-defaults", "Name": "a", "Protocol": "http"},
                 {"Kind": "service-resolver", "Name": "a", "Failover": {"*": {"Service": "b"}}},

@@ -160,6 +160,43 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
             "there is a service-intentions for 'A' already",
         ),
         (mesh(service("a"), entries=[intentions("a", b="allow", B="deny")]), "'B' is a source of this entry already"),
+        (
+            mesh(
+                service("a"),
+                entries=[
+                    {"Kind": "service-resolver", "Name": "a", "Redirect": {"Service": "b", "ServiceSubset": "v1"}}
+                ],
+            ),
+            "'b' has no subset 'v1'",
+        ),
+        (
+            mesh(
+                service("a"),
+                entries=[
+                    {"Kind": "service-resolver", "Name": "A", "Subsets": {"v2": {}}},
+                    {
+                        "Kind": "service-splitter",
+                        "Name": "a",
+                        "Splits": [{"Weight": 50, "ServiceSubset": "v2"}, {"Weight": 50, "ServiceSubset": "v1"}],
+                    },
+                ],
+            ),
+            "'a' has no subset 'v1'",
+        ),
+        (
+            mesh(
+                service("a"),
+                entries=[
+                    {
+                        "Kind": "service-intentions",
+                        "Name": "a",
+                        "Sources": [{"Name": "b", "Action": "allow"}],
+                        "JWT": {"Providers": [{"Name": "okta"}]},
+                    }
+                ],
+            ),
+            "there is no jwt-provider 'okta'",
+        ),
     ],
 )
 def test_a_contradiction_is_refused(text: str, words: str) -> None:

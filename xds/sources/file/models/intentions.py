@@ -266,7 +266,7 @@ class JWKSClusterEntry(Exact):
 class RemoteJWKS(Exact):
     """Keys that are fetched."""
 
-    URI: str = Field(min_length=1)
+    URI: str = Field(pattern=r"^(/|[A-Za-z][A-Za-z0-9+.-]*:)[^\x00-\x20\x7f]*$")
     RequestTimeoutMs: Count = 0
     CacheDuration: GoDuration = ""
     FetchAsynchronously: bool = False

@@ -10,7 +10,7 @@ from xds.mesh.addresses import is_ip
 from xds.mesh.names import WILDCARD, usable_name
 from xds.policy.expressions import ExpressionError, compiled
 from xds.policy.filters import FilterError, parse_filter
-from xds.sources.decode.values import header_name, milliseconds
+from xds.sources.decode.values import exact_milliseconds, header_name, milliseconds
 
 Anything = dict[str, Any]
 
@@ -67,9 +67,16 @@ def _header_name(text: str) -> str:
     return text
 
 
+LONGEST_DURATION_MS = (1 << 63) // 1_000_000
+"""Go counts durations in nanoseconds, in 64 bits."""
+
+
 def _duration(text: str) -> str:
-    if text and milliseconds(text) is None:
+    found = exact_milliseconds(text)
+    if found is None:
         raise ValueError("expected a duration such as 1m30s")
+    if found > LONGEST_DURATION_MS:
+        raise ValueError("longer than a duration can be, which is 2562047h47m16s")
     return text
 
 

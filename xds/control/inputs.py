@@ -14,7 +14,7 @@ from xds.control.views import ServiceView
 from xds.envoy.inbound import Admission
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
-from xds.mesh.intentions import TokenProvider
+from xds.mesh.intentions import Action, TokenProvider
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ClusterMode
@@ -149,13 +149,14 @@ class OwnInputs:
         self, decisions: Decisions, providers: Mapping[str, TokenProvider], *, default_allow: bool
     ) -> tuple[Admission, tuple[str, ...]]:
         """Return who is let in, and why nobody is where that can't be said."""
-        limit = self._outbound.quotas.sources
-        if len(decisions.exact) > limit:
-            amount = len(decisions.exact)
-            return NOBODY, (
-                f"its intentions name {amount} sources, and the quota sources is {limit} (gossamer serve --quota"
-                f" sources={amount}); nobody is let in",
-            )
+        denied = sum(each.action is Action.DENY for each in decisions.exact.values())
+        for amount, what, quota in ((len(decisions.exact), "name", "sources"), (denied, "deny", "denied")):
+            limit = getattr(self._outbound.quotas, quota)
+            if amount > limit:
+                return NOBODY, (
+                    f"its intentions {what} {amount} sources, and the quota {quota} is {limit} (gossamer serve --quota"
+                    f" {quota}={amount}); nobody is let in",
+                )
         return Admission(
             connection_policy(decisions, default_allow=default_allow),
             request_policy(decisions, default_allow=default_allow),

@@ -124,7 +124,12 @@ def exact_pattern(service: str) -> str:
 
 def any_spelling_pattern(service: str) -> str:
     """Return a regular expression for every name in a SPIFFE ID that Consul takes for ``service``."""
-    return "".join(f"(?:{'|'.join(map(re.escape, encodings(each)))})" for each in fold(service))
+    return "".join(map(_any_spelling, fold(service)))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _any_spelling(character: str) -> str:
+    return f"(?:{'|'.join(map(re.escape, encodings(character)))})"
 
 
 @functools.lru_cache(maxsize=1 << 12)

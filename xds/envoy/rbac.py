@@ -8,6 +8,7 @@ for identities that are none of these.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 
 from xds.envoy import matchers, names
@@ -174,6 +175,7 @@ def _payload(provider: TokenProvider, path: tuple[str, ...], value: matcher.Valu
     return rbac.SourcedMetadata(metadata_matcher=found)
 
 
+@functools.lru_cache(maxsize=1 << 14)  # of many sources, a change is about one; nobody changes what is returned
 def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:
     pattern = matcher.RegexMatcher(regex=names.spiffe_pattern(service_pattern, trust_domain))
     return rbac.Principal(

@@ -41,6 +41,8 @@ class Quotas:
     """HTTP permissions of one source in an intention."""
     sources: int = 5_000
     """Sources that the intentions to one service name."""
+    denied: int = 1_000
+    """Sources among them that are denied: for each of these, every spelling is spelled out."""
 
 
 DEFAULT_QUOTAS = Quotas()

@@ -272,11 +272,18 @@ def _explained(lines: Lines, data: Any, error: ErrorDetails) -> Problem:
     return Problem(lines.of(path), reason)
 
 
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+
+
 def _given(error: ErrorDetails) -> str:
     """What the file has there, where that can be shown."""
     secret = not {"token", "config", "Config"}.isdisjoint(error["loc"])
     plain = not secret and isinstance(error["input"], str | int | float | bool)
-    return f", not {error['input']!r}" if plain else ""
+    if not plain:
+        return ""
+    text = repr(error["input"])
+    return f", not {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
 
 
 def _written(data: Any, path: Path) -> str:

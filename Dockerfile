@@ -1,11 +1,17 @@
 # Gossamer, with Envoy and nftables: one image for the control plane, the redirection and the sidecars.
-FROM python:3.13-slim-bookworm AS build
+# Packages are installed by hash. To have the base image by digest as well, build with
+# --build-arg PYTHON_IMAGE=python@sha256:...
+ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
+COPY requirements.lock ./
+RUN python -m venv /opt/gossamer \
+    && /opt/gossamer/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock
+COPY pyproject.toml README.md ./
 COPY xds xds
-RUN python -m venv /opt/gossamer && /opt/gossamer/bin/pip install --no-cache-dir -c constraints.txt '.[envoy]'
+RUN /opt/gossamer/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation .
 
-FROM python:3.13-slim-bookworm
+FROM ${PYTHON_IMAGE}
 RUN apt-get update && apt-get install -y --no-install-recommends nftables && rm -rf /var/lib/apt/lists/* \
     && useradd --system --no-create-home --uid 5677 gossamer && useradd --system --no-create-home --uid 5678 envoy
 COPY --from=build /opt/gossamer /opt/gossamer

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -56,8 +57,19 @@ def test_only_what_redirects_may_change_the_network_and_only_that_is_root() -> N
 def test_every_image_is_pinned_or_built_here() -> None:
     for name, service in SERVICES.items():
         assert service["image"] == "gossamer" or ":" in service["image"], name
-    for image in _dockerfile("FROM"):
-        assert ":" in image
+    assert {image.split()[0] for image in _dockerfile("FROM")} == {"${PYTHON_IMAGE}"}
+    (image,) = _dockerfile("ARG")
+    assert re.fullmatch(r"PYTHON_IMAGE=python:\d+\.\d+-[a-z-]+", image)
+
+
+def test_the_image_has_the_packages_that_are_tested_and_takes_no_others() -> None:
+    locked = dict(re.findall(r"(?m)^([a-z0-9_.-]+)==(\S+)", (ROOT / "requirements.lock").read_text()))
+    tested = dict(re.findall(r"(?m)^([a-z0-9_.-]+)==(\S+)", (ROOT / "constraints.txt").read_text()))
+    assert {name: version for name, version in locked.items() if name in tested and tested[name] != version} == {}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["envoy"]]
+    assert {re.split(r"[<>=]", each)[0] for each in wanted} <= locked.keys()
+    assert any("--require-hashes" in line for line in (ROOT / "Dockerfile").read_text().splitlines())
 
 
 def _dockerfile(instruction: str) -> list[str]:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import envoys, fanout, scale, start
+from benchmarks import envoys, fanout, scale, start, tenants
 from benchmarks.page import page
 from benchmarks.stage import Stage
 from xds import __version__
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Stage], Awaitable[Any]]] = {
     "idle": scale.idle,
     "rotation": scale.rotation,
     "envoys": envoys.measure,
+    "tenants": tenants.measure,
 }
 
 

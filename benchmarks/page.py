@@ -317,6 +317,21 @@ def envoys(found: Result) -> Section:
     )  # fmt: skip
 
 
+def tenants(found: Result) -> Section:
+    """What one owner writes."""
+    return Section(
+        "What one service's owner can make others wait for",
+        "The configuration of one service, as large as the quotas allow or larger (then the service is set aside).\n"
+        "The second column is the longest time that the event loop spent on it without a break: how long a change of\n"
+        "another service waits.",
+        ("", "until it is in force", "others wait"),
+        [
+            [name, Figure(each["took_ms"], "{:.0f} ms"), alone(each["blocked_ms"], "{:.0f} ms")]
+            for name, each in found.items()
+        ],
+    )
+
+
 def carried_on(cost: simulation.Costs) -> Section:
     """What was measured, carried to larger meshes."""
     rows: list[list[Figure | str]] = []
@@ -369,4 +384,5 @@ PARTS = (
     ("idle", idle),
     ("rotation", rotation),
     ("envoys", envoys),
+    ("tenants", tenants),
 )

@@ -29,7 +29,7 @@ class Quotas:
     """Instructions of the regular expressions of a chain, or of an intention, all programs together."""
     ring: int = 1 << 20
     """Entries of the hash rings of a chain, all clusters together."""
-    filters: int = 200_000
+    filters: int = 50_000
     """Comparisons that the filters of a chain's subsets make: terms, for each instance that they are asked of."""
     headers: int = 1000
     """Changes of headers in a chain."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
 import ijson
-import orjson
 
 DEEPEST = 64
 """Consul's own entries nest some ten levels; what is deeper is in maps that hold anything."""
@@ -20,7 +21,7 @@ def pruned(body: bytes) -> bytes:
     builder = ijson.ObjectBuilder()
     depth = 0
     try:
-        for event, value in ijson.basic_parse(body, use_float=True):
+        for event, value in ijson.basic_parse(body):
             starts, ends = event in ("start_map", "start_array"), event in ("end_map", "end_array")
             depth += starts
             if depth <= DEEPEST:
@@ -30,4 +31,5 @@ def pruned(body: bytes) -> bytes:
             depth -= ends
     except ijson.JSONError as error:
         raise ValueError(str(error)) from error
-    return orjson.dumps(builder.value)
+    # Unlike orjson this takes integers of any size; other numbers come as decimals.
+    return json.dumps(builder.value, default=float).encode()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from xds.sources import decode
 from xds.sources.file.document import other_format
 from xds.sources.file.models import Entry, MeshFile, json_schema
 
@@ -136,3 +139,26 @@ def test_another_format_is_named_with_how_to_convert_it(text: str, words: str | 
 def test_every_model_is_in_the_schema() -> None:
     assert set(json_schema()["$defs"]) >= {"ServiceRouter", "ServiceResolver", "ServiceIntentions", "JWTProvider"}
     assert "config_entries" in MeshFile.model_fields
+
+
+READ = r'\.(?:text|number|flag|part|each|choice|limit|port|raw|percent)\(\s*"([A-Z][A-Za-z0-9]+)"'
+"""A field, as `xds.sources.decode.values.Fields` is asked for it."""
+COMPILED = {"External", "Subset", "Target"}
+"""What only a compiled discovery chain has."""
+
+
+def test_every_field_that_is_read_from_a_consul_can_be_written_in_a_mesh_file() -> None:
+    written = {name for model in _models(MeshFile, set()) for name in model.model_fields}
+    for module in Path(decode.__file__).parent.glob("*.py"):
+        read = set(re.findall(READ, module.read_text()))
+        assert read - written - COMPILED == set(), module.name
+
+
+def _models(annotation: Any, seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    for argument in get_args(annotation):
+        _models(argument, seen)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
+        seen.add(annotation)
+        for field in annotation.model_fields.values():
+            _models(field.annotation, seen)
+    return seen

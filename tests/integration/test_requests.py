@@ -200,10 +200,12 @@ async def test_the_keys_of_a_provider_are_fetched(asked: Asked) -> None:
         await runner.cleanup()
 
 
-async def test_a_provider_that_there_is_not_closes_what_needs_it_and_nothing_else(asked: Asked) -> None:
+async def test_a_provider_without_usable_keys_closes_what_needs_it_and_nothing_else(asked: Asked) -> None:
     needs = {"Action": "allow", "HTTP": {"PathPrefix": "/secret"}, "JWT": {"Providers": [{"Name": "gone"}]}}
     free = {"Action": "allow", "HTTP": {"PathPrefix": "/open"}}
-    async with Entries(asked.lab, intentions({"Name": "web", "Permissions": [needs, free]})):
+    keys = base64.b64encode(b"no keys").decode()
+    provider = {"Kind": "jwt-provider", "Name": "gone", "JSONWebKeySet": {"Local": {"JWKS": keys}}}
+    async with Entries(asked.lab, provider, intentions({"Name": "web", "Permissions": [needs, free]})):
         await until(lambda: asked.ask("/open"), "the permissions", lambda found: found.status == 200)
         assert await asked.status("/secret") == 403
         sidecar = (await asked.lab.sidecars())[asked.api[0].sidecar_id]

@@ -19,6 +19,7 @@ import click
 
 from xds.cli.common import Failure, HostPort
 
+INSTEAD = "give another place with --admin unix:PATH, or a port with --admin HOST:PORT"
 LONGEST_PATH = 107
 """Bytes of a Unix socket's path that Linux takes."""
 
@@ -58,17 +59,18 @@ def default_socket(proxy_id: str, environment: Mapping[str, str]) -> Path:
     path = folder / f"{quote(proxy_id, safe='')}.sock"
     if len(os.fsencode(path)) > LONGEST_PATH:
         path = folder / f"{hashlib.sha256(proxy_id.encode()).hexdigest()[:32]}.sock"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise Failure(f"{path}, for Envoy's admin socket, is longer than {LONGEST_PATH} bytes; {INSTEAD}")
     return path
 
 
 def _make(folder: Path) -> None:
-    instead = "give another place with --admin unix:PATH, or a port with --admin HOST:PORT"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise Failure(f"{folder}, for Envoy's admin socket, can't be made: {error.strerror}; {instead}") from error
+        raise Failure(f"{folder}, for Envoy's admin socket, can't be made: {error.strerror}; {INSTEAD}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise Failure(
-            f"{folder}, for Envoy's admin socket, is not a folder that only this user can write to; {instead}"
+            f"{folder}, for Envoy's admin socket, is not a folder that only this user can write to; {INSTEAD}"
         )

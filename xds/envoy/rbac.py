@@ -51,11 +51,16 @@ def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], tru
     listed = not policy.default_allow
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if listed else rbac.RBAC.DENY)
     principals: dict[bytes, tuple[rbac.Permission, list[rbac.Principal]]] = {}
+    made: dict[Rule, tuple[bytes, rbac.Permission] | None] = {}  # of thousands of sources most have the same rule
     for who, requests in _grants(policy, trust_domain, listed=listed):
-        permission = _where(requests, providers, allowed=listed)
-        if permission is not None:
-            key = permission.SerializeToString(deterministic=True)
-            principals.setdefault(key, (permission, []))[1].append(who)
+        if requests not in made:
+            permission = _where(requests, providers, allowed=listed)
+            made[requests] = None
+            if permission is not None:
+                made[requests] = permission.SerializeToString(deterministic=True), permission
+        found = made[requests]
+        if found is not None:
+            principals.setdefault(found[0], (found[1], []))[1].append(who)
     anything, number = rbac.Permission(any=True).SerializeToString(), 0
     for key, (permission, sources) in principals.items():
         name = POLICY_NAME
@@ -72,15 +77,17 @@ def _grants(policy: RequestPolicy, trust_domain: str, *, listed: bool) -> Iterat
     """
     excepted = []
     for name, rule in policy.exact:
-        exact, any_spelling = names.exact_pattern(name), names.any_spelling_pattern(name)
+        exact = names.exact_pattern(name)
+        if rule == ALLOWED:
+            yield _identity(exact, trust_domain), rule
+            excepted += [] if listed else [exact]
+            continue
+        any_spelling = names.any_spelling_pattern(name)
         elsewhere = policy.other_spellings(rule)
         if rule == elsewhere == DENIED:
             yield _identity(any_spelling, trust_domain), rule
         else:
             yield _identity(exact, trust_domain), rule
-        if rule == ALLOWED:
-            excepted += [] if listed else [exact]
-            continue
         excepted.append(any_spelling)
         if rule != DENIED:
             others = [_identity(any_spelling, trust_domain), rbac.Principal(not_id=_identity(exact, trust_domain))]

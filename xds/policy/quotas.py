@@ -33,13 +33,13 @@ class Quotas:
     """Comparisons that the filters of a chain's subsets make: terms, for each instance that they are asked of."""
     headers: int = 1000
     """Changes of headers in a chain."""
-    instances: int = 5_000
+    instances: int = 3_000
     """Instances of one service."""
     addresses: int = 256
     """Addresses at which one service is dialed: each is a cluster in every caller."""
     permissions: int = 100
     """HTTP permissions of one source in an intention."""
-    sources: int = 5_000
+    sources: int = 1_500
     """Sources that the intentions to one service name."""
     denied: int = 1_000
     """Sources among them that are denied: for each of these, every spelling is spelled out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import click
@@ -33,10 +34,16 @@ def test_the_socket_is_in_the_first_folder_that_there_is(tmp_path: Path, monkeyp
     assert without.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_long_name_has_a_path_that_fits(tmp_path: Path) -> None:
-    made = [default_socket(f"{'x' * 200}{number}", {"RUNTIME_DIRECTORY": str(tmp_path / "r")}) for number in (1, 2)]
+def test_a_long_name_has_a_path_that_fits() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        made = [default_socket(f"{'x' * 200}{number}", {"RUNTIME_DIRECTORY": f"{folder}/r"}) for number in (1, 2)]
     assert made[0] != made[1]
     assert all(len(str(each)) <= LONGEST_PATH for each in made)
+
+
+def test_a_folder_with_too_long_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="is longer than 107 bytes; give another place"):
+        default_socket("web", {"RUNTIME_DIRECTORY": str(tmp_path / ("x" * 100))})
 
 
 def test_a_folder_that_others_write_to_or_a_link_is_refused(tmp_path: Path) -> None:

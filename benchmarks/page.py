@@ -318,7 +318,7 @@ def envoys(found: Result) -> Section:
 
 
 def tenants(found: Result) -> Section:
-    """What one owner writes."""
+    """Return what one owner's configuration costs the others."""
     return Section(
         "What one service's owner can make others wait for",
         "The configuration of one service, as large as the quotas allow or larger (then the service is set aside).\n"

@@ -1,4 +1,4 @@
-"""What the configuration of one service costs everybody else while the server takes it.
+"""Measures what the configuration of one service costs everybody else while the server takes it.
 
 Each input is as large as its owner may make it, or larger. It is decoded as a source decodes it, in a thread, and
 applied to a control plane with a hundred sidecars of other services. Meanwhile it is noted for how long the event loop

@@ -31,14 +31,14 @@ OTHERS: list[dict[str, Any]] = [
     *({"Kind": "service-defaults", "Name": name, "Protocol": "http"} for name in ("api", "web", "db", "missing")),
     *({"Kind": "jwt-provider", "Name": name, **PROVIDER} for name in ("api", "web", "db", "v1")),
 ]
-"""What is there beside the entry that is tried, unless it takes the place of one of these."""
+"""The entries beside the one that is tried, unless it takes the place of one of these."""
 NEWER = {"MaxRequestHeadersKB", "JWKSCluster", "UseSNI", "IgnoreCase", "Contains", "Incoming", "EnvoyExtensions"}
 """Fields that a newer Consul has, or has more values of, than that one."""
 STRICTER = (
     "can't be the name of a header", "the regular expression does not compile", "RetryOnStatusCodes[",
     "input should be greater than or equal to 0", "VerifyClaims[",
 )  # fmt: skip
-"""What Consul takes though it means nothing, or Envoy rejects it. A mesh file is refused for it."""
+"""Words of refusals of what Consul takes though it means nothing, or Envoy rejects it."""
 KINDS = (
     models.ServiceRouter, models.ServiceSplitter, models.ServiceResolver, models.ServiceDefaults,
     models.ServiceIntentions, models.ProxyDefaults, MeshEntry, JWTProvider,

@@ -134,7 +134,7 @@ with socket.socket(family, kind, protocol) as made:
 
 
 async def dial_by_name(host: Host, name: str, family: int) -> str:
-    """Who answers at the first address that the C library gives for a name."""
+    """Return who answers at the first address that the C library gives for a name."""
     return (await run_to_end(*host.command(sys.executable, "-c", DIAL_BY_NAME, name, str(family)))).strip()
 
 

@@ -1,4 +1,4 @@
-"""What one service's owner writes harms no other service: each test is a way in which it once did."""
+"""Shows that one service's owner harms no other service: each test is a way in which one once did."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Shared:
         return await who_answers(self.web.host, self.addresses["db"], PORT)
 
     async def told(self, member: Member) -> str:
-        """What ``/v1/sidecars`` says was set aside of a member's configuration."""
+        """Return what ``/v1/sidecars`` says was set aside of a member's configuration."""
         return json.dumps((await self.lab.sidecars())[member.sidecar_id]["set_aside"])
 
     async def is_told(self, member: Member, *words: str) -> None:

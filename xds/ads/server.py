@@ -182,7 +182,8 @@ class Stream:
         self._peer: Peer | None = None
         self._over = False
         self._held: list[bytes] = []
-        """What it said before it was known whether its token may act for its service, undecoded."""
+        """The messages that came before it was known whether its token may act for its service, undecoded."""
+        self._held_bytes = 0
         self._ignored = False
         """Whether something that it said was thrown away, because its token may not."""
         self._unheard: deque[bytes] = deque()
@@ -249,8 +250,9 @@ class Stream:
             self._ignored = True
             return
         self._held.append(message)
+        self._held_bytes += len(message)
         self._server.held += len(message)
-        if sum(map(len, self._held)) > MOST_HELD or self._server.held > MOST_HELD_OF_ALL:
+        if self._held_bytes > MOST_HELD or self._server.held > MOST_HELD_OF_ALL:
             raise CallError(
                 Status.RESOURCE_EXHAUSTED,
                 "too much was sent before it is known whether the token may act for the service: try again later",
@@ -266,7 +268,8 @@ class Stream:
     def _release(self) -> list[bytes]:
         """Return what was held, which is held no longer."""
         held, self._held = self._held, []
-        self._server.held -= sum(map(len, held))
+        self._server.held -= self._held_bytes
+        self._held_bytes = 0
         return held
 
     def _admission(self, peer: Peer) -> None:

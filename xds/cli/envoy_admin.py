@@ -1,4 +1,4 @@
-"""Where Envoy's admin interface is: by default at a Unix socket that only Envoy's own user can open.
+"""Places Envoy's admin interface: by default at a Unix socket that only Envoy's own user can open.
 
 The interface has no authentication. Its ``/config_dump`` contains the ACL token and its ``/quitquitquit`` ends the
 sidecar, so a port of loopback gives both to every program of the host.

@@ -1,4 +1,4 @@
-"""What a mesh file would come to in every sidecar, found out without serving it.
+"""Finds out what a mesh file would come to in every sidecar, without serving it.
 
 The facts go through the same control plane that serves, with stand-ins for what only a running mesh has: certificates.
 So whatever ``/v1/sidecars`` would set aside is known before.

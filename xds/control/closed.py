@@ -1,4 +1,4 @@
-"""What lets nobody in: for a sidecar whose newest policy can't be installed."""
+"""Resources that let nobody in, for a sidecar whose newest policy can't be installed."""
 
 from __future__ import annotations
 

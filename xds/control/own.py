@@ -98,12 +98,7 @@ class SidecarInputs:
                 gone[field] = None
         explicit = self.explicit
         if Part.OVERRIDES in parts:
-            explicit = tuple(
-                replace(
-                    each, upstream=replace(each.upstream, settings=replace(each.upstream.settings, listener_json=None))
-                )
-                for each in explicit
-            )
+            explicit = tuple(each.without_listener() for each in explicit)
         return replace(self, settings=replace(self.settings, **gone), explicit=explicit)
 
 

@@ -1,4 +1,4 @@
-"""What is left out of a sidecar's own resources because its Envoy rejected them: the net below the checks of values.
+"""Leaves out of a sidecar's own resources what its Envoy rejected: the net below the checks of values.
 
 A listener is rejected whole, with everything that users put into it: an access log whose file can't be opened, say. So
 the parts that users give are left out one after the other until Envoy takes it, first those that Envoy's words point
@@ -19,7 +19,7 @@ from xds.mesh.settings import ProxySettings
 
 
 class Part(enum.Enum):
-    """What a user gives to be put into listeners; the value is what an operator calls it."""
+    """Parts of listeners that a user gives; the value is what an operator calls it."""
 
     ACCESS_LOGS = "AccessLogs"
     TRACING = "envoy_listener_tracing_json"
@@ -34,7 +34,7 @@ _HINTS = {
     Part.EXTENSIONS: re.compile(r"lua|script|rate.?limit|token_bucket|otel|extension", re.IGNORECASE),
     Part.HEADERS: re.compile(r"max_request_headers", re.IGNORECASE),
 }
-"""What in Envoy's words points at a part."""
+"""Expressions for the words of Envoy's that point at a part."""
 
 UNAVAILABLE = re.compile(r"cannot bind|Address already in use|Address not available|Permission denied", re.IGNORECASE)
 """In Envoy's words where the host is in the way: no other listener would be better."""
@@ -42,7 +42,7 @@ UNAVAILABLE = re.compile(r"cannot bind|Address already in use|Address not availa
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What is left out of a sidecar's own resources, and why."""
+    """Parts that are left out of a sidecar's own resources, and the reasons."""
 
     parts: frozenset[Part] = frozenset()
     closed: frozenset[str] = frozenset()

@@ -47,7 +47,7 @@ OnMatch = xds_matcher.Matcher.OnMatch
 OUTBOUND_LISTENER_PORT = 15001
 PASSTHROUGH_CHAIN = "passthrough"
 OWN_ADDRESSES = ("127.0.0.1", "::1")
-"""Where the outbound listener listens."""
+"""Addresses at which the outbound listener listens."""
 NOWHERE = "nowhere"
 """The name of no chain: a connection that it is to take is closed."""
 KINDS = ("tcp", "http", "grpc")

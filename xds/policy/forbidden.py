@@ -1,4 +1,4 @@
-"""What an operator forbids the owners of services: to put what they like into the configuration of Envoys.
+"""Forbids the owners of services to put what they like into the configuration of Envoys, as an operator decides.
 
 Consul lets whoever may write a service's registration or its service-defaults give Envoy extensions (Lua among them)
 and JSON of listeners and clusters. All of these act on the sidecars of that service, which call others. An operator
@@ -35,7 +35,7 @@ class Allowed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """What is forbidden; everything is allowed where nothing is said, as with Consul."""
+    """Features that are forbidden; everything is allowed where nothing is said, as with Consul."""
 
     extensions: bool = False
     """``EnvoyExtensions`` of service-defaults. A required one keeps its service's sidecars from being served."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 
 class Argument(enum.Enum):
-    """What may stand in the parentheses of an operator."""
+    """Kinds of text in the parentheses of an operator."""
 
     NONE = "no argument"
     HEADER = "the name of a header, and of another after a '?'"
@@ -66,7 +66,7 @@ OF_REQUESTS: Mapping[str, Argument] = {
     "RESP": Argument.HEADER,
     "START_TIME": Argument.NONE,
 }
-"""What may stand in a string that another service's owner wrote: what the request and the connection themselves say."""
+"""Operators for strings that another service's owner wrote: they tell what the request and its connection say."""
 
 OF_LOGS: Mapping[str, Argument] = {
     **OF_REQUESTS,
@@ -83,7 +83,7 @@ OF_LOGS: Mapping[str, Argument] = {
         Argument.ANY,
     ),
 }
-"""What may stand in the format of an access log."""
+"""Operators for the format of an access log."""
 
 LONGEST = 16384
 """Bytes of a header's value in Envoy's configuration."""

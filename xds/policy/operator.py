@@ -1,4 +1,4 @@
-"""What the operator of a mesh decides for all of it, on the command line of ``gossamer serve``."""
+"""Settings that the operator of a mesh gives for all of it, on the command line of ``gossamer serve``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONSUL_VIRTUAL_IPS = parse_network("240.0.0.0/4")
 
 @dataclass(frozen=True, slots=True)
 class OperatorSettings:
-    """What holds for every sidecar of a mesh."""
+    """Settings that hold for every sidecar of a mesh."""
 
     virtual_ranges: tuple[IPNetwork, ...] = (CONSUL_VIRTUAL_IPS,)
     destinations_only: bool = False
@@ -30,11 +30,11 @@ class OperatorSettings:
     passthrough_connect_timeout_ms: int = 5000
     """How long a connection to an address outside the mesh may take."""
     quotas: Quotas = DEFAULT_QUOTAS
-    """What one service may ask of its callers."""
+    """Limits of what one service may ask of its callers."""
     clusters: ClusterMode = ClusterMode.EAGER
     """When the clusters of implicit upstreams are sent, where a sidecar's registration says nothing else."""
     forbidden: Forbidden = NOTHING_FORBIDDEN
-    """What the owners of services may not use."""
+    """Features that the owners of services may not use."""
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
         """Return whether an outbound listener has to be told of an address, beyond its chain for the ranges."""

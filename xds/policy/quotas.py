@@ -1,4 +1,4 @@
-"""How much one service's owner may ask of all others: limits that no honest service reaches.
+"""Limits of what one service's owner may ask of all others, which no honest service reaches.
 
 What one service's owner writes is evaluated by the server, and is configuration of every sidecar that calls the
 service. So each kind of it has a limit. What exceeds one sets that service aside as an upstream, and nothing else.

@@ -63,7 +63,7 @@ def _destination_id(proxy: Any) -> str:
 
 
 def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registration:
-    """What a registered sidecar (Consul's JSON) comes to under these config entries.
+    """Return what a registered sidecar (Consul's JSON) comes to under these config entries.
 
     Only a listener of the sidecar's own makes a port a plain one. The ports that Consul's bootstrap has metrics at
     (``envoy_prometheus_bind_addr``) are not: Gossamer listens at none of them, and a registration that names the

@@ -1,4 +1,4 @@
-"""What Envoy is started with, and where its admin interface is."""
+"""Tests of the environment that Envoy is started with, and of the place of its admin interface."""
 
 from __future__ import annotations
 

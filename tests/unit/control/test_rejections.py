@@ -1,4 +1,4 @@
-"""What is left out of a sidecar's own resources because its Envoy rejected them."""
+"""Tests of leaving out of a sidecar's own resources what its Envoy rejected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rejection(reason: str, name: str = PUBLIC, type_url: str = LISTENER) -> Reje
 
 
 def attempts(reason: str, *present: Part) -> list[set[Part]]:
-    """What is left out, one rejection after the other, until a listener is closed."""
+    """Return what is left out, one rejection after the other, until a listener is closed."""
     found = Rejections()
     found.follow(SETTINGS, ())
     tried: list[set[Part]] = []

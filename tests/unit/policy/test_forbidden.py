@@ -1,4 +1,4 @@
-"""What an operator forbids the owners of services."""
+"""Tests of what an operator forbids the owners of services."""
 
 from __future__ import annotations
 

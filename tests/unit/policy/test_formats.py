@@ -1,4 +1,4 @@
-"""Which command operators are evaluated in a string that another service's owner wrote, and in a log's format."""
+"""Tests of the command operators in strings that another service's owner wrote, and in formats of logs."""
 
 from __future__ import annotations
 

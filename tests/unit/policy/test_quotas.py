@@ -1,4 +1,4 @@
-"""How much one service may ask of all others."""
+"""Tests of the limits of what one service may ask of all others."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ CIPHERS = {
 """Consul's cipher suites (``types/tls.go``), each as Envoy calls it."""
 CIPHER_SUITES = tuple(CIPHERS)
 METRICS_LISTENERS = ("envoy_prometheus_bind_addr", "envoy_stats_bind_addr", "envoy_ready_bind_addr")
-"""What Consul's own bootstrap makes listeners of."""
+"""Keys that Consul's own bootstrap makes listeners of."""
 LARGEST_HEADERS_KB = 8192
 """Envoy takes no larger limit."""
 

@@ -1,4 +1,4 @@
-"""What Consul refuses of a config entry a mesh file refuses, too: one row for each of Consul's rules."""
+"""Tests that a mesh file refuses the config entries that Consul refuses: one row for each of Consul's rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENTRY: TypeAdapter[Any] = TypeAdapter(Entry)
 
 
 def refusal(entry: dict[str, Any]) -> str:
-    """Why it is refused; nothing where it is taken."""
+    """Return why an entry is refused; nothing where it is taken."""
     try:
         ENTRY.validate_python(entry)
     except ValidationError as error:
@@ -144,7 +144,7 @@ def test_every_model_is_in_the_schema() -> None:
 READ = r'\.(?:text|number|flag|part|each|choice|limit|port|raw|percent)\(\s*"([A-Z][A-Za-z0-9]+)"'
 """A field, as `xds.sources.decode.values.Fields` is asked for it."""
 COMPILED = {"External", "Subset", "Target"}
-"""What only a compiled discovery chain has."""
+"""Fields that only a compiled discovery chain has."""
 
 
 def test_every_field_that_is_read_from_a_consul_can_be_written_in_a_mesh_file() -> None:

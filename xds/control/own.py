@@ -270,7 +270,7 @@ def _explicit(
     settings, protocol = upstream.settings, target.chain.protocol
     if settings.listener_json and (protocol in HTTP_PROTOCOLS or not target.chain.is_default):
         problem("envoy_listener_json is only for a service without routes, and of TCP; the generated listener is used")
-        upstream = replace(upstream, settings=replace(settings, listener_json=None))
+        upstream = target.without_listener().upstream
     if upstream.settings.listener_json:
         # Whoever writes such a listener names the cluster as Consul does.
         name = encoder.consul_name()
@@ -278,10 +278,7 @@ def _explicit(
         listener = outbound.explicit(upstream, protocol, here.datacenter, max_request_headers_kb=largest)
     except OverrideError as error:
         problem(f"{error}; the generated listener is used")
-        name, upstream = (
-            outbound.explicit_name(upstream),
-            replace(upstream, settings=replace(settings, listener_json=None)),
-        )
+        name, upstream = outbound.explicit_name(upstream), target.without_listener().upstream
         listener = outbound.explicit(upstream, protocol, here.datacenter, max_request_headers_kb=largest)
     yield from encoder.resources([name])
     for each in (*encoder.problems, *target.problems):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -143,12 +146,13 @@ async def test_the_sidecar_answers_for_what_it_carries_whichever_server_is_asked
     for name in ("six.virtual.consul", "six.virtual.default.ns.default.ap.dc1.dc.consul"):
         assert await resolve(host, name, "192.0.2.53") == FOUR
         assert await resolve(host, name, "192.0.2.53", 28) == SIX
-    for name in ("main.virtual.consul", "MAIN.virtual.consul", "MAIN.VIRTUAL.CONSUL"):
+    for name in ("main.virtual.consul", "MAIN.virtual.consul", "MAIN.VIRTUAL.CONSUL", "mAin.Virtual.coNsul"):
         assert await resolve(host, name, "192.0.2.53") == SHARED
         assert await resolve(host, name, "192.0.2.53", 28) == f"::ffff:{SHARED}"
     # As a program does that asks for both families and takes the first address that it can connect to.
     for family in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
         assert await dial_by_name(host, "main.virtual.consul", family) == "main-1"
+        assert await dial_by_name(host, "Main.Virtual.Consul", family) == "main-1"
     await addressed.lab.catalog.intention("web", "main", "deny")
 
     async def main() -> str | None:
@@ -157,6 +161,38 @@ async def test_the_sidecar_answers_for_what_it_carries_whichever_server_is_asked
     await eventually("main to have no address any more", main, until=lambda found: found is None)
     await addressed.lab.catalog.intention("web", "main", "allow")
     await eventually("main to have one again", main, until=lambda found: found == SHARED)
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that ``parent`` started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+async def test_a_companion_that_ends_is_started_again_and_ends_with_its_envoy(addressed: Addressed) -> None:
+    host, web = addressed.web.host, addressed.web
+
+    async def main() -> str | None:
+        return await resolve(host, "Main.virtual.consul", "192.0.2.53")
+
+    (waiting,) = children(web.processes["sidecar"].pid)
+    (working,) = children(waiting)
+    os.kill(working, signal.SIGKILL)
+    await eventually("an answer of the new companion", main, until=lambda found: found == SHARED)
+    (again,) = children(waiting)
+    await web.processes["sidecar"].stop(signal.SIGKILL)
+
+    async def gone() -> bool:
+        return not await asyncio.to_thread(lambda: any(Path(f"/proc/{each}").exists() for each in (waiting, again)))
+
+    await eventually("the companion to end", gone)
+    await addressed.lab.start_sidecar(web)
+    await addressed.lab.served(web)
+    await eventually("an answer of the next companion", main, until=lambda found: found == SHARED)
 
 
 FORWARDER = """

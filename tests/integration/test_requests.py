@@ -175,6 +175,21 @@ async def test_a_token_is_asked_for_and_its_claims_count(asked: Asked) -> None:
         assert await asked.status("/admin", **bearer(issuer, perms={"role": "user"})) == 403
 
 
+@pytest.mark.parametrize("action", ["allow", "deny"])
+async def test_a_request_without_a_valid_token_does_not_reach_a_broader_permission(asked: Asked, action: str) -> None:
+    """As Consul: what an earlier permission matches is out of reach of the later ones, whatever the token."""
+    issuer = Issuer()
+    with_token = {"Action": action, "HTTP": {"PathPrefix": "/admin"}, "JWT": {"Providers": [{"Name": "okta"}]}}
+    rest = {"Action": "allow", "HTTP": {"PathPrefix": "/"}}
+    async with Entries(asked.lab, issuer.entry(), intentions({"Name": "web", "Permissions": [with_token, rest]})):
+        await until(lambda: asked.ask("/admin"), "the permissions", lambda found: found.status == 403)
+        assert await asked.status("/admin", authorization="Bearer garbage") == 403
+        assert await asked.status("/admin", authorization=f"Bearer {Issuer().token()}") == 403
+        valid = await asked.status("/admin", authorization=f"Bearer {issuer.token()}")
+        assert valid == (200 if action == "allow" else 403)
+        assert await asked.status("/") == 200
+
+
 async def test_the_keys_of_a_provider_are_fetched(asked: Asked) -> None:
     issuer, host = Issuer(), asked.lab.host("keys")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import click
 
 from xds.cli.bootstrap import make_bootstrap, sidecar_flags
 from xds.cli.common import Failure
+from xds.companion.dns import bind, free_port
+from xds.companion.tasks import Tasks
 
 
 @click.command()
@@ -29,7 +33,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
 
     This process becomes Envoy, so that signals and its exit code are Envoy's. The bootstrap, which holds the token,
     is in no file. Envoy's admin interface is at a Unix socket that only this user can open. Of the environment, Envoy
-    gets only what names no credentials (PATH, HOME, TZ and the like).
+    gets only what names no credentials (PATH, HOME, TZ and the like). With --dns-port, a second process beside Envoy
+    makes names match in any letter case.
 
     \b
       gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
@@ -40,6 +45,7 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["dual_stack"] is None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
+    tasks = _dns_tasks(about)
     document = json.dumps(make_bootstrap(**about, runs_here=True)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
@@ -47,12 +53,36 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if not any(given.startswith(("-l", "--log-level")) for given in envoy_arguments):
         arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
     arguments += envoy_arguments
+    if tasks:
+        start_companion(tasks)
     try:
         os.execve(binary, arguments, environment(os.environ))  # noqa: S606 - becoming Envoy is the point
     except OSError as error:
         raise Failure(
             f"can't run {binary} as user {os.getuid()}: {error.strerror}; name another with --envoy"
         ) from error
+
+
+def _dns_tasks(about: dict[str, Any]) -> Tasks:
+    """Have the companion listen at ``--dns-port``, and Envoy at another port: see ``xds.companion.dns``."""
+    port, dual_stack = about["dns_port"], about["dual_stack"]
+    if port is None:
+        return Tasks(os.getpid())
+    try:
+        sockets = bind(port, dual_stack=dual_stack)
+    except OSError as error:
+        raise Failure(
+            f"can't listen at UDP port {port} of loopback: {error.strerror}; give another --dns-port"
+        ) from error
+    about["dns_port"] = free_port(dual_stack=dual_stack)
+    return Tasks(os.getpid(), tuple(each.detach() for each in sockets), about["dns_port"])
+
+
+def start_companion(tasks: Tasks) -> None:
+    """Start the process that runs beside Envoy, and ends with it."""
+    subprocess.Popen([sys.executable, "-m", "xds.companion", tasks.to_json()], pass_fds=tasks.dns_sockets)
+    for each in tasks.dns_sockets:
+        os.close(each)
 
 
 KEPT_VARIABLES = frozenset(

@@ -9,7 +9,8 @@ Two things that Envoy's filter can't do are made up for by what is in its table:
   name with IPv4 addresses alone has them as IPv6 addresses as well (``::ffff:240.0.0.1``, RFC 4291, 2.5.5.2), to which
   the kernel connects over IPv4.
 * It compares letter by letter, while names in DNS have no case (RFC 1035, 2.3.3). So each name is there as the catalog
-  spells it, in small and in capital letters. A name in mixed letters, otherwise than in the catalog, is not answered.
+  spells it, in small and in capital letters. For every other spelling ``gossamer sidecar`` runs ``xds.companion.dns``
+  in front of Envoy, which asks in small letters.
 """
 
 from __future__ import annotations

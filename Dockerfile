@@ -1,7 +1,8 @@
 # Gossamer, with Envoy and nftables: one image for the control plane, the redirection and the sidecars.
-# Packages are installed by hash. To have the base image by digest as well, build with
-# --build-arg PYTHON_IMAGE=python@sha256:...
-ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+# The base image is named by digest (Python 3.13.15 on Debian 13.6), packages are installed by hash. For a newer base:
+#   docker buildx imagetools inspect python:3.13-slim-trixie
+# prints its digest; put it here, or build with --build-arg PYTHON_IMAGE=...
+ARG PYTHON_IMAGE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY requirements.lock ./

@@ -59,7 +59,7 @@ def test_every_image_is_pinned_or_built_here() -> None:
         assert service["image"] == "gossamer" or ":" in service["image"], name
     assert {image.split()[0] for image in _dockerfile("FROM")} == {"${PYTHON_IMAGE}"}
     (image,) = _dockerfile("ARG")
-    assert re.fullmatch(r"PYTHON_IMAGE=python:\d+\.\d+-[a-z-]+", image)
+    assert re.fullmatch(r"PYTHON_IMAGE=python:\d+\.\d+-[a-z-]+@sha256:[0-9a-f]{64}", image)
 
 
 def test_the_image_has_the_packages_that_are_tested_and_takes_no_others() -> None:

@@ -9,32 +9,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from struct import iter_unpack
+from struct import iter_unpack, pack
 from typing import cast
 
-from xds.transport import frames
-from xds.transport.frames import (
-    ACK,
-    DATA,
-    DEFAULT_FRAME_SIZE,
-    DEFAULT_WINDOW,
-    END_HEADERS,
-    END_STREAM,
-    GOAWAY,
-    HEADERS,
-    INITIAL_WINDOW_SIZE,
-    PING,
-    PREFACE,
-    RST_STREAM,
-    SETTINGS,
-    WINDOW_UPDATE,
-    frame,
-    window_update,
-)
-from xds.transport.headers import headers_block
-from xds.transport.messages import prefix
-
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+INITIAL_WINDOW_SIZE = 4
+DEFAULT_WINDOW = 65_535
+DEFAULT_FRAME_SIZE = 16_384
+LITERAL = 0x10
+"""A header that is never indexed, its name spelled out (RFC 7541, section 6.2.3)."""
 WINDOW = (1 << 24) - 1
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a whole frame."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    """Return a WINDOW_UPDATE frame; ``stream`` 0 for the whole connection."""
+    return frame(WINDOW_UPDATE, 0, stream, increment.to_bytes(4, "big"))
+
+
+def headers_block(*headers: tuple[str, str]) -> bytes:
+    """Return headers uncompressed; names and values have less than 127 bytes each."""
+    block = bytearray()
+    for header in headers:
+        block.append(LITERAL)
+        for text in header:
+            assert len(text) < 127
+            block += bytes((len(text),)) + text.encode()
+    return bytes(block)
+
+
+def prefix(length: int) -> bytes:
+    """Return what stands before a gRPC message of ``length`` bytes."""
+    return b"\0" + length.to_bytes(4, "big")
 
 
 class GrpcStream(asyncio.Protocol):
@@ -65,7 +78,7 @@ class GrpcStream(asyncio.Protocol):
         )
         self._transport.write(
             PREFACE
-            + frames.settings({INITIAL_WINDOW_SIZE: WINDOW})
+            + frame(SETTINGS, 0, 0, pack(">HI", INITIAL_WINDOW_SIZE, WINDOW))
             + window_update(0, WINDOW - DEFAULT_WINDOW)
             + frame(HEADERS, END_HEADERS, 1, headers)
         )

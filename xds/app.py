@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from xds.admin.server import AdminServer
+from xds.ads.listening import ListenError
 from xds.control.metrics import Metrics
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
@@ -17,7 +18,6 @@ from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.source import FileSettings, FileSource
-from xds.transport.listening import ListenError
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
 

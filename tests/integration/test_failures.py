@@ -43,7 +43,7 @@ async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_tol
     said = await eventually(
         "the refusal to be told",
         lambda: waits_for(denying, member),
-        until=lambda text: "its token may not act for service" in text,
+        until=lambda text: "may not act for service" in text,
     )
     assert ("service:write on 'web'" if rules else "ACL not found") in said
     sidecar = (await lab.sidecars())[member.sidecar_id]

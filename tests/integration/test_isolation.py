@@ -508,7 +508,7 @@ async def test_a_token_that_was_deleted_opens_no_stream(denying: Mesh) -> None:
     await eventually(
         "the refusal",
         lambda: waits_for(denying, late),
-        until=lambda text: "its token may not act for service" in text,
+        until=lambda text: "may not act for service" in text,
     )
     assert (await lab.sidecars())[late.sidecar_id]["resources"]["secrets"]["sent"] == {}
     for each in (member, late):

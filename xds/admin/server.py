@@ -11,8 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.registry import Collector
 
 from xds.admin import status
+from xds.ads.listening import ListenError
 from xds.mesh.addresses import is_ip
-from xds.transport.listening import ListenError
 
 
 class Inspected(Protocol):

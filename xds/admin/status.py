@@ -18,8 +18,9 @@ def readiness(missing: tuple[str, ...], troubles: dict[str, str]) -> tuple[bool,
 
 
 def sidecars(plane: ControlPlane) -> list[dict[str, Any]]:
-    """Every connected sidecar."""
-    return [sidecar(proxy) for proxy in plane.proxies()]
+    """Return every connected sidecar, and those that were refused a moment ago."""
+    refused = [{**sidecar(proxy), "connected": False} for proxy in plane.refused()]
+    return [sidecar(proxy) for proxy in plane.proxies()] + refused
 
 
 def sidecar(proxy: Proxy) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def sidecar(proxy: Proxy) -> dict[str, Any]:
         "service": node.cluster,
         "node": node.node_name or (proxy.sidecar.node if proxy.sidecar else ""),
         "address": proxy.client.peer,
+        "connected": True,
         "envoy_version": node.version,
         "protocol": "delta" if proxy.client.delta else "state-of-the-world",
         "registered": proxy.registered,

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from xds.ads.listening import ListenError
 from xds.app import Gossamer, ServeSettings, UnprotectedError
 from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
 from xds.mesh.addresses import IPNetwork
@@ -22,7 +23,6 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError
-from xds.transport.listening import ListenError
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")

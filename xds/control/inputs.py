@@ -13,7 +13,7 @@ from xds.control.upstreams import UpstreamCatalog, here, target_problems
 from xds.control.views import ServiceView
 from xds.envoy.inbound import Admission
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
-from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused
+from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused, StreamUndecided
 from xds.mesh.intentions import Action, TokenProvider
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
@@ -57,13 +57,9 @@ class OwnInputs:
             return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
         # First whether it may act for its service at all: nothing else is read on behalf of someone who may not.
         if not proxy.admitted:
-            match self._mesh.authorization(proxy.stream_key):
-                case LeafRefused(reason=reason):
-                    proxy.admit(False)
-                    return Blocker(f"its token may not act for service {node.cluster!r}: {reason}")
-                case None:
-                    return Blocker(f"whether its token may act for {node.cluster!r} is not known yet", passing=True)
-            proxy.admit(True)
+            answer = self._mesh.authorization(proxy.stream_key)
+            why = f": {answer.reason}" if isinstance(answer, StreamUndecided) else ""
+            return Blocker(f"whether its token may act for {node.cluster!r} is not known yet{why}", passing=not why)
         match self._mesh.leaf(proxy.leaf_key):
             case Leaf() as leaf:
                 proxy.leaf = leaf

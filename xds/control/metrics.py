@@ -32,6 +32,11 @@ class Metrics:
             "Sidecars that reject something that is meant for them",
             registry=self.registry,
         )
+        self.refused = Counter(
+            "gossamer_streams_refused",
+            "Streams refused or ended because their sidecar may not act for its service",
+            registry=self.registry,
+        )
         self.facts_changed = Counter(
             "gossamer_facts_changed", "Facts that differed from what was known", registry=self.registry
         )

@@ -29,7 +29,7 @@ says who may call whom is taken before the work on what did so before is finishe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from xds.ads.messages import Received
@@ -39,9 +39,10 @@ from xds.control.inputs import Blocker, OwnInputs
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
 from xds.control.slices import Rests, Slices
-from xds.control.upstreams import UpstreamCatalog
+from xds.control.upstreams import UpstreamCatalog, here
+from xds.envoy import names
 from xds.mesh.chains import Elsewhere, InstancesOf
-from xds.mesh.facts import LeafKey, StreamKey
+from xds.mesh.facts import Authorized, LeafKey, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -61,6 +62,8 @@ from xds.policy.upstreams import Candidates
 
 log = logging.getLogger(__name__)
 
+REFUSED_KEPT = 256
+"""Proxies that were refused which `/v1/sidecars` shows."""
 SHAPING = frozenset((INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES))
 """The facts that say who may call whom."""
 
@@ -104,6 +107,8 @@ class ControlPlane:
         """By service, how often something about its sidecars changed."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
         self._by_stream: dict[StreamKey, Proxy] = {}
+        self._refused: dict[str, Proxy] = {}
+        """By service ID, proxies that were refused a moment ago."""
         self._rejecting: set[Proxy] = set()
         """The proxies that rejected something that is meant for them."""
         self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
@@ -121,18 +126,55 @@ class ControlPlane:
             client = replace(client, node=replace(client.node, cluster=service))
         proxy = Proxy(client, self._callers.add(service))
         self._proxies.setdefault(service, set()).add(proxy)
-        self._by_leaf.setdefault(proxy.leaf_key, set()).add(proxy)
-        before = self._left.get(service, {}).pop(client.node.id, None)
-        if before is not None:
-            if before.leaf is not None and self.mesh.leaf(proxy.leaf_key) == before.leaf:
-                proxy.resume(before)
-            self._drop(before)
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         self._by_stream[proxy.stream_key] = proxy
         self._demand_stale = True
         self._update(proxy)
         self._want_demand()
         return proxy
+
+    def _admit(self, proxy: Proxy) -> None:
+        """Read for a proxy that may act for its service, and take over what was made for it on an earlier stream."""
+        self._by_leaf.setdefault(proxy.leaf_key, set()).add(proxy)
+        self._demand_stale = True
+        self._refused.pop(proxy.client.node.id, None)
+        before = self._left.get(proxy.service, {}).pop(proxy.client.node.id, None)
+        if before is not None:
+            if before.leaf is not None and self.mesh.leaf(proxy.leaf_key) == before.leaf:
+                proxy.resume(before)
+            self._drop(before)
+
+    def _authorize(self, proxy: Proxy) -> None:
+        """Find out whether a proxy may act for its service: by its client certificate, otherwise by its token."""
+        place = here(self.mesh)
+        if proxy.client.spiffe_ids and place is not None and proxy.admitted is None:
+            own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
+            proxy.certified = own in proxy.client.spiffe_ids
+        answer = Authorized() if proxy.certified else self.mesh.authorization(proxy.stream_key)
+        if isinstance(answer, StreamRefused) and proxy.client.spiffe_ids:
+            certified = " and ".join(sorted(proxy.client.spiffe_ids))
+            answer = replace(answer, reason=f"its client certificate is for {certified}, and {answer.reason}")
+        match answer:
+            case Authorized() if not proxy.admitted:
+                self._admit(proxy)
+            case StreamRefused() if proxy.admitted is not False:
+                proxy.blocked_by(f"it may not act for service {proxy.service!r}: {answer.reason}")
+                self.metrics.refused.inc()
+                self._refused.pop(proxy.client.node.id, None)
+                self._refused[proxy.client.node.id] = proxy
+                if len(self._refused) > REFUSED_KEPT:
+                    del self._refused[next(iter(self._refused))]
+                log.warning(
+                    "sidecar %r from %s may not act for service %r: %s",
+                    proxy.client.node.id, proxy.client.peer, proxy.service, answer.reason,
+                )  # fmt: skip
+        if isinstance(answer, Authorized | StreamRefused):
+            proxy.decide(answer)
+
+    def forget_refusal(self, proxy: Proxy) -> None:
+        """Show a proxy that was refused no longer."""
+        if self._refused.get(proxy.client.node.id) is proxy:
+            del self._refused[proxy.client.node.id]
 
     def detach(self, proxy: Proxy) -> None:
         """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
@@ -143,10 +185,14 @@ class ControlPlane:
         self._demand_stale = True
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
         left = self._left.setdefault(proxy.service, {})
-        older = left.get(proxy.client.node.id)
-        left[proxy.client.node.id] = proxy
-        if older is not None:
-            self._drop(older)
+        if proxy.admitted:
+            older = left.get(proxy.client.node.id)
+            left[proxy.client.node.id] = proxy
+            if older is not None:
+                self._drop(older)
+        else:
+            self._drop(proxy)
+            self._forget_service(proxy.service)
         self._want_demand()
 
     def let_go(self, proxy: Proxy) -> None:
@@ -156,26 +202,34 @@ class ControlPlane:
             return
         del left[proxy.client.node.id]
         self._drop(proxy)
-        if not left and not self._proxies[proxy.service]:
-            del self._left[proxy.service], self._proxies[proxy.service]
-            self._callers.drop(proxy.service)
-            self._demand_stale = True
-            self._live.discard(proxy.service)
-            self._news.pop(proxy.service, None)
+        self._forget_service(proxy.service)
         self._want_demand()
+
+    def _forget_service(self, service: str) -> None:
+        """Forget a service of which no proxy is connected or may come again."""
+        if self._left.get(service) or self._proxies[service]:
+            return
+        self._left.pop(service, None)
+        del self._proxies[service]
+        self._callers.drop(service)
+        self._demand_stale = True
+        self._live.discard(service)
+        self._news.pop(service, None)
 
     def _drop(self, proxy: Proxy) -> None:
         self._read_for(proxy, frozenset())
-        with_leaf = self._by_leaf[proxy.leaf_key]
+        with_leaf = self._by_leaf.get(proxy.leaf_key, set())
         with_leaf.discard(proxy)
-        if not with_leaf:
-            del self._by_leaf[proxy.leaf_key]
+        if not with_leaf and self._by_leaf.pop(proxy.leaf_key, None) is not None:
             self._demand_stale = True
 
     def proxies(self) -> list[Proxy]:
         """The connected proxies, by ID."""
-        found = [proxy for siblings in self._proxies.values() for proxy in siblings]
-        return sorted(found, key=lambda proxy: (proxy.client.node.id, proxy.client.peer))
+        return _by_id(proxy for siblings in self._proxies.values() for proxy in siblings)
+
+    def refused(self) -> list[Proxy]:
+        """Proxies that were refused a moment ago, by ID."""
+        return _by_id(self._refused.values())
 
     def note(self, proxy: Proxy, received: Received) -> None:
         """Log and count what a proxy answered."""
@@ -295,6 +349,9 @@ class ControlPlane:
         """
         if proxy not in self._proxies.get(proxy.service, ()):
             return  # it left meanwhile
+        self._authorize(proxy)
+        if proxy.admitted is False:
+            return  # its stream is ending
         blocker = self._inputs.blocker(proxy)
         unchanged = proxy.as_of == self._news.get(proxy.service, 0)  # since it left, where it came back
         if proxy.admitted and proxy.leaf is not None and proxy.service not in self._live:
@@ -359,7 +416,12 @@ class ControlPlane:
                 chains |= self._inputs.chains_elsewhere(proxy)
         services = frozenset(end for end in ends if isinstance(end, str))
         elsewhere = frozenset(end for end in ends if not isinstance(end, str))
-        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), frozenset(self._by_stream))
+        streams = frozenset(key for key, proxy in self._by_stream.items() if not proxy.certified)
+        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), streams)
         if demand != self._demand:
             self._demand = demand
             self._on_demand(demand)
+
+
+def _by_id(proxies: Iterable[Proxy]) -> list[Proxy]:
+    return sorted(proxies, key=lambda proxy: (proxy.client.node.id, proxy.client.peer))

@@ -18,7 +18,7 @@ from xds.envoy.names import address_of, asked_as
 from xds.envoy.outbound import explicit_name
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 from xds.envoy.routes import pointed_to, pointer
-from xds.mesh.facts import Leaf, LeafKey, Sidecar, StreamKey
+from xds.mesh.facts import Authorized, Leaf, LeafKey, Sidecar, StreamKey, StreamRefused
 from xds.mesh.settings import ProxyMode
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET)
@@ -34,6 +34,8 @@ class Client:
     delta: bool
     stream: str = ""
     """A number that no other stream has."""
+    spiffe_ids: frozenset[str] = frozenset()
+    """The SPIFFE IDs of its client certificate, which the server verified."""
 
 
 def _nobody() -> None:
@@ -41,6 +43,10 @@ def _nobody() -> None:
 
 
 def _no_stream(_reason: str) -> None:
+    """End nothing, as long as nobody serves it."""
+
+
+def _refuse_nothing(_refusal: StreamRefused) -> None:
     """End nothing, as long as nobody serves it."""
 
 
@@ -56,12 +62,16 @@ class Proxy:
         self.wake: Callable[[], None] = _nobody
         self.end: Callable[[str], None] = _no_stream
         """Ends its stream, with the reason that its Envoy is told."""
+        self.refuse: Callable[[StreamRefused], None] = _refuse_nothing
+        """Ends its stream, because it may not act for its service."""
         self.sidecar: Sidecar | None = None
         self.registered = False
         self.leaf: Leaf | None = None
         """The last certificate that it was entitled to."""
         self.admitted: bool | None = None
-        """Whether its token may act for its service, ``None`` while that is not known; asked once for each stream."""
+        """Whether it may act for its service, ``None`` while that is not known; found out for each stream anew."""
+        self.certified = False
+        """Whether its client certificate proves its service."""
         self.ready = False
         """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
         self.blocker: str | None = "nothing has been read yet"
@@ -81,16 +91,21 @@ class Proxy:
         """The service whose traffic it carries."""
         return self.client.node.cluster
 
-    def admit(self, admitted: bool) -> None:
-        """Take whether its token may act for its service."""
-        if admitted is not self.admitted:
-            self.admitted = admitted
+    def decide(self, answer: Authorized | StreamRefused) -> None:
+        """Take the answer whether it may act for its service; end its stream where it may not."""
+        admitted = isinstance(answer, Authorized)
+        if admitted is self.admitted:
+            return
+        self.admitted = admitted
+        if isinstance(answer, StreamRefused):
+            self.refuse(answer)
+        else:
             self.wake()
 
     @property
     def leaf_key(self) -> LeafKey:
         """The certificate it is entitled to ask for: its service's, with the token that it presented."""
-        return LeafKey(self.service, self.client.token)
+        return LeafKey(self.service, "" if self.certified else self.client.token, self.certified)
 
     @property
     def stream_key(self) -> StreamKey:

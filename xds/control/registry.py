@@ -23,16 +23,19 @@ class PlaneRegistry:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
 
-    def connected(self, node: Node, token: str, address: str, *, delta: bool) -> Proxy:
-        """A proxy introduced itself."""
+    def connected(
+        self, node: Node, token: str, address: str, spiffe_ids: frozenset[str] = frozenset(), *, delta: bool
+    ) -> Proxy:
+        """Add the proxy that introduced itself as ``node``."""
         log.info("sidecar %r of service %r connected from %s, Envoy %r", node.id, node.cluster, address, node.version)
-        return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex))
+        return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex, spiffe_ids))
 
     def disconnected(self, peer: Proxy) -> None:
         """Its stream ended."""
         log.info("sidecar %r disconnected", peer.client.node.id)
         self._plane.detach(peer)
-        asyncio.get_running_loop().call_later(LINGER_S, self._plane.let_go, peer)
+        then = self._plane.let_go if peer.admitted else self._plane.forget_refusal
+        asyncio.get_running_loop().call_later(LINGER_S, then, peer)
 
     def received(self, peer: Proxy, received: Received, seconds: float | None) -> None:
         """It answered."""

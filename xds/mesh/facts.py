@@ -141,6 +141,8 @@ class LeafKey:
 
     service: str
     token: str = field(repr=False)
+    certified: bool = False
+    """Whether a client certificate of the mesh proves the service, so that no token is needed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -157,6 +159,23 @@ class StreamKey:
 @dataclass(frozen=True, slots=True)
 class Authorized:
     """The token of a stream may act for its service."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRefused:
+    """The definite answer that the client of a stream may not act for its service."""
+
+    reason: str
+    """What is missing and what to do; it holds no token."""
+    unauthenticated: bool = False
+    """Whether it is not known who the client is, because its token is missing or unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUndecided:
+    """The reason why it can't be found out now whether the token of a stream may act for its service."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

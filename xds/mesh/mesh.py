@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
-from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, Roots, ServiceInstances, StreamKey
+from xds.mesh.facts import (
+    Authorized,
+    Leaf,
+    LeafKey,
+    LeafRefused,
+    Roots,
+    ServiceInstances,
+    StreamKey,
+    StreamRefused,
+    StreamUndecided,
+)
 from xds.mesh.intentions import Intention
 from xds.mesh.settings import ConfigEntries
 
@@ -171,9 +181,9 @@ class Mesh:
         """The discovery chain of ``service``, here or elsewhere; ``None`` while it has not been read."""
         return self._get(Key(Kind.CHAIN, service), DiscoveryChain)
 
-    def authorization(self, key: StreamKey) -> Authorized | LeafRefused | None:
-        """Return whether a stream may be served, ``None`` while nobody has answered."""
-        return cast("Authorized | LeafRefused | None", self._facts.get(Key(Kind.STREAM, key)))
+    def authorization(self, key: StreamKey) -> Authorized | StreamRefused | StreamUndecided | None:
+        """Return whether a stream may be served, ``None`` while there is no answer."""
+        return cast("Authorized | StreamRefused | StreamUndecided | None", self._facts.get(Key(Kind.STREAM, key)))
 
     def leaf(self, key: LeafKey) -> Leaf | LeafRefused | None:
         """The leaf certificate for ``key``, why it was refused, or ``None`` while nobody has answered."""

@@ -17,10 +17,10 @@ from typing import Any
 
 from prometheus_client import Metric
 
+from xds.ads.listening import ListenError, bind
 from xds.control.metrics import Metrics
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.policy.operator import OperatorSettings
-from xds.transport.listening import ListenError, bind
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 
 log = logging.getLogger(__name__)

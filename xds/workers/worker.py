@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from xds.transport.listening import ListenError
+from xds.ads.listening import ListenError
 from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import Serving, prepare_process
 

@@ -14,16 +14,17 @@ import pytest
 from tests.unit.control.test_plane import Bench
 from xds.ads import server as ads_server
 from xds.ads import session
+from xds.ads import stream as ads_stream
+from xds.ads.listening import ListenError
 from xds.ads.messages import Response
-from xds.ads.server import SERVICE, AdsServer, Stream
+from xds.ads.server import SERVICE, AdsServer
+from xds.ads.stream import Stream
 from xds.ads.turns import AT_ONCE
 from xds.control.registry import PlaneRegistry
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
-from xds.mesh.facts import Authorized, LeafRefused
+from xds.mesh.facts import Authorized, StreamRefused
 from xds.mesh.mesh import Key, Kind
-from xds.transport.connection import MOST_STREAMS
-from xds.transport.listening import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
@@ -100,7 +101,7 @@ async def test_a_proxy_is_answered_when_everything_about_it_is_known(serving: Se
 
 
 async def test_a_first_answer_does_not_wait_for_ever(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ads_server, "FIRST_ANSWER_WAIT_S", 0.05)
+    monkeypatch.setattr(ads_stream, "FIRST_ANSWER_WAIT", 0.05)
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
     serving.bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "never-read"})})
@@ -171,14 +172,14 @@ async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
 
 async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:
     bench = serving.bench
-    for number in range(2 * ads_server.SMALL):
+    for number in range(2 * ads_stream.SMALL):
         bench.service(f"s-{number}", f"240.1.0.{number}")
     bench.service("web", "240.0.0.1")
     bench.leaf("web")
     stream = serving.stream()
     await stream.write(first_request())
     response = await read(stream)
-    assert len(response.resources) > 2 * ads_server.SMALL
+    assert len(response.resources) > 2 * ads_stream.SMALL
     await stream.write(
         discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=response.nonce).SerializeToString()
     )
@@ -186,19 +187,45 @@ async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Servi
     assert [resource.name for resource in (await read(stream)).resources] == ["vip:240.2.0.1"]
 
 
+class Context:
+    """gRPC's context of a call whose client accepts messages when the test says so."""
+
+    def __init__(self, *, accepts: bool) -> None:
+        self.accepts = asyncio.Event()
+        if accepts:
+            self.accepts.set()
+        self.sent: list[str] = []
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:9"
+
+    def invocation_metadata(self) -> None:
+        return None
+
+    async def write(self, message: bytes) -> None:
+        self.sent.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
+        await self.accepts.wait()
+
+
 class Pushed:
-    """A peer that first has a small response to send and then a large one, and the call that it is sent on."""
+    """A peer that first has a small response to send and then a large one."""
 
     def __init__(self, server: AdsServer, *, takes: bool) -> None:
         self.session = self
-        self.ready, self.incomplete, self.held_back = True, False, False
-        self.clogged = False
+        self.ready, self.incomplete, self.held_back, self.admitted = True, False, False, True
         self.small, self.large = 0, True
-        self.sent: list[str] = []
-        self.takes = takes
-        self.stream = Stream(server, self, delta=True)  # type: ignore[arg-type]
+        self.context = Context(accepts=takes)
+        self.stream = Stream(server, self.context, delta=True)
         self.stream._peer = self  # type: ignore[assignment]
         self.wake = self.stream.wake
+
+    @property
+    def may_send(self) -> bool:
+        return bool(self.small or self.large)
+
+    @property
+    def sent(self) -> list[str]:
+        return self.context.sent
 
     def next_response(self, most: int | None = None) -> Response | None:
         self.held_back = self.large and most is not None
@@ -210,20 +237,9 @@ class Pushed:
         self.large = False
         return Response(CLUSTER, "large", "large", (), ())
 
-    def send(self, message: bytes) -> None:
-        self.sent.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
-        self.clogged = not self.takes
-
-    def flush(self) -> None:
-        """It is on its way already."""
-
-    def tell(self, listener: Callable[..., None], *arguments: object) -> None:
-        listener(*arguments)
-
     def take(self) -> None:
-        """Take what waits, and everything from now on."""
-        self.takes, self.clogged = True, False
-        self.stream.written()
+        """Accept what was sent, and everything from now on."""
+        self.context.accepts.set()
 
 
 class Nobody:
@@ -251,40 +267,34 @@ async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -
     assert stuck.sent == ["small", "large"]
 
 
-async def test_a_turn_that_comes_while_nothing_is_taken_goes_to_the_next() -> None:
+async def test_a_slot_that_comes_while_nothing_is_accepted_goes_to_the_next() -> None:
     server = AdsServer(Nobody())  # type: ignore[arg-type]
-    clogged, other = [Pushed(server, takes=False) for _ in range(AT_ONCE)], Pushed(server, takes=True)
-    for each in clogged:
-        each.clogged = True  # by another stream of its connection, say
-    for each in (*clogged, other):
+    stuck, other = [Pushed(server, takes=False) for _ in range(AT_ONCE)], Pushed(server, takes=True)
+    for each in stuck:
+        each.stream.call.write(discovery.DeltaDiscoveryResponse(nonce="before").SerializeToString())
+    for each in (*stuck, other):
         server.turns.ask(each.wake)
-    async with asyncio.timeout(20):
-        while not other.sent:  # noqa: ASYNC110 - the other end has no event for it
-            await asyncio.sleep(0)
-    for each in clogged:
+    await until(lambda: bool(other.sent))
+    for each in stuck:
         each.take()
-    async with asyncio.timeout(20):
-        while not all(each.sent for each in clogged):  # noqa: ASYNC110
-            await asyncio.sleep(0)
+    await until(lambda: all(each.sent == ["before", "large"] for each in stuck))
 
 
-async def test_a_stream_whose_end_fails_takes_no_others_with_it() -> None:
+async def test_a_stream_that_fails_while_it_is_served_takes_no_others_with_it() -> None:
     class Failing(Pushed):
         def next_response(self, most: int | None = None) -> Response | None:
             raise RuntimeError("a fault of ours")
 
-        def tell(self, listener: Callable[..., None], *arguments: object) -> None:
-            with contextlib.suppress(RuntimeError):
-                listener(*arguments)
-
     server = AdsServer(Nobody())  # type: ignore[arg-type]
-    everybody = [Failing(server, takes=True), *(Pushed(server, takes=True) for _ in range(ads_server.SERVED_AT_ONCE))]
+    failing = Failing(server, takes=True)
+    failing.stream.call._handler = asyncio.create_task(asyncio.Event().wait())
+    everybody = [failing, *(Pushed(server, takes=True) for _ in range(ads_server.SERVED_AT_ONCE))]
     for each in everybody:
         each.small = 1
         each.wake()
-    async with asyncio.timeout(20):
-        while not all(each.sent for each in everybody[1:]):  # noqa: ASYNC110
-            await asyncio.sleep(0)
+    await until(lambda: all(each.sent for each in everybody[1:]))
+    with pytest.raises(asyncio.CancelledError):
+        await failing.stream.call._handler
 
 
 async def test_large_requests_are_heard_one_after_the_other_and_in_order(
@@ -292,8 +302,8 @@ async def test_large_requests_are_heard_one_after_the_other_and_in_order(
 ) -> None:
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
-    monkeypatch.setattr(ads_server, "LARGE_REQUEST", 1)
-    streams = [serving.stream() for _ in range(MOST_STREAMS)]
+    monkeypatch.setattr(ads_stream, "LARGE_REQUEST", 1)
+    streams = [serving.stream() for _ in range(20)]
     for stream in streams:
         await stream.write(first_request())
         await stream.write(discovery.DeltaDiscoveryRequest(type_url=LISTENER).SerializeToString())
@@ -304,46 +314,6 @@ async def test_large_requests_are_heard_one_after_the_other_and_in_order(
         await stream.write(acknowledgement.SerializeToString())
         assert (await read(stream)).type_url == LISTENER
         stream.cancel()
-
-
-async def test_who_says_very_much_at_once_is_heard_in_parts(serving: Serving) -> None:
-    serving.bench.service("web", "240.0.0.1")
-    serving.bench.leaf("web")
-    stream, said = serving.stream(), 10 * ads_server.HEARD_AT_ONCE
-    await stream.write(first_request())
-    first = await read(stream)
-    again = discovery.DeltaDiscoveryRequest(type_url=CLUSTER, resource_names_subscribe=["original-destination"])
-    for _ in range(said):
-        await stream.write(again.SerializeToString())
-    acknowledgement = discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=first.nonce)
-    await stream.write(acknowledgement.SerializeToString())
-    assert [resource.name for resource in (await read(stream)).resources] == ["original-destination"]
-    stream.cancel()
-
-
-async def test_of_many_messages_in_one_turn_some_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[bytes] = []
-
-    class Listening(Pushed):
-        held = False
-
-        def stop_reading(self) -> None:
-            self.held = True
-
-        def read_on(self) -> None:
-            self.held = False
-
-    call = Listening(AdsServer(Nobody()), takes=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(call.stream, "_take", heard.append)
-    messages = [b"%d" % number for number in range(3 * ads_server.HEARD_AT_ONCE)]
-    for message in messages:
-        call.stream.message(message)
-    assert len(heard) == ads_server.HEARD_AT_ONCE
-    assert call.held
-    async with asyncio.timeout(20):
-        while call.held:  # noqa: ASYNC110 - the call has no event for it
-            await asyncio.sleep(0)
-    assert heard == messages
 
 
 def subscription(number: int, size: int = 1000) -> bytes:
@@ -357,7 +327,7 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_is_said_before_authorization_is_held_as_it_came_and_counts_afterwards(serving: Serving) -> None:
+async def test_before_authentication_one_request_is_kept_as_it_came(serving: Serving) -> None:
     bench, server = serving.bench, serving.server
     bench.authorizes = False
     bench.service("web", "240.0.0.1")
@@ -368,46 +338,60 @@ async def test_what_is_said_before_authorization_is_held_as_it_came_and_counts_a
     large.metadata["more"] = "x" * 50_000
     await stream.write(first_request(node=large))
     await stream.write(subscription(1))
-    said = len(first_request(node=None)) + len(subscription(1))
-    await until(lambda: server.held == said)
+    await until(lambda: server.held == len(first_request(node=None)))
     (proxy,) = bench.plane.proxies()
-    assert not proxy.session.state(CLUSTER).named, "nothing of it is decoded"
+    assert not proxy.session.state(CLUSTER).asked, "nothing of it is decoded"
+    assert not bench.demand.leaves, "nothing is read on its behalf"
     bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): Authorized()})
     assert "vip:240.0.0.2" in {resource.name for resource in (await read(stream)).resources}
     assert server.held == 0
-    assert len(proxy.session.state(CLUSTER).named) == 1000
+    await until(lambda: len(proxy.session.state(CLUSTER).named) == 1000)
     stream.cancel()
 
 
-async def test_a_stream_whose_token_is_refused_holds_nothing_and_comes_again_when_it_is_good(serving: Serving) -> None:
+@pytest.mark.parametrize(
+    ("unauthenticated", "status"),
+    [(True, grpc.StatusCode.UNAUTHENTICATED), (False, grpc.StatusCode.PERMISSION_DENIED)],
+)
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_stream_that_is_refused_ends_with_the_reason(
+    serving: Serving, unauthenticated: bool, status: grpc.StatusCode, served: bool
+) -> None:
     bench, server = serving.bench, serving.server
-    bench.authorizes = False
+    bench.authorizes = served
     bench.service("web", "240.0.0.1")
+    bench.leaf("web")
     stream = serving.stream()
     await stream.write(first_request())
+    if served:
+        await read(stream)
     await until(lambda: bool(bench.plane.proxies()))
     (proxy,) = bench.plane.proxies()
-    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): LeafRefused("permission denied")})
-    await until(lambda: server.held == 0)
-    for number in range(36):
-        await stream.write(subscription(number))
-    assert server.held == 0
-    assert not proxy.session.state(CLUSTER).named
-    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): Authorized()})
+    refusal = StreamRefused("it needs service:write on 'web'", unauthenticated)
+    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): refusal})
     async with asyncio.timeout(20):
-        assert await stream.code() == grpc.StatusCode.UNAVAILABLE
-    assert "connect again" in await stream.details()
+        assert await stream.code() == status
+    assert await stream.details() == refusal.reason
+    await until(lambda: not bench.plane.proxies())
+    assert server.held == 0
+    assert bench.plane.refused() == [proxy]
+    bench.authorizes = True
+    again = serving.stream()
+    await again.write(first_request())
+    await read(again)
+    assert bench.plane.refused() == []
+    again.cancel()
 
 
-@pytest.mark.parametrize("limit", ["MOST_HELD", "MOST_HELD_OF_ALL"])
-async def test_more_than_may_be_held_before_authorization_ends_the_stream(
-    serving: Serving, limit: str, monkeypatch: pytest.MonkeyPatch
+async def test_more_than_may_be_held_before_authentication_ends_the_stream(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ads_server, limit, 20_000)
+    monkeypatch.setattr(ads_stream, "MAX_HELD", 20_000)
     serving.bench.authorizes = False
     stream = serving.stream()
-    await stream.write(first_request())
-    await stream.write(subscription(1, 10_000))
+    names = [f"name-{each}" for each in range(10_000)]
+    first = discovery.DeltaDiscoveryRequest(node=NODE, type_url=CLUSTER, resource_names_subscribe=names)
+    await stream.write(first.SerializeToString())
     async with asyncio.timeout(20):
         assert await stream.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     await until(lambda: serving.server.held == 0)

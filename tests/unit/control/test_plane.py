@@ -13,6 +13,7 @@ import pytest
 from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, make_sidecar
 from xds.ads.codec import Node
 from xds.ads.messages import Request
+from xds.control import plane
 from xds.control import proxy as proxy_module
 from xds.control.metrics import Metrics
 from xds.control.own import OwnResources, SidecarInputs, own_resources
@@ -23,7 +24,16 @@ from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE,
 from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER, by_address, pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
-from xds.mesh.facts import Authorized, ExplicitUpstream, LeafKey, LeafRefused, ServiceInstances, StreamKey
+from xds.mesh.facts import (
+    Authorized,
+    ExplicitUpstream,
+    LeafKey,
+    LeafRefused,
+    ServiceInstances,
+    StreamKey,
+    StreamRefused,
+    StreamUndecided,
+)
 from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
 from xds.mesh.intentions import (
     Action,
@@ -628,20 +638,73 @@ def test_what_can_not_be_encoded_is_its_own_problem_and_nobody_elses(
     assert proxies[0].blocker is None
 
 
-def test_a_stream_is_served_only_if_its_token_may_act_for_its_service_now(bench: Bench) -> None:
+def test_each_stream_is_authorized_anew_and_ends_when_it_is_refused(bench: Bench) -> None:
     before = bench.connect("web")
     assert before.ready
     bench.plane.detach(before)
     bench.authorizes = False
     again = bench.connect("web")
+    refusals: list[StreamRefused] = []
+    again.refuse = refusals.append
     assert not again.ready
-    bench.plane.apply({Key(Kind.STREAM, again.stream_key): LeafRefused("ACL not found")})
-    assert not again.ready
-    assert "ACL not found" in str(again.blocker)
+    bench.plane.apply({Key(Kind.STREAM, again.stream_key): StreamUndecided("no leader")})
+    assert "not known yet: no leader" in str(again.blocker)
     bench.plane.apply({Key(Kind.STREAM, again.stream_key): Authorized()})
     assert again.ready
     bench.plane.apply({Key(Kind.STREAM, again.stream_key): None})
-    assert again.ready, "it was asked once"
+    assert not refusals, "only a definite answer ends a stream"
+    bench.plane.apply({Key(Kind.STREAM, again.stream_key): StreamRefused("ACL not found")})
+    assert refusals == [StreamRefused("ACL not found")]
+    assert "ACL not found" in str(again.blocker)
+    bench.plane.detach(again)
+    assert bench.plane.refused() == [again]
+    assert bench.demand.leaves == set()
+    bench.plane.forget_refusal(again)
+    assert bench.plane.refused() == []
+
+
+def test_of_those_that_were_refused_some_are_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane, "REFUSED_KEPT", 3)
+    bench.authorizes = False
+    for number in range(5):
+        proxy = bench.connect("web", number)
+        bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): StreamRefused("no")})
+        bench.plane.detach(proxy)
+    assert [proxy.client.node.id for proxy in bench.plane.refused()] == [f"web-{n}-sidecar-proxy" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("token", ["", "t"])
+def test_a_client_certificate_of_the_service_needs_no_token(bench: Bench, token: str) -> None:
+    bench.authorizes = False
+    node = Node("web-1-sidecar-proxy", "web", "", "1.40.0")
+    own = frozenset({"spiffe://td.consul/ns/default/dc/dc1/svc/web"})
+    proxy = bench.plane.attach(Client(node, token, "test", True, "s", own))
+    key = LeafKey("web", "", certified=True)
+    assert bench.demand.leaves == {key}
+    assert not bench.streams, "nothing is asked about a token"
+    bench.plane.apply({Key(Kind.LEAF, key): make_leaf("web", "01")})
+    assert proxy.ready
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "spiffe://td.consul/ns/default/dc/dc1/svc/api",
+        "spiffe://td.consul/ns/default/dc/dc2/svc/web",
+        "spiffe://other.consul/ns/default/dc/dc1/svc/web",
+        "spiffe://td.consul/ns/default/dc/dc1/svc/WEB",
+        "web",
+    ],
+)
+def test_a_client_certificate_of_something_else_counts_for_nothing(bench: Bench, identity: str) -> None:
+    bench.authorizes = False
+    node = Node("web-1-sidecar-proxy", "web", "", "1.40.0")
+    proxy = bench.plane.attach(Client(node, "", "test", True, "s", frozenset({identity})))
+    refusals: list[StreamRefused] = []
+    proxy.refuse = refusals.append
+    assert bench.streams == {proxy.stream_key}
+    bench.plane.apply({Key(Kind.STREAM, proxy.stream_key): StreamRefused("it presents no token", unauthenticated=True)})
+    assert refusals[0].reason == f"its client certificate is for {identity}, and it presents no token"
 
 
 def test_nothing_is_read_for_one_that_may_not_have_its_key(bench: Bench) -> None:

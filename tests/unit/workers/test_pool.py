@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from tests.unit.facts import ROOTS, make_instances, make_leaf
+from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE
 from xds.envoy.resource import CLUSTER
 from xds.mesh import mesh
@@ -22,7 +23,6 @@ from xds.mesh.facts import Authorized, ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import ConfigEntries
 from xds.policy.operator import OperatorSettings
-from xds.transport.listening import ListenError
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up

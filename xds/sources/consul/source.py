@@ -123,6 +123,7 @@ class ConsulSource:
             tasks.create_task(self._client.follow_token_file())
             tasks.create_task(self._follow_agent())
             tasks.create_task(self._services.chains.run())
+            tasks.create_task(self._streams.recheck(tasks))
             for watch in self._base.values():
                 tasks.create_task(watch.run())
             self._follow_demand(tasks)
@@ -368,7 +369,8 @@ class ConsulSource:
 
     def _leaf_watch(self, key: LeafKey) -> Watch:
         path = f"/v1/agent/connect/ca/leaf/{key.service}"
-        token = key.token or ANONYMOUS
+        # A service that is proved by a client certificate is given its next one by Gossamer's own token.
+        token = self._client.token if key.certified else key.token or ANONYMOUS
 
         async def read(index: int | None, wait_s: float) -> Reply:
             # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.

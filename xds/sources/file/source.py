@@ -19,7 +19,7 @@ from pathlib import Path
 from watchfiles import awatch
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, default_chain
-from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey
+from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
     DATACENTER,
@@ -143,6 +143,11 @@ def read_text(file: Path) -> str:
         raise RefusedError(str(file), [Problem(0, f"can't be read: {reason}")]) from None
 
 
+def _same(token: str, presented: str) -> bool:
+    """Compare tokens in a time that does not depend on what they have in common."""
+    return hmac.compare_digest(token.encode(), presented.encode())
+
+
 class FileSource:
     """Serves a mesh from a file.
 
@@ -181,7 +186,6 @@ class FileSource:
         """The demand as it was last followed."""
         self._demand_changed = asyncio.Event()
         self._leaves: dict[LeafKey, IssuedLeaf] = {}
-        self._refused: frozenset[StreamKey] = frozenset()
         """The streams that may not be served."""
         self._trouble: str | None = None
         self._seen: tuple[object, ...] = ()
@@ -291,7 +295,7 @@ class FileSource:
             self._base()
             | self._services(self._served.services)
             | self._certificates(self._served.leaves, anew=_certifies_otherwise(before, loaded))
-            | self._authorizations(self._refused)
+            | self._authorizations(self._served.streams)
         )
 
     def _refuse(self, error: Exception) -> None:
@@ -370,14 +374,8 @@ class FileSource:
     # -- who may have what -----------------------------------------------------------------------------------------
 
     def _authorizations(self, streams: frozenset[StreamKey]) -> dict[Key, object]:
-        """Return whether each of these streams may be served; one that may not is judged again with the next edit."""
-        batch: dict[Key, object] = {}
-        for each in streams & self._served.streams:
-            refusal = self._refusal(each.leaf)
-            batch[Key(Kind.STREAM, each)] = Authorized() if refusal is None else LeafRefused(refusal)
-        judged = {key.of for key, fact in batch.items() if isinstance(fact, Authorized)}
-        self._refused = frozenset(each for each in self._refused | streams if each not in judged) & self._served.streams
-        return batch
+        """Return whether each of these streams may be served; all of them are judged again after each edit."""
+        return {Key(Kind.STREAM, each): self._refusal(each.leaf) or Authorized() for each in streams}
 
     # -- certificates ---------------------------------------------------------------------------------------------
 
@@ -387,25 +385,29 @@ class FileSource:
 
     def _certificate(self, key: LeafKey, *, anew: bool) -> Leaf | LeafRefused:
         refusal = self._refusal(key)
+        if self._mesh.authority.expires_at <= self._clock():
+            refusal = StreamRefused("the root certificate has expired: run gossamer ca rotate --distrust-old")
         if refusal is not None:
             self._leaves.pop(key, None)
-            return LeafRefused(refusal)
+            return LeafRefused(refusal.reason)
         if anew or key not in self._leaves:
             self._leaves[key] = issue(
                 self._mesh.authority, key.service, self._mesh.facts.datacenter, self._clock(), self._chance.random()
             )
         return self._leaves[key].leaf
 
-    def _refusal(self, key: LeafKey) -> str | None:
-        if self._mesh.authority.expires_at <= self._clock():
-            return "the root certificate has expired: run gossamer ca rotate --distrust-old"
+    def _refusal(self, key: LeafKey) -> StreamRefused | None:
         tokens = self._mesh.facts.tokens.get(key.service)
         if tokens is None:
-            return f"{self._settings.mesh} has no sidecar of a service {key.service!r}"
-        if tokens and not any(hmac.compare_digest(token.encode(), key.token.encode()) for token in tokens):
-            what = "another token than" if key.token else "no token, not"
-            return f"it presented {what} the one that {self._settings.mesh} names for {key.service!r}"
-        return None
+            return StreamRefused(f"the mesh file has no sidecar of a service {key.service!r}: add one")
+        if key.certified or not tokens or any(_same(token, key.token) for token in tokens):
+            return None
+        what = "another token than" if key.token else "no token, not"
+        return StreamRefused(
+            f"the sidecar presents {what} the one that the mesh file names for {key.service!r}: start it with that one,"
+            " in CONSUL_HTTP_TOKEN or with --token-file",
+            unauthenticated=True,
+        )
 
     async def _keep_leaves(self) -> None:
         while True:

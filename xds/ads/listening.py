@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""Addresses that a server listens on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 class ListenError(Exception):
     """The server can't listen where it was told to."""
+
+
+async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
+    """Return each address that ``address`` (``host:port``, port 0 for a free one) stands for, as ``host:port``.
+
+    gRPC does not say why it can't listen on an address. So sockets are bound to all of them first, and closed again.
+
+    Raises:
+        ListenError: an address can't be listened on; the message has the system's reason.
+    """
+    found = []
+    for trial in await bind(address, shared=shared):
+        with trial:
+            host, port = trial.getsockname()[:2]
+            found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return found
 
 
 async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
+from xds.ads.tls import TlsFiles
 from xds.control.metrics import Metrics
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
@@ -38,6 +39,10 @@ class ServeSettings:
     """What holds where no intention matches; ``None`` is what the source says."""
     insecure: bool = False
     """Whether to serve others than this host though nothing tells who they are."""
+    tls: TlsFiles | None = None
+    """The certificate of the xDS port; ``None`` is plain text."""
+    drain: float = 10.0
+    """Seconds over which streams are ended when the server stops, at most."""
     workers: int = 1
     """How many processes serve; more than one read nothing themselves, this one reads for all."""
 
@@ -87,9 +92,9 @@ class Gossamer:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self._serving: Serving | WorkerPool = (
-            Serving(settings.outbound, self._demand)
+            Serving(settings.outbound, self._demand, settings.tls)
             if settings.workers == 1
-            else WorkerPool(settings.outbound, self._demand, settings.workers)
+            else WorkerPool(settings.outbound, self._demand, settings.workers, settings.tls)
         )
         self._source = _source(settings, self._serving.apply, self._serving.metrics)
         self._admin = AdminServer(self._serving, self._source.troubles)
@@ -113,8 +118,8 @@ class Gossamer:
             "serving xDS on %s, admin on http://%s, from %s",
             join_host_port(listen), join_host_port(admin), _named(self.settings.source),
         )  # fmt: skip
-        if not is_loopback(listen[0]):
-            log.warning("xDS on %s is plain text and carries private keys: keep that network private", listen[0])
+        if not is_loopback(listen[0]) and self.settings.tls is None:
+            log.warning("xDS on %s is plain text and carries private keys: give --tls-cert and --tls-key", listen[0])
         return self
 
     async def _see_that_it_is_protected(self) -> None:
@@ -147,7 +152,7 @@ class Gossamer:
             tasks.create_task(self._serving.watch())
 
     async def serve(self, until: asyncio.Event) -> None:
-        """Serve until ``until`` is set.
+        """Serve until ``until`` is set, then end the streams one after the other.
 
         Raises:
             BaseExceptionGroup: the source failed in a way that nothing accounts for; better to be started anew than
@@ -159,6 +164,8 @@ class Gossamer:
         stopped.cancel()
         if self._running.done():
             self._running.result()
+        self._admin.stopping = True
+        await self._serving.drain(self.settings.drain)
 
     async def _stop(self) -> None:
         await self._serving.stop()

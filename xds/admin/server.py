@@ -59,6 +59,8 @@ class AdminServer:
     def __init__(self, inspected: Inspected, troubles: Callable[[], dict[str, str]]) -> None:
         self._inspected = inspected
         self._troubles = troubles
+        self.stopping = False
+        """Whether the server is about to end, and so not ready."""
         self._own_names = {"localhost", socket.gethostname().lower()}
         app = web.Application(middlewares=[self._refuse_other_hosts])
         app.router.add_get("/ready", self._ready)
@@ -100,7 +102,7 @@ class AdminServer:
         )
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        ready, about = status.readiness(self._inspected.missing(), self._troubles())
+        ready, about = status.readiness(self._inspected.missing(), self._troubles(), stopping=self.stopping)
         return web.json_response(about, status=200 if ready else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:

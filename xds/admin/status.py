@@ -9,12 +9,15 @@ from xds.control.proxy import SERVED_TYPES, Proxy
 from xds.envoy.resource import TYPE_NAMES
 
 
-def readiness(missing: tuple[str, ...], troubles: dict[str, str]) -> tuple[bool, dict[str, Any]]:
+def readiness(
+    missing: tuple[str, ...], troubles: dict[str, str], *, stopping: bool = False
+) -> tuple[bool, dict[str, Any]]:
     """Whether sidecars can be served, and what is missing or can't be read right now.
 
     Trouble alone does not make it unready: what was read before goes on serving.
     """
-    return not missing, {"ready": not missing, "not_read_yet": list(missing), "troubles": troubles}
+    ready = not missing and not stopping
+    return ready, {"ready": ready, "stopping": stopping, "not_read_yet": list(missing), "troubles": troubles}
 
 
 def sidecars(plane: ControlPlane) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from xds.ads.tls import spiffe_ids
+
 log = logging.getLogger(__name__)
 
 STATUS_TIMEOUT = 5.0
@@ -44,6 +46,8 @@ class Call:
         self.metadata: dict[str, str] = {
             name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)
         }
+        self.spiffe_ids = spiffe_ids(context)
+        """The identities that the client's certificate proves."""
         self.writing_since: float | None = None
         """The event loop's time at which the write in progress began."""
         self._context = context

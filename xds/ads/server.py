@@ -1,4 +1,4 @@
-"""Aggregated discovery on one address: a grpc.aio server, bytes in and bytes out.
+"""Aggregated discovery and gRPC's health service on one address: a grpc.aio server, bytes in and bytes out.
 
 Each stream has one task, which reads; a write is a task of its own for as long as it takes. What there is to send is
 sent when something wakes the stream: a change, an acknowledgement, or a write that is done. All streams that are woken
@@ -9,6 +9,7 @@ followed between them. A stream that ends, for whatever reason, ends nothing els
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -16,9 +17,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio
 
+from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.listening import ListenError, free_addresses
 from xds.ads.stream import Registry, Stream
+from xds.ads.tls import ServerCertificate, TlsError, TlsFiles
 from xds.ads.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -28,6 +33,8 @@ SERVED_AT_ONCE = 256
 """Streams served before yielding to the event loop: some milliseconds."""
 WRITE_TIMEOUT = 30.0
 """Seconds after which a write that a client does not accept ends its stream."""
+DRAIN_PAUSE = 0.1
+"""Seconds between the ends of two streams when the server stops, at most."""
 WRITE_CHECK_INTERVAL = 5.0
 """Seconds between two searches for such writes; one search is cheaper than a timer for each write."""
 MAX_MESSAGE = 8 << 20
@@ -76,8 +83,9 @@ class Soon:
 class AdsServer:
     """The server of aggregated discovery on one address."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, tls: TlsFiles | None = None) -> None:
         self.registry = registry
+        self._tls = tls
         self.turns = Turns()
         self.large_request = asyncio.Lock()
         """Held while a large request is processed: one at a time, so that others are processed between them."""
@@ -88,6 +96,15 @@ class AdsServer:
         self._serving = Soon(self._serve)
         self._server: grpc.aio.Server | None = None
         self._checking: asyncio.Task[None] | None = None
+        self._health = aio.HealthServicer()
+        self._ready, self._readiness = False, asyncio.Event()
+        self._none_left = asyncio.Event()
+
+    def set_ready(self, ready: bool) -> None:
+        """Have the health service say whether sidecars can be served."""
+        if ready is not self._ready:
+            self._ready = ready
+            self._readiness.set()
 
     async def start(self, address: str, *, shared: bool = False) -> int:
         """Listen on ``address`` (``host:port``, port 0 for a free one), ``shared`` with other processes.
@@ -104,16 +121,50 @@ class AdsServer:
             "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._handler(delta=False)),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        credentials = None
+        if self._tls is not None:
+            try:
+                credentials = (await asyncio.to_thread(ServerCertificate, self._tls)).credentials()
+            except TlsError as error:
+                raise ListenError(f"can't serve TLS on {address}: {error}") from None
         port = 0
         for each in await free_addresses(address, shared=shared):
             try:
-                port = server.add_insecure_port(each)
+                port = server.add_secure_port(each, credentials) if credentials else server.add_insecure_port(each)
             except RuntimeError as error:
                 raise ListenError(f"can't listen on {each}: another program took it just now") from error
+        await self._say_health()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await server.start()
         self._server = server
-        self._checking = asyncio.create_task(self._end_stuck_streams())
+        self._checking = asyncio.create_task(self._look_after())
         return port
+
+    async def _say_health(self) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING if self._ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            await self._health.set(service, state)
+
+    async def drain(self, seconds: float) -> None:
+        """Stop: accept no connection, and end the streams one after the other, over at most ``seconds``.
+
+        Their Envoys connect elsewhere, or come again; ending them all at once would bring all at once.
+        """
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(seconds + STATUS_TIMEOUT))
+        streams = list(self._streams)
+        for stream in streams:
+            stream.end("the server stops: connect again")
+            await asyncio.sleep(min(DRAIN_PAUSE, seconds / len(streams)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_TIMEOUT):
+                while self._streams:
+                    self._none_left.clear()
+                    await self._none_left.wait()
+        await self.stop()
+        await stopping
 
     async def stop(self) -> None:
         """End every stream and stop listening."""
@@ -131,6 +182,8 @@ class AdsServer:
                 await stream.run()
             finally:
                 self._streams.discard(stream)
+                if not self._streams:
+                    self._none_left.set()
 
         return handle
 
@@ -147,6 +200,17 @@ class AdsServer:
         finally:
             if self._woken:
                 self._serving.ask()
+
+    async def _look_after(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._end_stuck_streams())
+            tasks.create_task(self._follow_readiness())
+
+    async def _follow_readiness(self) -> None:
+        while True:
+            await self._readiness.wait()
+            self._readiness.clear()
+            await self._say_health()
 
     async def _end_stuck_streams(self) -> None:
         loop = asyncio.get_running_loop()

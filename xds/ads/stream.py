@@ -55,7 +55,7 @@ class Peer(Protocol):
 class Registry(Protocol):
     """The owner of the connected proxies."""
 
-    def connected(self, node: codec.Node, token: str, address: str, *, delta: bool) -> Peer:
+    def connected(self, node: codec.Node, token: str, address: str, spiffe_ids: frozenset[str], *, delta: bool) -> Peer:
         """Add the proxy that introduced itself as ``node``."""
 
     def disconnected(self, peer: Any) -> None:
@@ -168,7 +168,7 @@ class Stream:
                 " service it is a sidecar of; 'gossamer bootstrap' writes both",
             )
         token = self.call.metadata.get(TOKEN_METADATA, "")
-        peer = self._server.registry.connected(node, token, self.call.peer, delta=self._delta)
+        peer = self._server.registry.connected(node, token, self.call.peer, self.call.spiffe_ids, delta=self._delta)
         self._peer = peer
         peer.wake, peer.end, peer.refuse = self.wake, self.end, self.refuse
         self.wake()

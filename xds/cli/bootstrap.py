@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
-from xds.cli.common import Failure, HostPort, consul_flags, mesh_flag
+from xds.cli.common import PEM_FILE, Failure, HostPort, consul_flags, mesh_flag
 from xds.cli.envoy_admin import AdminAddress, default_socket
 from xds.sources.consul import registration as in_consul
 from xds.sources.consul.client import ConsulError
@@ -20,6 +20,9 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file import registration as in_file
 from xds.sources.file.document import RefusedError
 from xds.sources.registration import NotRegisteredError, Registration
+
+if TYPE_CHECKING:
+    from xds.envoy.bootstrap import ControlPlaneTls
 
 
 def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +49,16 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Where gossamer serve listens. Repeatable: Envoy goes on to another when one fails.",
         ),
+        click.option(
+            "--xds-ca",
+            type=PEM_FILE,
+            help="Connect to it over TLS, and verify its certificate with the authorities in this file (PEM).",
+        ),
+        click.option(
+            "--xds-sni", metavar="NAME", default="", help="The name in its certificate. [the host given with --xds]"
+        ),
+        click.option("--xds-cert", type=PEM_FILE, help="The client certificate for it, where it requires one (PEM)."),
+        click.option("--xds-key", type=PEM_FILE, help="The file of its private key."),
         click.option(
             "--admin",
             type=AdminAddress(),
@@ -75,6 +88,10 @@ def make_bootstrap(
     sidecar_for: str,
     node_name: str,
     xds: tuple[tuple[str, int], ...],
+    xds_ca: Path | None,
+    xds_sni: str,
+    xds_cert: Path | None,
+    xds_key: Path | None,
     admin: tuple[str, int] | Path | None,
     dual_stack: bool | None,
     dns_port: int | None,
@@ -106,10 +123,28 @@ def make_bootstrap(
             admin=admin,
             token=consul.read_token() or registration.token,
             datacenter=registration.datacenter,
+            tls=control_plane_tls(xds_ca, xds_sni, xds_cert, xds_key),
             dual_stack=bool(dual_stack),
             dns_port=dns_port,
         )
     )
+
+
+def control_plane_tls(ca: Path | None, sni: str, certificate: Path | None, key: Path | None) -> ControlPlaneTls | None:
+    """Return how to connect to the control plane, ``None`` for plain text.
+
+    Raises:
+        click.UsageError: flags that go together are not given together.
+    """
+    from xds.envoy.bootstrap import ControlPlaneTls
+
+    if (certificate is None) != (key is None):
+        raise click.UsageError("a client certificate needs both --xds-cert and --xds-key")
+    if ca is None:
+        if sni or certificate:
+            raise click.UsageError("--xds-sni and --xds-cert are for TLS: give the authorities as well, with --xds-ca")
+        return None
+    return ControlPlaneTls(ca, sni, certificate, key)
 
 
 def look_up(consul: ConsulSettings, mesh: Path | None, proxy_id: str, sidecar_for: str, node_name: str) -> Registration:

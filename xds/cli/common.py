@@ -14,6 +14,9 @@ from click.core import ParameterSource
 from xds.mesh.addresses import IPAddress, IPNetwork, parse_ip, parse_network
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 
+PEM_FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
+"""The type of a file of certificates or of a key."""
+
 
 class Failure(click.ClickException):
     """What ends a command: what happened and what to do, in one line. Exit code 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import click
 
 from xds.ads.listening import ListenError
+from xds.ads.tls import TlsFiles
 from xds.app import Gossamer, ServeSettings, UnprotectedError
-from xds.cli.common import Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
+from xds.cli.common import PEM_FILE, Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
 from xds.mesh.addresses import IPNetwork
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
@@ -111,6 +113,26 @@ class Quota(click.ParamType[tuple[str, int]]):
     " without tokens, any host gets any service's key; the admin port is open to all that reach it.",
 )
 @click.option(
+    "--tls-cert",
+    type=PEM_FILE,
+    help="Serve xDS over TLS, with the certificate in this file (PEM), read again when it changes.",
+)
+@click.option("--tls-key", type=PEM_FILE, help="The file of its private key.")
+@click.option(
+    "--tls-client-ca",
+    type=PEM_FILE,
+    help="Require client certificates of the authorities in this file. One of the mesh with the SPIFFE ID of a service"
+    " stands in for that service's token.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="When stopping, end the streams one after the other over at most this time. A second signal ends at once.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
@@ -155,6 +177,10 @@ def serve(
     forbid_extensions: bool,
     forbid_overrides: bool,
     insecure: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    drain: float,
     workers: int,
     probe_sources: tuple[IPNetwork, ...],
     passthrough_connect_timeout: int,
@@ -174,6 +200,8 @@ def serve(
     """
     if state is not None and mesh is None:
         raise click.UsageError("--state is for a mesh file: it goes with --mesh")
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
+        raise click.UsageError("TLS needs both --tls-cert and --tls-key; --tls-client-ca goes with them")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.ERROR)
     settings = ServeSettings(
@@ -192,6 +220,8 @@ def serve(
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,
+        tls=TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None,
+        drain=drain,
         workers=workers,
     )
     try:
@@ -211,8 +241,14 @@ async def run_until_signal(settings: ServeSettings) -> None:
     prepare_process()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if stop.is_set():
+            os._exit(1)  # a second signal: at once; Envoys keep what they have
+        log.info("stopping")
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     async with Gossamer(settings) as gossamer:
         await gossamer.serve(until=stop)
-        log.info("stopping")

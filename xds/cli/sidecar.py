@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from xds.cli.bootstrap import make_bootstrap, sidecar_flags
+from xds.cli.bootstrap import control_plane_tls, make_bootstrap, sidecar_flags
 from xds.cli.common import Failure
+from xds.cli.control_plane_check import mismatch
 from xds.companion.dns import bind, free_port
 from xds.companion.tasks import Tasks
 
@@ -45,6 +46,7 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["dual_stack"] is None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
+    tls = control_plane_tls(about["xds_ca"], about["xds_sni"], about["xds_cert"], about["xds_key"])
     tasks = _dns_tasks(about)
     document = json.dumps(make_bootstrap(**about, runs_here=True)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
@@ -53,6 +55,9 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if not any(given.startswith(("-l", "--log-level")) for given in envoy_arguments):
         arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
     arguments += envoy_arguments
+    for address in about["xds"]:
+        if problem := mismatch(address, tls):
+            click.echo(f"gossamer sidecar: {problem}", err=True)
     if tasks:
         start_companion(tasks)
     try:

@@ -110,7 +110,7 @@ class Proxy:
     @property
     def stream_key(self) -> StreamKey:
         """What its stream is authorized under."""
-        return StreamKey(self.leaf_key, self.client.stream)
+        return StreamKey(LeafKey(self.service, self.client.token), self.client.stream)
 
     @property
     def transparent(self) -> bool:

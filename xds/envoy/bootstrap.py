@@ -17,6 +17,7 @@ from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from envoy_data_plane.envoy.config.metrics import v3 as metrics
+from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as envoy_tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
@@ -59,6 +60,19 @@ _DESTINATION_TAGS = {
 
 
 @dataclass(frozen=True, slots=True)
+class ControlPlaneTls:
+    """How a sidecar verifies its control plane, and proves itself. Envoy reads the files again when they change."""
+
+    ca: Path
+    """Certificate authorities, PEM."""
+    server_name: str = ""
+    """The name in the server's certificate; empty for the host of its address."""
+    certificate: Path | None = None
+    """The sidecar's own certificate, PEM, where the control plane requires one."""
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BootstrapInputs:
     """What a bootstrap is made of."""
 
@@ -74,6 +88,8 @@ class BootstrapInputs:
     """Where Envoy's admin interface is: an address, a Unix socket, or nowhere."""
     token: str
     datacenter: str
+    tls: ControlPlaneTls | None = None
+    """How to connect to the control plane; ``None`` is plain text."""
     dual_stack: bool = False
     """Whether the host has IPv6."""
     dns_port: int | None = None
@@ -94,7 +110,9 @@ def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
             metadata=Struct.from_dict(inputs.metadata()),
         ),
         admin=_admin(inputs.admin),
-        static_resources=bootstrap.BootstrapStaticResources(clusters=[_control_plane(inputs.control_planes)]),
+        static_resources=bootstrap.BootstrapStaticResources(
+            clusters=[_control_plane(inputs.control_planes, inputs.tls)]
+        ),
         dynamic_resources=bootstrap.BootstrapDynamicResources(
             ads_config=core.ApiConfigSource(
                 api_type=core.ApiConfigSourceApiType.DELTA_GRPC,
@@ -132,7 +150,52 @@ def _ads() -> core.ConfigSource:
     )
 
 
-def _control_plane(addresses: tuple[tuple[str, int], ...]) -> cluster.Cluster:
+def _tls_socket(tls: ControlPlaneTls, hosts: list[str]) -> core.TransportSocket:
+    """Return the TLS to a control plane whose certificate names the expected name, or one of ``hosts``."""
+    expected = [tls.server_name] if tls.server_name else hosts
+    san = envoy_tls.SubjectAltNameMatcherSanType
+    context = envoy_tls.UpstreamTlsContext(
+        sni=tls.server_name or next((host for host in hosts if not is_ip(host)), ""),
+        common_tls_context=envoy_tls.CommonTlsContext(
+            tls_params=envoy_tls.TlsParameters(
+                tls_minimum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_2,
+                tls_maximum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_3,
+            ),
+            alpn_protocols=["h2"],
+            tls_certificates=[
+                envoy_tls.TlsCertificate(
+                    certificate_chain=_file(tls.certificate),
+                    private_key=_file(tls.key),
+                    watched_directory=_folder(tls.certificate),
+                )
+            ]
+            if tls.certificate and tls.key
+            else [],
+            validation_context=envoy_tls.CertificateValidationContext(
+                trusted_ca=_file(tls.ca),
+                watched_directory=_folder(tls.ca),
+                match_typed_subject_alt_names=[
+                    envoy_tls.SubjectAltNameMatcher(
+                        san_type=san.IP_ADDRESS if is_ip(name) else san.DNS,
+                        matcher=matcher.StringMatcher(exact=name),
+                    )
+                    for name in dict.fromkeys(expected)
+                ],
+            ),
+        ),
+    )
+    return core.TransportSocket(name="envoy.transport_sockets.tls", typed_config=PackedAny.pack(context))
+
+
+def _file(path: Path) -> core.DataSource:
+    return core.DataSource(filename=str(path))
+
+
+def _folder(path: Path) -> core.WatchedDirectory:
+    return core.WatchedDirectory(path=str(path.parent))
+
+
+def _control_plane(addresses: tuple[tuple[str, int], ...], tls: ControlPlaneTls | None) -> cluster.Cluster:
     named = any(not is_ip(host) for host, _ in addresses)
     options = http.HttpProtocolOptions(
         explicit_http_config=http.HttpProtocolOptionsExplicitHttpConfig(
@@ -147,6 +210,7 @@ def _control_plane(addresses: tuple[tuple[str, int], ...]) -> cluster.Cluster:
         name=CONTROL_PLANE_CLUSTER,
         type=cluster.ClusterDiscoveryType.STRICT_DNS if named else cluster.ClusterDiscoveryType.STATIC,
         connect_timeout=timedelta(seconds=1),
+        transport_socket=None if tls is None else _tls_socket(tls, [host for host, _ in addresses]),
         typed_extension_protocol_options={HTTP_OPTIONS: PackedAny.pack(options)},
         load_assignment=endpoint.ClusterLoadAssignment(
             cluster_name=CONTROL_PLANE_CLUSTER,

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from xds.ads.tls import TlsFiles
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
 
@@ -22,6 +23,7 @@ class Start:
     outbound: OperatorSettings
     address: str
     log_level: int
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,13 @@ class Wanted:
     """From a worker: what its sidecars need."""
 
     demand: Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """To a worker: end the streams over at most so many seconds, then end."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.ads.listening import ListenError, bind
+from xds.ads.tls import TlsFiles
 from xds.control.metrics import Metrics
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.policy.operator import OperatorSettings
-from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
+from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
 LIVED_S = 30.0
 """Who lived as long did not fail at once."""
 ANSWER_WITHIN_S = 10.0
+ENDING_S = 15.0
+"""Seconds that a worker has to end."""
 
 
 class Worker:
@@ -49,13 +52,21 @@ class WorkerPool:
         outbound: what holds for the outbound listeners of the whole mesh.
         on_demand: told what all sidecars together need whenever that changes.
         count: how many workers.
+        tls: the files of a TLS server, ``None`` for plain text.
     """
 
-    def __init__(self, outbound: OperatorSettings, on_demand: Callable[[Demand], None], count: int) -> None:
+    def __init__(
+        self,
+        outbound: OperatorSettings,
+        on_demand: Callable[[Demand], None],
+        count: int,
+        tls: TlsFiles | None = None,
+    ) -> None:
         self.metrics = Metrics()
         self._outbound = outbound
         self._on_demand = on_demand
         self._count = count
+        self._tls = tls
         self._mesh = Mesh()
         self._demand = Demand()
         self._workers: dict[int, Worker] = {}
@@ -83,6 +94,15 @@ class WorkerPool:
             raise
         return chosen
 
+    async def drain(self, seconds: float) -> None:
+        """Have every worker end its streams one after the other, over at most ``seconds``, and end."""
+        workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.link.say(Drain(seconds))
+        await asyncio.gather(*(_ended(worker.process, seconds + ENDING_S) for worker in workers))
+        for worker in workers:
+            worker.link.close()
+
     async def stop(self) -> None:
         """End every worker."""
         workers, self._workers = list(self._workers.values()), {}
@@ -100,7 +120,7 @@ class WorkerPool:
                 sys.executable, "-m", "xds.workers.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
         worker = Worker(await Link.over(ours), process)
-        worker.link.say(Start(self._outbound, self._address, logging.getLogger().level))
+        worker.link.say(Start(self._outbound, self._address, logging.getLogger().level, self._tls))
         said = await worker.link.hear()
         if not isinstance(said, Listening) or said.refusal:
             worker.link.close()
@@ -226,10 +246,10 @@ def added_up(everybody: Iterable[Iterable[Metric]]) -> list[Metric]:
     return found
 
 
-async def _ended(process: asyncio.subprocess.Process) -> int:
+async def _ended(process: asyncio.subprocess.Process, within: float = ENDING_S) -> int:
     """Wait until it ends, and help if it does not; its exit code."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(within):
             return await process.wait()
     except TimeoutError:
         process.kill()

@@ -12,6 +12,7 @@ from prometheus_client import Metric
 
 from xds.admin import status
 from xds.ads.server import AdsServer
+from xds.ads.tls import TlsFiles
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
@@ -40,10 +41,12 @@ def prepare_process() -> None:
 class Serving:
     """Serves from here. Facts come by `apply`; what has to be read is told to ``on_demand``."""
 
-    def __init__(self, outbound: OperatorSettings, on_demand: Callable[[Demand], None]) -> None:
+    def __init__(
+        self, outbound: OperatorSettings, on_demand: Callable[[Demand], None], tls: TlsFiles | None = None
+    ) -> None:
         self.metrics = Metrics()
         self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon, self._later)
-        self._ads = AdsServer(PlaneRegistry(self.plane))
+        self._ads = AdsServer(PlaneRegistry(self.plane), tls)
         self._failed = asyncio.Event()
         self._failure: Exception | None = None
 
@@ -85,6 +88,11 @@ class Serving:
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts."""
         self.plane.apply(batch)
+        self._ads.set_ready(not self.missing())
+
+    async def drain(self, seconds: float) -> None:
+        """End the streams one after the other, over at most ``seconds``, and stop listening."""
+        await self._ads.drain(seconds)
 
     def missing(self) -> tuple[str, ...]:
         """The base facts that have not been read yet, by name."""

@@ -12,7 +12,7 @@ import socket
 import sys
 
 from xds.ads.listening import ListenError
-from xds.workers.link import Answer, Facts, Link, Listening, Question, Start, Wanted
+from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import Serving, prepare_process
 
 
@@ -22,7 +22,7 @@ async def work(end: socket.socket) -> None:
     start = await link.hear()
     assert isinstance(start, Start)
     logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)-7s worker %(process)d: %(message)s")
-    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)))
+    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)), start.tls)
     try:
         port = await serving.start(start.address, shared=True)
     except ListenError as error:
@@ -46,12 +46,17 @@ async def _obey(link: Link, serving: Serving) -> None:
             case Question(number, about):
                 found = await (serving.sidecars() if about == "sidecars" else serving.families())
                 link.say(Answer(number, found))
+            case Drain(seconds):
+                await serving.drain(seconds)
+                return
 
 
 def main() -> None:
     """Work."""
     # Who started it says when it ends: a terminal's Ctrl-C reaches everybody.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does a service manager's SIGTERM, to all processes of the service.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     prepare_process()
     asyncio.run(work(socket.socket(fileno=int(sys.argv[1]))))
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.unit.control.test_plane import Bench
 from xds.ads import server as ads_server
@@ -201,6 +202,9 @@ class Context:
 
     def invocation_metadata(self) -> None:
         return None
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
 
     async def write(self, message: bytes) -> None:
         self.sent.append(discovery.DeltaDiscoveryResponse.FromString(message).nonce)
@@ -416,3 +420,42 @@ async def test_more_names_than_any_proxy_asks_for_end_the_stream(
                 pass
         assert await stream.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "1000 names" in await stream.details()
+
+
+# -- health and the end -----------------------------------------------------------------------------------------------
+
+
+async def health(serving: Serving, service: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(serving.channel)
+    return int((await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)).status)
+
+
+async def test_the_health_service_says_whether_sidecars_can_be_served(serving: Serving) -> None:
+    states = health_pb2.HealthCheckResponse
+    assert await health(serving) == await health(serving, SERVICE) == states.NOT_SERVING
+    watching = health_pb2_grpc.HealthStub(serving.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watching.read()).status == states.NOT_SERVING
+    serving.server.set_ready(True)
+    assert (await watching.read()).status == states.SERVING
+    assert await health(serving, SERVICE) == states.SERVING
+    serving.server.set_ready(False)
+    assert (await watching.read()).status == states.NOT_SERVING
+    watching.cancel()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+async def test_a_server_that_stops_ends_every_stream_and_says_so(serving: Serving, seconds: float) -> None:
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    streams = [serving.stream() for _ in range(5)]
+    for stream in streams:
+        await stream.write(first_request())
+        await read(stream)
+    watching = health_pb2_grpc.HealthStub(serving.channel).Watch(health_pb2.HealthCheckRequest())
+    await watching.read()
+    async with asyncio.timeout(20):
+        await serving.server.drain(seconds)
+        for stream in streams:
+            assert await stream.code() == grpc.StatusCode.UNAVAILABLE
+            assert await stream.details() == "the server stops: connect again"
+    assert not serving.bench.plane.proxies()

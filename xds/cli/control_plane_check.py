@@ -1,0 +1,83 @@
+"""A look at the control plane before Envoy starts: does it speak TLS as the sidecar does, and can it be verified?
+
+Envoy reports such a mismatch as a reset connection. So ``gossamer sidecar`` connects once and says what is wrong. A
+control plane that does not answer is Envoy's to wait for.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from xds.envoy.bootstrap import ControlPlaneTls
+
+TIMEOUT = 2.0
+"""Seconds for each step of the check."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2 begins with, an empty SETTINGS frame included (RFC 9113, section 3.4)."""
+EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_ADDRESS = 10, 9, 62, 64
+"""OpenSSL's numbers of what can be wrong with a certificate (X509_V_ERR_*)."""
+
+
+def mismatch(address: tuple[str, int], tls: ControlPlaneTls | None) -> str | None:
+    """Return what keeps a sidecar from talking to its control plane and what to do; ``None`` where nothing is seen."""
+    shown = f"{address[0]}:{address[1]}"
+    try:
+        with socket.create_connection(address, TIMEOUT) as connection:
+            connection.settimeout(TIMEOUT)
+            return _plain_text(connection, shown) if tls is None else _over_tls(connection, address[0], tls, shown)
+    except OSError:
+        return None
+
+
+def _plain_text(connection: socket.socket, shown: str) -> str | None:
+    connection.sendall(PREFACE)
+    try:
+        answered = connection.recv(9)
+    except ConnectionError:
+        answered = b""
+    if answered:
+        return None
+    return f"the control plane at {shown} expects TLS: give --xds-ca, the authorities of its certificate"
+
+
+def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown: str) -> str | None:
+    name = tls.server_name or host
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca))
+    except (OSError, ssl.SSLError) as error:
+        return f"can't use --xds-ca {tls.ca}: {error.strerror or error}; expected certificates in PEM"
+    context.set_alpn_protocols(["h2"])
+    if tls.certificate is not None:
+        try:
+            context.load_cert_chain(tls.certificate, tls.key)
+        except (OSError, ssl.SSLError) as error:
+            return f"can't use --xds-cert {tls.certificate} with --xds-key {tls.key}: {error.strerror or error}"
+    try:
+        with context.wrap_socket(connection, server_hostname=name) as secured:
+            secured.sendall(PREFACE)
+            if secured.recv(9):
+                return None
+    except ssl.SSLCertVerificationError as error:
+        return _unverified(error, name, tls, shown)
+    except ssl.SSLError as error:
+        if error.reason == "WRONG_VERSION_NUMBER":
+            return f"the control plane at {shown} speaks plain text, not TLS: leave --xds-ca out, or give it --tls-cert"
+        if error.reason is None or "CERTIFICATE" not in error.reason:
+            return f"TLS with the control plane at {shown} failed: {error.reason or error}"
+    except TimeoutError:
+        return None
+    if tls.certificate is None:
+        return f"the control plane at {shown} requires a client certificate: give --xds-cert and --xds-key"
+    return f"the control plane at {shown} refuses the client certificate {tls.certificate}: see its --tls-client-ca"
+
+
+def _unverified(error: ssl.SSLCertVerificationError, name: str, tls: ControlPlaneTls, shown: str) -> str:
+    of = f"the certificate of the control plane at {shown}"
+    if error.verify_code == EXPIRED:
+        return f"{of} has expired: replace the file that its --tls-cert names"
+    if error.verify_code == NOT_YET_VALID:
+        return f"{of} is not valid yet: compare the clocks of both hosts"
+    if error.verify_code in (WRONG_HOST, WRONG_ADDRESS):
+        return f"{of} is not for {name!r}: name what it is for with --xds-sni"
+    return f"{of} is not of an authority in --xds-ca {tls.ca}: {error.verify_message}"

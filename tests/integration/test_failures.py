@@ -53,6 +53,41 @@ async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_tol
     await lab.deregister(member)
 
 
+async def test_a_right_that_is_withdrawn_ends_the_stream_and_one_that_is_granted_lets_it_begin(denying: Mesh) -> None:
+    lab = denying.lab
+    token = await lab.consul.token_for("web")
+    member = await lab.member("web", instance="withdrawn", token=token)
+    await lab.served(member)
+    await lab.consul.delete_token(token)
+
+    async def shown() -> tuple[bool, str]:
+        sidecar = (await lab.sidecars())[member.sidecar_id]
+        return sidecar["connected"], sidecar["waits_for"] or ""
+
+    said = await eventually("the stream's end", shown, until=lambda found: not found[0], within_s=120)
+    assert "ACL not found" in said[1]
+    assert "consul acl token create -service-identity web" in member.processes["sidecar"].tail()
+    assert token not in member.processes["sidecar"].tail(1000)
+    await answers(member.host, denying.api_ip, PORT, "api-1")
+    member.token = lab.consul.token
+    await member.processes["sidecar"].stop()
+    await lab.start_sidecar(member)
+    await lab.served(member)
+    await lab.deregister(member)
+
+
+async def test_a_server_that_is_told_to_stop_is_not_ready_ends_its_streams_and_ends(denying: Mesh) -> None:
+    lab = denying.lab
+    assert lab.gossamer is not None
+    async with await dial(denying.web.host, denying.api_ip, PORT) as held:
+        await lab.gossamer.stop()
+        assert await lab.gossamer.ended() == 0
+        assert "stopping" in lab.gossamer.tail()
+        assert await held.echo("again") == "again"
+        await lab.start_gossamer()
+        await lab.served(denying.web, denying.api)
+
+
 async def start_with_stream_token(lab: Lab, member: Member, token: str) -> None:
     """Run a sidecar whose stream presents ``token``."""
     command = [

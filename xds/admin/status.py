@@ -17,7 +17,8 @@ def readiness(
     Trouble alone does not make it unready: what was read before goes on serving.
     """
     ready = not missing and not stopping
-    return ready, {"ready": ready, "stopping": stopping, "not_read_yet": list(missing), "troubles": troubles}
+    about = {"ready": ready, "not_read_yet": list(missing), "troubles": troubles}
+    return ready, about | ({"stopping": True} if stopping else {})
 
 
 def sidecars(plane: ControlPlane) -> list[dict[str, Any]]:

@@ -126,15 +126,25 @@ class Stream:
         first = await self.call.read()
         if first is None:
             return
-        peer = self._introduced(self._decoded(first)[1])
+        node = self._decoded(first)[1]
+        peer = self._introduced(node)
         await self._admission(peer, first)
         while (message := await self.call.read()) is not None:
             if len(message) <= LARGE_REQUEST:
-                self._receive(peer, self._decoded(message)[0])
+                self._receive_next(peer, node, message)
                 continue
             async with self._server.large_request:
-                self._receive(peer, self._decoded(message)[0])
+                self._receive_next(peer, node, message)
                 await asyncio.sleep(0)
+
+    def _receive_next(self, peer: Peer, node: codec.Node | None, message: bytes) -> None:
+        request, again = self._decoded(message)
+        if again is not None and again != node:
+            raise CallError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the node differs from that of the first request: a stream is one proxy's, which opens another stream",
+            )
+        self._receive(peer, request)
 
     async def _admission(self, peer: Peer, first: bytes) -> None:
         """Wait until it is known whether the token may act for the service, then process the first request.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xds.ads.codec import Node
 from xds.ads.messages import Rejection
@@ -29,7 +29,7 @@ class Client:
     """A stream's other end, as it introduced itself."""
 
     node: Node
-    token: str
+    token: str = field(repr=False)
     peer: str
     delta: bool
     stream: str = ""

@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, import contracts
 # make docs    build the documentation into build/docs, warnings being errors
 # make bench   measure, and rewrite docs/performance.md
-# make fuzz    send generated config entries to real Envoys for as long as that takes
+# make fuzz    send generated requests to the decoders, and generated config entries to real Envoys, for minutes
 # make protos  generate xds/wire from protos/
 
 .PHONY: demo-setup setup consul demo test lint docs bench fuzz protos
@@ -38,6 +38,7 @@ bench: setup consul
 	@$(bin)/python -m benchmarks
 
 fuzz: setup consul
+	@GOSSAMER_EXAMPLES=50000 $(bin)/python -m pytest -q tests/unit/ads/test_misbehaving.py -k decoders --timeout 600
 	@GOSSAMER_EXAMPLES=5000 $(bin)/python -m pytest -q tests/integration/test_generated.py
 
 protos: setup

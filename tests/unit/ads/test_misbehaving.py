@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
@@ -271,7 +272,25 @@ async def test_others_are_served_meanwhile(
     await until(lambda: len(serving.bench.plane.proxies()) == 1)
 
 
-@given(st.binary(max_size=300), st.booleans())
+VALID = [
+    first_request(),
+    subscription("a", "b", node=OTHER_NODE),
+    discovery.DiscoveryRequest(node=OTHER_NODE).SerializeToString(),
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Bytes that are a request with some of them changed, left out or put in, or no request at all."""
+    message = bytearray(draw(st.one_of(st.sampled_from(VALID), st.binary(max_size=300))))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(message)))
+        message[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=4))
+    return bytes(message)
+
+
+@settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "200")), deadline=None)
+@given(requests(), st.booleans())
 def test_no_bytes_make_the_decoders_of_requests_fail(message: bytes, delta: bool) -> None:
     with contextlib.suppress(codec.BadRequestError):
         codec.decode(message, delta=delta)

@@ -181,13 +181,19 @@ async def test_a_request_without_a_valid_token_does_not_reach_a_broader_permissi
     issuer = Issuer()
     with_token = {"Action": action, "HTTP": {"PathPrefix": "/admin"}, "JWT": {"Providers": [{"Name": "okta"}]}}
     rest = {"Action": "allow", "HTTP": {"PathPrefix": "/"}}
-    async with Entries(asked.lab, issuer.entry(), intentions({"Name": "web", "Permissions": [with_token, rest]})):
-        await until(lambda: asked.ask("/admin"), "the permissions", lambda found: found.status == 403)
+    marker = {"Action": "deny", "HTTP": {"PathExact": f"/{action}-is-in-force"}}
+    valid = {"authorization": f"Bearer {issuer.token()}"}
+    permissions = {"Name": "web", "Permissions": [marker, with_token, rest]}
+    async with Entries(asked.lab, issuer.entry(), intentions(permissions)):
+
+        async def in_force() -> bool:
+            decided = await asked.status(f"/{action}-is-in-force") == 403 and await asked.status("/") == 200
+            return decided and await asked.status("/admin", **valid) == (200 if action == "allow" else 403)
+
+        await eventually("the permissions", in_force)
+        assert await asked.status("/admin") == 403
         assert await asked.status("/admin", authorization="Bearer garbage") == 403
         assert await asked.status("/admin", authorization=f"Bearer {Issuer().token()}") == 403
-        valid = await asked.status("/admin", authorization=f"Bearer {issuer.token()}")
-        assert valid == (200 if action == "allow" else 403)
-        assert await asked.status("/") == 200
 
 
 async def test_the_keys_of_a_provider_are_fetched(asked: Asked) -> None:

@@ -8,6 +8,7 @@ call can be ended from anywhere on the event loop, with a status.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -130,6 +131,11 @@ class Call:
                 await self._stop_writing()
         if self._ending is None:
             return "the client closed it"
+        if self._handler is not None and self._handler.cancelling():
+            # `end` was called while the conversation was ending: its cancellation must not hit the status.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            self._handler.uncancel()
         await self._send_status(self._ending)
         return str(self._ending)
 

@@ -422,6 +422,26 @@ async def test_more_names_than_any_proxy_asks_for_end_the_stream(
     assert "1000 names" in await stream.details()
 
 
+async def test_a_status_arrives_that_is_given_while_the_conversation_ends(serving: Serving) -> None:
+    class Ending:
+        def receive(self, request: object) -> object:
+            (stream,) = serving.server._streams
+            stream.end("first")
+            raise session.LimitError("second")
+
+    serving.bench.service("web", "240.0.0.1")
+    serving.bench.leaf("web")
+    stream = serving.stream()
+    await stream.write(first_request())
+    await read(stream)
+    (proxy,) = serving.bench.plane.proxies()
+    proxy.session.receive = Ending().receive  # type: ignore[method-assign, assignment]
+    await stream.write(first_request(LISTENER))
+    async with asyncio.timeout(20):
+        assert await stream.code() == grpc.StatusCode.UNAVAILABLE
+        assert await stream.details() == "first"
+
+
 # -- health and the end -----------------------------------------------------------------------------------------------
 
 

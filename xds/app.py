@@ -13,6 +13,7 @@ from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
 from xds.ads.tls import TlsFiles
 from xds.control.metrics import Metrics
+from xds.mesh.addresses import join_host_port
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
 from xds.sources.consul.client import Consul
@@ -68,12 +69,6 @@ class Source(Protocol):
 
     def troubles(self) -> dict[str, str]:
         """What can't be read right now."""
-
-
-def join_host_port(address: tuple[str, int]) -> str:
-    """``HOST:PORT``, an IPv6 host in brackets."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Gossamer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -107,7 +107,7 @@ class Call:
             self._ending = CallError(status, details)
             self._handler.cancel()
 
-    async def run(self, conversation: Callable[[], Any]) -> str:
+    async def run(self, conversation: Callable[[], Awaitable[None]]) -> str:
         """Await ``conversation()`` and end the call: with the status that `end` or an error gave, otherwise with OK.
 
         Returns:

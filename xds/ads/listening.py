@@ -7,6 +7,8 @@ import errno
 import socket
 from typing import Any
 
+from xds.mesh.addresses import join_host_port
+
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """The machine does not have such an address, or no address of that kind."""
 
@@ -26,8 +28,7 @@ async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
     found = []
     for trial in await bind(address, shared=shared):
         with trial:
-            host, port = trial.getsockname()[:2]
-            found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            found.append(join_host_port(trial.getsockname()[:2]))
     return found
 
 
@@ -76,7 +77,6 @@ def _bound(family: int, kind: int, protocol: int, at: tuple[Any, ...], *, shared
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         made.bind(at)
-        made.setblocking(False)
     except BaseException:
         made.close()
         raise

@@ -69,7 +69,7 @@ class Registry(Protocol):
 
 
 class Server(Protocol):
-    """What the streams of one server share."""
+    """The state that the streams of one server share."""
 
     registry: Registry
     turns: Turns

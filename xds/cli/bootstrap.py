@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 
 def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments that name a sidecar and its control plane; shared by ``bootstrap`` and ``sidecar``."""
+    """Add the arguments that name a sidecar and its control plane, for ``bootstrap`` and ``sidecar``.
+
+    The command gets how to connect to the control plane as ``tls``, ``None`` for plain text.
+    """
     flags = [
         click.argument("proxy_id", metavar="[PROXY_ID]", default=""),
         click.option(
@@ -76,9 +80,14 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Answer DNS queries over UDP at this port of loopback: the virtual IPs by name, the rest forwarded.",
         ),
     ]
+
+    @functools.wraps(command)
+    def resolved(xds_ca: Path | None, xds_sni: str, xds_cert: Path | None, xds_key: Path | None, **about: Any) -> Any:
+        return command(tls=_control_plane_tls(xds_ca, xds_sni, xds_cert, xds_key), **about)
+
     for flag in reversed(flags):
-        command = flag(command)
-    return consul_flags(mesh_flag(command))
+        resolved = flag(resolved)
+    return consul_flags(mesh_flag(resolved))
 
 
 def make_bootstrap(
@@ -88,10 +97,7 @@ def make_bootstrap(
     sidecar_for: str,
     node_name: str,
     xds: tuple[tuple[str, int], ...],
-    xds_ca: Path | None,
-    xds_sni: str,
-    xds_cert: Path | None,
-    xds_key: Path | None,
+    tls: ControlPlaneTls | None,
     admin: tuple[str, int] | Path | None,
     dual_stack: bool | None,
     dns_port: int | None,
@@ -123,27 +129,27 @@ def make_bootstrap(
             admin=admin,
             token=consul.read_token() or registration.token,
             datacenter=registration.datacenter,
-            tls=control_plane_tls(xds_ca, xds_sni, xds_cert, xds_key),
+            tls=tls,
             dual_stack=bool(dual_stack),
             dns_port=dns_port,
         )
     )
 
 
-def control_plane_tls(ca: Path | None, sni: str, certificate: Path | None, key: Path | None) -> ControlPlaneTls | None:
+def _control_plane_tls(ca: Path | None, sni: str, certificate: Path | None, key: Path | None) -> ControlPlaneTls | None:
     """Return how to connect to the control plane, ``None`` for plain text.
 
     Raises:
         click.UsageError: flags that go together are not given together.
     """
-    from xds.envoy.bootstrap import ControlPlaneTls
-
     if (certificate is None) != (key is None):
         raise click.UsageError("a client certificate needs both --xds-cert and --xds-key")
     if ca is None:
         if sni or certificate:
             raise click.UsageError("--xds-sni and --xds-cert are for TLS: give the authorities as well, with --xds-ca")
         return None
+    from xds.envoy.bootstrap import ControlPlaneTls
+
     return ControlPlaneTls(ca, sni, certificate, key)
 
 

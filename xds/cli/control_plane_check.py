@@ -8,20 +8,35 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
 
-from xds.envoy.bootstrap import ControlPlaneTls
+from xds.mesh.addresses import join_host_port
+
+if TYPE_CHECKING:
+    from xds.envoy.bootstrap import ControlPlaneTls
 
 TIMEOUT = 2.0
 """Seconds for each step of the check."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of HTTP/2 begins with, an empty SETTINGS frame included (RFC 9113, section 3.4)."""
+"""The beginning of an HTTP/2 client, an empty SETTINGS frame included (RFC 9113, section 3.4)."""
 EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_ADDRESS = 10, 9, 62, 64
 """OpenSSL's numbers of what can be wrong with a certificate (X509_V_ERR_*)."""
 
 
-def mismatch(address: tuple[str, int], tls: ControlPlaneTls | None) -> str | None:
-    """Return what keeps a sidecar from talking to its control plane and what to do; ``None`` where nothing is seen."""
-    shown = f"{address[0]}:{address[1]}"
+def mismatches(addresses: Sequence[tuple[str, int]], tls: ControlPlaneTls | None) -> list[str]:
+    """Return what keeps a sidecar from talking to its control planes and what to do; nothing where nothing is seen.
+
+    All of them are looked at together, so that several that do not answer delay the sidecar's start like one.
+    """
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return [problem for problem in pool.map(partial(_mismatch, tls=tls), addresses) if problem is not None]
+
+
+def _mismatch(address: tuple[str, int], tls: ControlPlaneTls | None) -> str | None:
+    shown = join_host_port(address)
     try:
         with socket.create_connection(address, TIMEOUT) as connection:
             connection.settimeout(TIMEOUT)

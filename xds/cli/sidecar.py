@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from xds.cli.bootstrap import control_plane_tls, make_bootstrap, sidecar_flags
+from xds.cli.bootstrap import make_bootstrap, sidecar_flags
 from xds.cli.common import Failure
-from xds.cli.control_plane_check import mismatch
-from xds.companion.dns import bind, free_port
+from xds.cli.control_plane_check import mismatches
+from xds.companion.sockets import bind, free_port
 from xds.companion.tasks import Tasks
 
 
@@ -46,8 +46,9 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["dual_stack"] is None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
-    tls = control_plane_tls(about["xds_ca"], about["xds_sni"], about["xds_cert"], about["xds_key"])
-    tasks = _dns_tasks(about)
+    tasks = _tasks(about["dns_port"], dual_stack=about["dual_stack"])
+    if tasks:
+        about["dns_port"] = tasks.dns_upstream
     document = json.dumps(make_bootstrap(**about, runs_here=True)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
@@ -55,9 +56,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if not any(given.startswith(("-l", "--log-level")) for given in envoy_arguments):
         arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
     arguments += envoy_arguments
-    for address in about["xds"]:
-        if problem := mismatch(address, tls):
-            click.echo(f"gossamer sidecar: {problem}", err=True)
+    for problem in mismatches(about["xds"], about["tls"]):
+        click.echo(f"gossamer sidecar: {problem}", err=True)
     if tasks:
         start_companion(tasks)
     try:
@@ -68,9 +68,12 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         ) from error
 
 
-def _dns_tasks(about: dict[str, Any]) -> Tasks:
-    """Have the companion listen at ``--dns-port``, and Envoy at another port: see ``xds.companion.dns``."""
-    port, dual_stack = about["dns_port"], about["dual_stack"]
+def _tasks(port: int | None, *, dual_stack: bool) -> Tasks:
+    """Return the companion's tasks: listen at ``--dns-port``, while Envoy listens at another (``xds.companion.dns``).
+
+    Raises:
+        Failure: the port can't be listened at.
+    """
     if port is None:
         return Tasks(os.getpid())
     try:
@@ -79,8 +82,7 @@ def _dns_tasks(about: dict[str, Any]) -> Tasks:
         raise Failure(
             f"can't listen at UDP port {port} of loopback: {error.strerror}; give another --dns-port"
         ) from error
-    about["dns_port"] = free_port(dual_stack=dual_stack)
-    return Tasks(os.getpid(), tuple(each.detach() for each in sockets), about["dns_port"])
+    return Tasks(os.getpid(), tuple(each.detach() for each in sockets), free_port(dual_stack=dual_stack))
 
 
 def start_companion(tasks: Tasks) -> None:

@@ -20,8 +20,8 @@ def main() -> None:
     """Run the tasks until Envoy ends."""
     tasks = Tasks.from_json(sys.argv[1])
     end_with_parent(tasks.envoy)
+    first = os.getpid()
     while True:
-        first = os.getpid()
         child = os.fork()
         if child == 0:
             end_with_parent(first)

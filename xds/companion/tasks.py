@@ -1,4 +1,4 @@
-"""What a companion is started with, and how it ends with its Envoy. Imports little: see ``__main__``."""
+"""The tasks that a companion is started with, and its end with its Envoy. Imports little: see ``__main__``."""
 
 from __future__ import annotations
 

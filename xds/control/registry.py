@@ -23,9 +23,7 @@ class PlaneRegistry:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
 
-    def connected(
-        self, node: Node, token: str, address: str, spiffe_ids: frozenset[str] = frozenset(), *, delta: bool
-    ) -> Proxy:
+    def connected(self, node: Node, token: str, address: str, spiffe_ids: frozenset[str], *, delta: bool) -> Proxy:
         """Add the proxy that introduced itself as ``node``."""
         log.info("sidecar %r of service %r connected from %s, Envoy %r", node.id, node.cluster, address, node.version)
         return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex, spiffe_ids))

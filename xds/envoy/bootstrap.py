@@ -61,7 +61,7 @@ _DESTINATION_TAGS = {
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneTls:
-    """How a sidecar verifies its control plane, and proves itself. Envoy reads the files again when they change."""
+    """Files and names for TLS with a control plane. Envoy reads the files again when they change."""
 
     ca: Path
     """Certificate authorities, PEM."""
@@ -89,7 +89,7 @@ class BootstrapInputs:
     token: str
     datacenter: str
     tls: ControlPlaneTls | None = None
-    """How to connect to the control plane; ``None`` is plain text."""
+    """TLS with the control plane; ``None`` is plain text."""
     dual_stack: bool = False
     """Whether the host has IPv6."""
     dns_port: int | None = None

@@ -56,3 +56,9 @@ def canonical_ip(text: str) -> str | None:
 def is_ip(text: str) -> bool:
     """Return whether ``text`` is an IP address."""
     return canonical_ip(text) is not None
+
+
+def join_host_port(address: tuple[str, int]) -> str:
+    """Return ``HOST:PORT``, an IPv6 host in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

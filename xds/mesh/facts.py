@@ -166,7 +166,7 @@ class StreamRefused:
     """The definite answer that the client of a stream may not act for its service."""
 
     reason: str
-    """What is missing and what to do; it holds no token."""
+    """The right that is missing and what to do, for the client; it holds no token."""
     unauthenticated: bool = False
     """Whether it is not known who the client is, because its token is missing or unknown."""
 

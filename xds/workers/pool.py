@@ -17,7 +17,8 @@ from typing import Any
 
 from prometheus_client import Metric
 
-from xds.ads.listening import ListenError, bind
+from xds.ads.call import STATUS_TIMEOUT
+from xds.ads.listening import ListenError, bind, free_addresses
 from xds.ads.tls import TlsFiles
 from xds.control.metrics import Metrics
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
@@ -31,7 +32,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
 LIVED_S = 30.0
 """Who lived as long did not fail at once."""
 ANSWER_WITHIN_S = 10.0
-ENDING_S = 15.0
+ENDING_S = 5.0
 """Seconds that a worker has to end."""
 
 
@@ -80,8 +81,7 @@ class WorkerPool:
         Raises:
             ListenError: the address can't be listened on.
         """
-        for trial in await bind(address):
-            trial.close()  # with a port that is shared, others that listen on it would go unnoticed
+        await free_addresses(address)  # with a port that is shared, others that listen on it would go unnoticed
         # Bound here and listened on there, so that the port stays ours when port 0 asks for a free one.
         self._reserved = await bind(address, shared=True)
         chosen = int(self._reserved[0].getsockname()[1])
@@ -99,7 +99,7 @@ class WorkerPool:
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
             worker.link.say(Drain(seconds))
-        await asyncio.gather(*(_ended(worker.process, seconds + ENDING_S) for worker in workers))
+        await asyncio.gather(*(_ended(worker.process, seconds + STATUS_TIMEOUT + ENDING_S) for worker in workers))
         for worker in workers:
             worker.link.close()
 

@@ -18,6 +18,7 @@ import dns.rrset
 import pytest
 
 from xds.companion import dns as companion
+from xds.companion import sockets
 from xds.companion.tasks import Tasks
 
 
@@ -47,8 +48,8 @@ async def both() -> AsyncIterator[tuple[int, companion.DnsServer, Small]]:
     """The port of a companion's server, and the servers."""
     loop = asyncio.get_running_loop()
     upstream, small = await loop.create_datagram_endpoint(Small, ("127.0.0.1", 0))
-    port = companion.free_port(dual_stack=False)
-    (listening,) = companion.bind(port, dual_stack=False)
+    port = sockets.free_port(dual_stack=False)
+    (listening,) = sockets.bind(port, dual_stack=False)
     _, server = await loop.create_datagram_endpoint(
         lambda: companion.DnsServer(upstream.get_extra_info("sockname")[1]), sock=listening
     )
@@ -98,10 +99,10 @@ async def test_queries_without_an_answer_are_bounded_and_end_with_the_server() -
 
 
 def test_a_port_in_use_is_an_error() -> None:
-    port = companion.free_port(dual_stack=False)
-    first = companion.bind(port, dual_stack=False)
+    port = sockets.free_port(dual_stack=False)
+    first = sockets.bind(port, dual_stack=False)
     with pytest.raises(OSError, match="in use") as error:
-        companion.bind(port, dual_stack=False)
+        sockets.bind(port, dual_stack=False)
     assert error.value.errno == errno.EADDRINUSE
     for each in first:
         each.close()

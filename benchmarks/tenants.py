@@ -21,16 +21,7 @@ from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
-from xds.mesh.mesh import (
-    CONFIG_ENTRIES,
-    DATACENTER,
-    DEFAULT_ALLOW,
-    INTENTIONS,
-    ROOTS,
-    SERVICE_NAMES,
-    Key,
-    Kind,
-)
+from xds.mesh.mesh import CONFIG_ENTRIES, INTENTIONS, SERVICE_NAMES, Key, Kind
 from xds.policy.operator import OperatorSettings
 from xds.sources.file.document import Document, parse
 from xds.sources.file.facts import FileFacts, facts_of
@@ -104,14 +95,7 @@ class Mesh:
     def __init__(self, before: FileFacts) -> None:
         self.plane = ControlPlane(OperatorSettings(), lambda _: None, Metrics(), self._soon, self._soon)
         self.names = frozenset({TENANT, *(f"other-{number}" for number in range(OTHERS))})
-        batch: dict[Key, object] = {
-            ROOTS: Roots("benchmark.consul", ("",)),
-            DATACENTER: "dc1",
-            DEFAULT_ALLOW: True,
-            INTENTIONS: (),
-            SERVICE_NAMES: self.names,
-            CONFIG_ENTRIES: before.entries,
-        }
+        batch = before.base(Roots("benchmark.consul", ("",))) | {SERVICE_NAMES: self.names}
         instance = before.instances[TENANT].instances[0]
         assert instance.sidecar is not None
         for number, service in enumerate(sorted(self.names)):

@@ -13,7 +13,6 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,19 +28,8 @@ from xds.envoy.resource import CLUSTER
 from xds.lab import binaries
 from xds.lab.network import temporary_folder
 from xds.lab.processes import Process, eventually
-from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, LeafKey
-from xds.mesh.mesh import (
-    CONFIG_ENTRIES,
-    DATACENTER,
-    DEFAULT_ALLOW,
-    INTENTIONS,
-    ROOTS,
-    SERVICE_NAMES,
-    Demand,
-    Key,
-    Kind,
-)
+from xds.mesh.mesh import SERVICE_NAMES, Demand, Key, Kind
 from xds.policy.operator import OperatorSettings
 from xds.sources.file import models
 from xds.sources.file.authority import issue, new_authority
@@ -49,6 +37,7 @@ from xds.sources.file.document import RefusedError, parse
 from xds.sources.file.facts import FileFacts, facts_of
 from xds.sources.file.models.defaults import MeshEntry
 from xds.sources.file.models.intentions import JWTProvider
+from xds.sources.file.virtual_ips import Given
 from xds.workers.serving import Serving
 
 EXAMPLES = int(os.environ.get("GOSSAMER_EXAMPLES", "60"))
@@ -122,21 +111,10 @@ class Live:
     def batch(self, facts: FileFacts) -> dict[Key, object]:
         """Return everything that these facts say, and a service that was not there before."""
         marker = f"marker-{next(self.numbers)}"
-        batch: dict[Key, object] = {
-            ROOTS: self.authority.trusted(NOW),
-            DATACENTER: "dc1",
-            DEFAULT_ALLOW: True,
-            INTENTIONS: facts.intentions,
-            SERVICE_NAMES: facts.service_names | {marker},
-            CONFIG_ENTRIES: facts.entries,
-        }
-        for service, instances in facts.instances.items():
-            batch[Key(Kind.INSTANCES, service)] = instances
+        batch = facts.base(self.authority.trusted(NOW)) | {SERVICE_NAMES: facts.service_names | {marker}}
         addresses = {"web": "240.0.0.1", "api": "240.0.0.2", "db": "240.0.0.3", marker: "240.0.1.1"}
         for number, service in enumerate(sorted({*facts.instances, *facts.made, *facts.service_names, marker})):
-            chain = facts.chains.get(service) or default_chain(service)
-            address = addresses.get(service, f"240.0.2.{number}")
-            batch[Key(Kind.CHAIN, service)] = replace(chain, virtual_ips=(address,))
+            batch |= facts.service(service, Given({service: addresses.get(service, f"240.0.2.{number}")}))
         gone = {key: None for key in self.known if key not in batch}
         self.known = batch
         return {**batch, **gone}

@@ -7,25 +7,14 @@ So whatever ``/v1/sidecars`` would set aside is known before.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from xds.ads.codec import Node
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.control.upstreams import UpstreamCatalog
-from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
-from xds.mesh.mesh import (
-    CONFIG_ENTRIES,
-    DATACENTER,
-    DEFAULT_ALLOW,
-    INTENTIONS,
-    ROOTS,
-    SERVICE_NAMES,
-    Key,
-    Kind,
-)
+from xds.mesh.mesh import Key, Kind
 from xds.mesh.settings import UpstreamSettings
 from xds.policy.operator import OperatorSettings
 from xds.policy.upstreams import Candidates
@@ -64,22 +53,11 @@ def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:
 
 
 def _everything(facts: FileFacts, given: Given) -> dict[Key, object]:
-    batch: dict[Key, object] = {
-        ROOTS: Roots(TRUST_DOMAIN, ("",)),
-        DATACENTER: facts.datacenter,
-        DEFAULT_ALLOW: facts.default_allow,
-        INTENTIONS: facts.intentions,
-        SERVICE_NAMES: facts.service_names,
-        CONFIG_ENTRIES: facts.entries,
-    }
+    batch = facts.base(Roots(TRUST_DOMAIN, ("",)))
+    for service in {*facts.instances, *facts.made, *facts.service_names}:
+        batch |= facts.service(service, given)
     for service, instances in facts.instances.items():
-        batch[Key(Kind.INSTANCES, service)] = instances
         batch[Key(Kind.LEAF, LeafKey(service, ""))] = Leaf(service, "", "")
         for instance in instances.instances:
             batch[Key(Kind.STREAM, StreamKey(LeafKey(service, ""), instance.service_id))] = Authorized()
-    for service in {*facts.instances, *facts.made, *facts.service_names}:
-        chain = facts.chains.get(service) or default_chain(service)
-        if service in given.by_service and not facts.claimed(service):
-            chain = replace(chain, virtual_ips=(given.by_service[service],))
-        batch[Key(Kind.CHAIN, service)] = chain
     return batch

@@ -146,8 +146,7 @@ class ControlPlane:
 
     def _authorize(self, proxy: Proxy) -> None:
         """Find out whether a proxy may act for its service: by its client certificate, otherwise by its token."""
-        place = here(self.mesh)
-        if proxy.client.spiffe_ids and place is not None and proxy.admitted is None:
+        if proxy.client.spiffe_ids and proxy.admitted is None and (place := here(self.mesh)) is not None:
             own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
             proxy.certified = own in proxy.client.spiffe_ids
         answer = Authorized() if proxy.certified else self.mesh.authorization(proxy.stream_key)
@@ -314,6 +313,8 @@ class ControlPlane:
             proxies |= self._readers.get(read, set())
         for service in stale | {proxy.service for proxy in proxies}:
             self._news[service] = self._news.get(service, 0) + 1
+        for proxy in asked:
+            self._authorize(proxy)
         self._slices.run(self._update, proxies.union(asked))
         self._relisting.ask(unread - stale)
         self._want_demand()
@@ -349,7 +350,8 @@ class ControlPlane:
         """
         if proxy not in self._proxies.get(proxy.service, ()):
             return  # it left meanwhile
-        self._authorize(proxy)
+        if not proxy.admitted:
+            self._authorize(proxy)
         if proxy.admitted is False:
             return  # its stream is ending
         blocker = self._inputs.blocker(proxy)

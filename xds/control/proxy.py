@@ -38,16 +38,8 @@ class Client:
     """The SPIFFE IDs of its client certificate, which the server verified."""
 
 
-def _nobody() -> None:
-    """Wake nobody, as long as nobody serves it."""
-
-
-def _no_stream(_reason: str) -> None:
-    """End nothing, as long as nobody serves it."""
-
-
-def _refuse_nothing(_refusal: StreamRefused) -> None:
-    """End nothing, as long as nobody serves it."""
+def _without_stream(*_: object) -> None:
+    """Do nothing, until a stream is attached."""
 
 
 class Proxy:
@@ -59,10 +51,10 @@ class Proxy:
     def __init__(self, client: Client, view: ServiceView) -> None:
         self.client = client
         self.session = Session(self, delta=client.delta)
-        self.wake: Callable[[], None] = _nobody
-        self.end: Callable[[str], None] = _no_stream
+        self.wake: Callable[[], None] = _without_stream
+        self.end: Callable[[str], None] = _without_stream
         """Ends its stream, with the reason that its Envoy is told."""
-        self.refuse: Callable[[StreamRefused], None] = _refuse_nothing
+        self.refuse: Callable[[StreamRefused], None] = _without_stream
         """Ends its stream, because it may not act for its service."""
         self.sidecar: Sidecar | None = None
         self.registered = False

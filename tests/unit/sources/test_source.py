@@ -255,6 +255,23 @@ async def test_a_sidecar_without_a_token_is_nobody_rather_than_the_agent(reading
     assert used == {"anonymous"}
 
 
+@pytest.mark.parametrize(
+    ("token", "certified", "words"),
+    [
+        ("", False, "the sidecar presents no token, and needs service:write on 'web'"),
+        ("t", False, "the token that the sidecar presents needs service:write on 'web'"),
+        ("", True, "Gossamer's own token needs service:write on 'web'"),
+    ],
+)
+async def test_without_the_right_it_is_said_which_token_lacks_it(
+    reading: Reading, token: str, certified: bool, words: str
+) -> None:
+    key = LeafKey("web", token, certified)
+    reading.consul.allow("service", "write", "web", allowed=False)
+    reading.source.demand(Demand(leaves=frozenset({key})))
+    assert (await reading.until(Key(Kind.LEAF, key), LeafRefused)).reason == words
+
+
 async def test_a_certificate_of_another_service_is_refused(reading: Reading) -> None:
     key = LeafKey("web", "t")
     reading.consul.say("/v1/agent/connect/ca/leaf/web", {"Service": "db", "CertPEM": "c", "PrivateKeyPEM": "k"})

@@ -245,9 +245,8 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             )
         denied = await self._denied("write", [("service", service)], token)
         if denied:
-            which = (
-                "the sidecar presents no token, and" if token == ANONYMOUS else "the token that the sidecar presents"
-            )
+            known = {self.token: "Gossamer's own token", ANONYMOUS: "the sidecar presents no token, and"}
+            which = known.get(token, "the token that the sidecar presents")
             raise ConsulError(f"{which} needs service:write on {service!r}", 403)
 
     async def has_acls(self) -> bool:

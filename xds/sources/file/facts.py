@@ -7,13 +7,23 @@ on a Consul.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from xds.mesh.chains import DiscoveryChain
-from xds.mesh.facts import ServiceInstances
+from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.facts import Roots, ServiceInstances
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import Action, Intention
+from xds.mesh.mesh import (
+    CONFIG_ENTRIES,
+    DATACENTER,
+    DEFAULT_ALLOW,
+    INTENTIONS,
+    ROOTS,
+    SERVICE_NAMES,
+    Key,
+    Kind,
+)
 from xds.mesh.names import WILDCARD, Spellings, fold
 from xds.mesh.settings import ConfigEntries
 from xds.policy.intentions import (
@@ -39,6 +49,7 @@ from xds.sources.file.models import (
     TerminatingGateway,
 )
 from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered
+from xds.sources.file.virtual_ips import Given
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,25 @@ class FileFacts:
     """The services that a router, a splitter or a resolver speaks of, with or without instances."""
     tokens: Mapping[str, frozenset[str]]
     """By each service in the mesh, the tokens that may have its certificate."""
+
+    def base(self, roots: Roots) -> dict[Key, object]:
+        """Return the facts that are about the whole mesh (`xds.mesh.mesh.BASE_FACTS`)."""
+        return {
+            ROOTS: roots,
+            INTENTIONS: self.intentions,
+            DEFAULT_ALLOW: self.default_allow,
+            DATACENTER: self.datacenter,
+            SERVICE_NAMES: self.service_names,
+            CONFIG_ENTRIES: self.entries,
+        }
+
+    def service(self, name: str, given: Given) -> dict[Key, object]:
+        """Return the facts about one service; ``given`` are the virtual IPs of services that claim none."""
+        chain = self.chains.get(name) or default_chain(name)
+        if name in given.by_service and not self.claimed(name):
+            chain = replace(chain, virtual_ips=(given.by_service[name],))
+        instances = self.instances.get(name, ServiceInstances(name))
+        return {Key(Kind.INSTANCES, name): instances, Key(Kind.CHAIN, name): chain}
 
     @property
     def declares_tokens(self) -> bool:

@@ -12,26 +12,15 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from watchfiles import awatch
 
-from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, default_chain
+from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
 from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey, StreamRefused
-from xds.mesh.mesh import (
-    CONFIG_ENTRIES,
-    DATACENTER,
-    DEFAULT_ALLOW,
-    INTENTIONS,
-    ROOTS,
-    SERVICE_NAMES,
-    Batch,
-    Demand,
-    Key,
-    Kind,
-)
+from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.file.authority import Authority, IssuedLeaf, issue
 from xds.sources.file.document import Problem, RefusedError, no_garbage, parse
@@ -186,7 +175,6 @@ class FileSource:
         """The demand as it was last followed."""
         self._demand_changed = asyncio.Event()
         self._leaves: dict[LeafKey, IssuedLeaf] = {}
-        """The streams that may not be served."""
         self._trouble: str | None = None
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
@@ -322,25 +310,13 @@ class FileSource:
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def _base(self) -> dict[Key, object]:
-        facts = self._mesh.facts
-        return {
-            DATACENTER: facts.datacenter,
-            DEFAULT_ALLOW: facts.default_allow if self._default_allow is None else self._default_allow,
-            INTENTIONS: facts.intentions,
-            SERVICE_NAMES: facts.service_names,
-            CONFIG_ENTRIES: facts.entries,
-            ROOTS: self._mesh.authority.trusted(self._clock()),
-        }
+        base = self._mesh.facts.base(self._mesh.authority.trusted(self._clock()))
+        return base if self._default_allow is None else base | {DEFAULT_ALLOW: self._default_allow}
 
     def _services(self, services: frozenset[str]) -> dict[Key, object]:
         batch: dict[Key, object] = {}
-        facts = self._mesh.facts
         for name in services:
-            chain = facts.chains.get(name) or default_chain(name)
-            if name in self._mesh.given.by_service and not facts.claimed(name):
-                chain = replace(chain, virtual_ips=(self._mesh.given.by_service[name],))
-            batch[Key(Kind.INSTANCES, name)] = facts.instances.get(name, ServiceInstances(name))
-            batch[Key(Kind.CHAIN, name)] = chain
+            batch |= self._mesh.facts.service(name, self._mesh.given)
         return batch
 
     @staticmethod

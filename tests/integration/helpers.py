@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from xds.lab.application import who_answers
 from xds.lab.network import Host
@@ -52,3 +53,12 @@ async def dialing(host: Host, address: str, port: int) -> AsyncIterator[Counter[
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that these did, each after the one that started it."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.helpers import answers
+from tests.integration.helpers import answers, descendants
 from tests.integration.requests import request, until
 from xds.lab.application import who_answers
 from xds.lab.mesh import Lab, Member
@@ -163,27 +162,16 @@ async def test_the_sidecar_answers_for_what_it_carries_whichever_server_is_asked
     await eventually("main to have one again", main, until=lambda found: found == SHARED)
 
 
-def children(parent: int) -> list[int]:
-    """Return the processes that ``parent`` started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(entry.name))
-    return found
-
-
 async def test_a_companion_that_ends_is_started_again_and_ends_with_its_envoy(addressed: Addressed) -> None:
     host, web = addressed.web.host, addressed.web
 
     async def main() -> str | None:
         return await resolve(host, "Main.virtual.consul", "192.0.2.53")
 
-    (waiting,) = children(web.processes["sidecar"].pid)
-    (working,) = children(waiting)
+    waiting, working = descendants(web.processes["sidecar"].pid)
     os.kill(working, signal.SIGKILL)
     await eventually("an answer of the new companion", main, until=lambda found: found == SHARED)
-    (again,) = children(waiting)
+    (again,) = descendants(waiting)
     await web.processes["sidecar"].stop(signal.SIGKILL)
 
     async def gone() -> bool:

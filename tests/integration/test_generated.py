@@ -83,7 +83,8 @@ class Live:
             file = folder / f"{service}.json"
             file.write_text(json.dumps(sidecar_bootstrap(inputs)))
             command = [binaries.envoy(), "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
-            self.processes.append(await Process.start(service, command, folder / f"{service}.log"))
+            # In a folder of its own, for access logs with a relative path.
+            self.processes.append(await Process.start(service, command, folder / f"{service}.log", folder=folder))
         await eventually("both to be connected", self._connected, within_s=60)
 
     async def _connected(self) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.conftest import Mesh
 from tests.integration.entries import Entries
-from tests.integration.helpers import answers
+from tests.integration.helpers import answers, descendants
 from tests.integration.requests import Answer, request, until
 from tests.integration.test_failures import start_with_stream_token, waits_for
 from xds.lab.application import dial, who_answers
@@ -96,7 +96,7 @@ async def shared() -> AsyncIterator[Shared]:
 
 async def test_a_sidecar_is_started_without_the_token(shared: Shared) -> None:
     process = shared.web.processes["sidecar"]
-    tree = [process.pid, *_children(process.pid)]
+    tree = [process.pid, *descendants(process.pid)]
     environments = b"".join(map(_environment, tree[1:] or tree))
     assert shared.web.token.encode() not in environments
     assert b"CONSUL" not in environments
@@ -104,14 +104,6 @@ async def test_a_sidecar_is_started_without_the_token(shared: Shared) -> None:
 
 def _environment(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *_children(int(child))]
-    return found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.helpers import answers
+from tests.integration.helpers import answers, descendants
 from xds.lab.commands import ADMIN_PORT
 from xds.lab.mesh import Lab, Member, get
 from xds.lab.processes import eventually
@@ -32,8 +32,11 @@ def member(lab: Lab, service: str) -> Member:
 
 def workers(lab: Lab) -> list[int]:
     assert lab.gossamer is not None
-    children = Path(f"/proc/{lab.gossamer.pid}/task/{lab.gossamer.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"xds.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid
+        for pid in descendants(lab.gossamer.pid)
+        if b"xds.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 async def test_traffic_flows_whichever_worker_serves_a_sidecar(lab: Lab) -> None:

@@ -17,6 +17,8 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from xds.files import states
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class ServerCertificate:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._seen = _state(files)
+        self._seen = states(files.paths())
         self._configuration = _read(files)
 
     def credentials(self) -> Any:
@@ -61,7 +63,7 @@ class ServerCertificate:
     def _changed(self) -> Any:
         """Return another configuration if the files differ, ``None`` otherwise."""
         with self._lock:
-            state = _state(self._files)
+            state = states(self._files.paths())
             if state == self._seen:
                 return None
             self._seen = state
@@ -72,19 +74,6 @@ class ServerCertificate:
                 return None
             log.info("the certificate of the xDS port was read again from %s", self._files.certificate)
             return self._configuration
-
-
-def _state(files: TlsFiles) -> list[tuple[int, int, int] | None]:
-    """Return what differs when a file is replaced or written to."""
-    found: list[tuple[int, int, int] | None] = []
-    for path in files.paths():
-        try:
-            about = path.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((about.st_ino, about.st_mtime_ns, about.st_size))
-    return found
 
 
 def _read(files: TlsFiles) -> Any:

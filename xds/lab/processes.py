@@ -35,9 +35,14 @@ class Process:
 
     @classmethod
     async def start(
-        cls, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        cls,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> Process:
-        """Start ``command``. It is killed should this process die."""
+        """Start ``command`` in ``folder``, by default this process's. It is killed should this process die."""
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -45,6 +50,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **(environment or {})},
+                cwd=folder,
                 preexec_fn=_die_with_parent,
             )
         return cls(name, process, log)

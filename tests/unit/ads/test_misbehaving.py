@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
+from benchmarks.http2 import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, headers_block, prefix
 from tests.unit.ads.test_server import Serving, first_request, read, serving, until
 from xds.admin import status
 from xds.ads import codec
@@ -170,20 +171,17 @@ async def test_a_client_that_reads_nothing_is_let_go(
     monkeypatch.setattr(ads_server, "WRITE_CHECK_INTERVAL", 0.1)
     serving.server._checking.cancel()  # type: ignore[union-attr]
     serving.server._checking = asyncio.create_task(serving.server._look_after())
-    reader, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1)
+    _, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1)
     writer.write(raw_call(first_request()))
     await until(lambda: len(serving.bench.plane.proxies()) == 2)
     for number in range(400):  # more than the client's window of 64 KiB takes
         serving.bench.service(f"many-{number}", f"240.4.{number // 250}.{number % 250}")
     await until(lambda: len(serving.bench.plane.proxies()) == 1)
     writer.close()
-    del reader
 
 
 def raw_call(message: bytes) -> bytes:
     """Return what begins a call on a connection of its own, whose client then never reads."""
-    from benchmarks.http2 import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, headers_block, prefix
-
     headers = headers_block(
         (":method", "POST"), (":scheme", "http"), (":path", f"/{SERVICE}/DeltaAggregatedResources"),
         (":authority", "test"), ("te", "trailers"), ("content-type", "application/grpc"),

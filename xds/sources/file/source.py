@@ -18,6 +18,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
+from xds.files import states
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
 from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey, StreamRefused
 from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
@@ -214,15 +215,8 @@ class FileSource:
     # -- the files ------------------------------------------------------------------------------------------------
 
     def _signature(self) -> tuple[object, ...]:
-        """What differs when the mesh file or the authority's has been written."""
-        found: list[object] = []
-        for file in (self._settings.mesh, StateFolder(self._settings.state).authority_file):
-            try:
-                about = file.stat()
-                found.append((about.st_ino, about.st_mtime_ns, about.st_size))
-            except OSError:
-                found.append(None)
-        return tuple(found)
+        """Return what differs when the mesh file or the authority's has been written."""
+        return states((self._settings.mesh, StateFolder(self._settings.state).authority_file))
 
     async def _follow_files(self) -> None:
         folders = {self._settings.mesh.parent, self._settings.state}

@@ -107,6 +107,7 @@ class ControlPlane:
         """By service, how often something about its sidecars changed."""
         self._by_leaf: dict[LeafKey, set[Proxy]] = {}
         self._by_stream: dict[StreamKey, Proxy] = {}
+        """The proxies that present a token."""
         self._refused: dict[str, Proxy] = {}
         """By service ID, proxies that were refused a moment ago."""
         self._rejecting: set[Proxy] = set()
@@ -135,8 +136,10 @@ class ControlPlane:
 
     def _admit(self, proxy: Proxy) -> None:
         """Read for a proxy that may act for its service, and take over what was made for it on an earlier stream."""
-        self._by_leaf.setdefault(proxy.leaf_key, set()).add(proxy)
-        self._demand_stale = True
+        if proxy.leaf_key not in self._by_leaf:  # it is there where the same proxy left a moment ago
+            self._by_leaf[proxy.leaf_key] = set()
+            self._demand_stale = True
+        self._by_leaf[proxy.leaf_key].add(proxy)
         self._refused.pop(proxy.client.node.id, None)
         before = self._left.get(proxy.service, {}).pop(proxy.client.node.id, None)
         if before is not None:
@@ -149,6 +152,9 @@ class ControlPlane:
         if proxy.client.spiffe_ids and proxy.admitted is None and (place := here(self.mesh)) is not None:
             own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
             proxy.certified = own in proxy.client.spiffe_ids
+            if proxy.certified:
+                del self._by_stream[proxy.stream_key]  # nothing is asked about its token
+                self._demand_stale = True
         answer = Authorized() if proxy.certified else self.mesh.authorization(proxy.stream_key)
         if isinstance(answer, StreamRefused) and proxy.client.spiffe_ids:
             certified = " and ".join(sorted(proxy.client.spiffe_ids))
@@ -178,7 +184,7 @@ class ControlPlane:
     def detach(self, proxy: Proxy) -> None:
         """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
         self._proxies[proxy.service].discard(proxy)
-        del self._by_stream[proxy.stream_key]
+        self._by_stream.pop(proxy.stream_key, None)
         self._rejecting.discard(proxy)
         self.metrics.rejecting.set(len(self._rejecting))
         self._demand_stale = True
@@ -418,8 +424,7 @@ class ControlPlane:
                 chains |= self._inputs.chains_elsewhere(proxy)
         services = frozenset(end for end in ends if isinstance(end, str))
         elsewhere = frozenset(end for end in ends if not isinstance(end, str))
-        streams = frozenset(key for key, proxy in self._by_stream.items() if not proxy.certified)
-        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), streams)
+        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), frozenset(self._by_stream))
         if demand != self._demand:
             self._demand = demand
             self._on_demand(demand)

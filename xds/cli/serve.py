@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from xds.ads.listening import ListenError
+from xds.ads.loop import EventLoop
 from xds.ads.tls import TlsFiles
 from xds.app import Gossamer, ServeSettings, UnprotectedError
 from xds.cli.common import PEM_FILE, Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
@@ -225,7 +226,8 @@ def serve(
         workers=workers,
     )
     try:
-        asyncio.run(run_until_signal(settings))
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            runner.run(run_until_signal(settings))
     except (ListenError, SettingsError, RefusedError, StateError, UnprotectedError) as error:
         raise Failure(str(error)) from error
 

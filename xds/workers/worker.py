@@ -12,6 +12,7 @@ import socket
 import sys
 
 from xds.ads.listening import ListenError
+from xds.ads.loop import EventLoop
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import Serving, prepare_process
 
@@ -58,7 +59,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     prepare_process()
-    asyncio.run(work(socket.socket(fileno=int(sys.argv[1]))))
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(work(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

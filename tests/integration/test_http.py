@@ -162,6 +162,8 @@ async def test_a_splitter_divides_by_weight(routed: Routed) -> None:
         found = Counter(answer.service for answer in answers)
         assert set(found) == {"api-1", "other-1"}
         assert 130 < found["api-1"] < 199
+    # The split sends nothing to the second version, so its answer proves that the split is not in force any more.
+    await until(routed.ask, "no split", lambda found: found.service == "api-2", again=False)
 
 
 async def test_a_redirect_leads_elsewhere_and_proves_that_it_is_who_it_leads_to(routed: Routed) -> None:

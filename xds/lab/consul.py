@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ class LabConsul:
 
     async def make_token(self, rules: str) -> str:
         """A token with these ACL rules."""
-        name = f"policy-{abs(hash(rules)):x}"
+        name = f"policy-{secrets.token_hex(8)}"
         policy = await self.put("/v1/acl/policy", {"Name": name, "Rules": rules})
         token = await self.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
         self._accessors[token["SecretID"]] = token["AccessorID"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,9 +10,9 @@ from typing import Protocol
 
 from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
-from xds.ads.tls import TlsFiles
+from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
-from xds.mesh.addresses import join_host_port
+from xds.mesh.addresses import is_loopback, join_host_port
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
 from xds.sources.consul.client import Consul
@@ -40,8 +39,8 @@ class ServeSettings:
     """What holds where no intention matches; ``None`` is what the source says."""
     insecure: bool = False
     """Whether to serve others than this host though nothing tells who they are."""
-    tls: TlsFiles | None = None
-    """The certificate of the xDS port; ``None`` is plain text."""
+    tls: TlsFiles | MeshTls | None = None
+    """TLS of the xDS port, with certificate files or of the mesh; ``None`` is plain text."""
     drain: float = 10.0
     """Seconds over which streams are ended when the server stops, at most."""
     workers: int = 1
@@ -114,7 +113,10 @@ class Gossamer:
             join_host_port(listen), join_host_port(admin), _named(self.settings.source),
         )  # fmt: skip
         if not is_loopback(listen[0]) and self.settings.tls is None:
-            log.warning("xDS on %s is plain text and carries private keys: give --tls-cert and --tls-key", listen[0])
+            log.warning(
+                "xDS on %s is plain text and carries private keys: whoever is on the network between can read them",
+                join_host_port(listen),
+            )
         return self
 
     async def _see_that_it_is_protected(self) -> None:
@@ -198,11 +200,3 @@ def _named(source: ConsulSettings | FileSettings) -> str:
 def _needs_tokens(settings: ServeSettings) -> bool:
     """Return whether others than this host can connect, so that certificates have to be asked for by token."""
     return not (settings.insecure or is_loopback(settings.listen[0]))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this host reaches what listens on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -67,13 +67,13 @@ async def test_a_sidecar_that_can_not_verify_its_control_plane_says_so_and_gets_
     trust = {
         "authority": ("--xds-ca", str(TestAuthority(secured.folder, "wrong").file), "--xds-sni", NAME),
         "name": ("--xds-ca", str(secured.authority.file), "--xds-sni", "other.test"),
-        "plain text": (),
+        "plain text": ("--plaintext",),
     }[wrong]
     member = await lab.member("odd", instance=wrong.replace(" ", "-"), sidecar=trust)
     expected = {
         "authority": "is not of an authority in --xds-ca",
         "name": "is not for 'other.test'",
-        "plain text": "expects TLS: give --xds-ca",
+        "plain text": "expects TLS: give --tls mesh",
     }[wrong]
 
     async def said() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from dataclasses import dataclass
 from typing import Any
 
 from xds.mesh.addresses import join_host_port
@@ -30,6 +31,33 @@ async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
         with trial:
             found.append(join_host_port(trial.getsockname()[:2]))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Addresses that are bound but not listened at, so that the port stays this program's until it is."""
+
+    address: str
+    """``host:port``, as it was given, with the port that was found where it was 0."""
+    port: int
+    _sockets: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        """Give the addresses up."""
+        for each in self._sockets:
+            each.close()
+
+
+async def reserve(address: str) -> Reservation:
+    """Reserve ``address`` (``host:port``, port 0 for a free one) for sockets that share their port.
+
+    Raises:
+        ListenError: it can't be listened on.
+    """
+    await free_addresses(address)  # with a port that is shared, others that listen on it would go unnoticed
+    sockets = await bind(address, shared=True)
+    port = int(sockets[0].getsockname()[1])
+    return Reservation(f"{address.rpartition(':')[0]}:{port}", port, tuple(sockets))
 
 
 async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:

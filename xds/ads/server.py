@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,7 @@ from grpc_health.v1.health import aio
 from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.listening import ListenError, free_addresses
 from xds.ads.stream import Registry, Stream
-from xds.ads.tls import ServerCertificate, TlsError, TlsFiles
+from xds.ads.tls import ServerCertificate
 from xds.ads.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ DRAIN_PAUSE = 0.1
 """Seconds between the ends of two streams when the server stops, at most."""
 WRITE_CHECK_INTERVAL = 5.0
 """Seconds between two searches for such writes; one search is cheaper than a timer for each write."""
+EXPIRY_CHECK_INTERVAL = 3600.0
+"""Seconds between two warnings of a certificate that expires soon."""
 MAX_MESSAGE = 8 << 20
 """Bytes of one request. A proxy that reconnects names each resource that it has, in some sixty bytes."""
 
@@ -83,9 +86,9 @@ class Soon:
 class AdsServer:
     """The server of aggregated discovery on one address."""
 
-    def __init__(self, registry: Registry, tls: TlsFiles | None = None) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self._tls = tls
+        self._certificate: ServerCertificate | None = None
         self.turns = Turns()
         self.large_request = asyncio.Lock()
         """Held while a large request is processed: one at a time, so that others are processed between them."""
@@ -106,8 +109,10 @@ class AdsServer:
             self._ready = ready
             self._readiness.set()
 
-    async def start(self, address: str, *, shared: bool = False) -> int:
+    async def start(self, address: str, *, shared: bool = False, certificate: ServerCertificate | None = None) -> int:
         """Listen on ``address`` (``host:port``, port 0 for a free one), ``shared`` with other processes.
+
+        Without a ``certificate``, the port is plain text.
 
         Returns:
             The port.
@@ -121,12 +126,7 @@ class AdsServer:
             "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._handler(delta=False)),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        credentials = None
-        if self._tls is not None:
-            try:
-                credentials = (await asyncio.to_thread(ServerCertificate, self._tls)).credentials()
-            except TlsError as error:
-                raise ListenError(f"can't serve TLS on {address}: {error}") from None
+        credentials = None if certificate is None else certificate.credentials()
         port = 0
         for each in await free_addresses(address, shared=shared):
             try:
@@ -136,7 +136,7 @@ class AdsServer:
         await self._say_health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await server.start()
-        self._server = server
+        self._server, self._certificate = server, certificate
         self._checking = asyncio.create_task(self._look_after())
         return port
 
@@ -205,12 +205,22 @@ class AdsServer:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._end_stuck_streams())
             tasks.create_task(self._follow_readiness())
+            if self._certificate is not None:
+                tasks.create_task(self._warn_of_expiry(self._certificate))
 
     async def _follow_readiness(self) -> None:
         while True:
             await self._readiness.wait()
             self._readiness.clear()
             await self._say_health()
+
+    @staticmethod
+    async def _warn_of_expiry(certificate: ServerCertificate) -> None:
+        while True:
+            said = await asyncio.to_thread(certificate.expiry_warning, datetime.now(UTC))
+            if said is not None:
+                log.warning("%s", said)
+            await asyncio.sleep(EXPIRY_CHECK_INTERVAL)
 
     async def _end_stuck_streams(self) -> None:
         loop = asyncio.get_running_loop()

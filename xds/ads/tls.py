@@ -1,13 +1,14 @@
-"""TLS of the xDS port: certificate files, read again when they change, and the identities of clients.
+"""TLS of the xDS port: the server's certificate, from files or of the mesh, and the identities of clients.
 
-gRPC asks for the certificate at each handshake, in a thread of its own, so new files need no restart and end no stream.
-Files that can't be used leave the certificate that is in use.
+gRPC asks for the certificate at each handshake, in a thread of its own, so another certificate needs no restart and
+ends no stream. One that can't be used leaves the one that is in use.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +19,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from xds.files import states
+from xds.mesh.facts import Leaf
 
 log = logging.getLogger(__name__)
 
+LAST_PART = 0.1
+"""The part of a certificate's life that is left when it is reported as expiring."""
+
 
 class TlsError(Exception):
-    """A certificate file can't be used; the message says which, why, and what is expected."""
+    """A certificate can't be used; the message says which, why, and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,58 +46,170 @@ class TlsFiles:
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
 
 
-class ServerCertificate:
-    """The certificate of a TLS server.
+@dataclass(frozen=True, slots=True)
+class MeshTls:
+    """TLS with a certificate of the mesh's own authority, for the service ``gossamer``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InUse:
+    """A certificate as gRPC takes it, and its life."""
+
+    configuration: Any
+    begins: datetime
+    ends: datetime
+
+
+class ServerCertificate(ABC):
+    """The certificate of a TLS server, which may be replaced at any time.
+
+    Attributes:
+        requires_client_certificate: whether clients must present one.
+    """
+
+    requires_client_certificate = False
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_use: _InUse | None = None
+        self._new = False
+        """Whether gRPC has not been given the certificate in use yet."""
+
+    def credentials(self) -> Any:
+        """Return the credentials of a gRPC server, which follow the certificate. gRPC takes TLS 1.2 and newer only."""
+        with self._lock:
+            assert self._in_use is not None
+            self._new = False
+            return grpc.dynamic_ssl_server_credentials(
+                self._in_use.configuration,
+                self._changed,
+                require_client_authentication=self.requires_client_certificate,
+            )
+
+    def _changed(self) -> Any:
+        """Return the configuration if it is another one than at the last handshake, ``None`` otherwise."""
+        with self._lock:
+            self._look()
+            if not self._new or self._in_use is None:
+                return None
+            self._new = False
+            return self._in_use.configuration
+
+    def _take(self, found: _InUse) -> None:
+        """Use another certificate from the next handshake on."""
+        self._in_use, self._new = found, True
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Take another certificate where there is one that has not been taken."""
+
+    def expiry_warning(self, now: datetime) -> str | None:
+        """Return what to say of a certificate that has expired or of whose life less than a tenth is left.
+
+        Args:
+            now: the time, in UTC.
+        """
+        with self._lock:
+            self._look()
+            used = self._in_use
+        if used is None or used.ends - now > (used.ends - used.begins) * LAST_PART:
+            return None
+        return f"the certificate of the xDS port {_expires(used.ends, now)}: {self._remedy()}"
+
+    @abstractmethod
+    def _remedy(self) -> str:
+        """Return what to do about a certificate that expires."""
+
+
+class FileCertificate(ServerCertificate):
+    """A certificate in files, which are read again when they change.
 
     Raises:
         TlsError: its files can't be used.
     """
 
     def __init__(self, files: TlsFiles) -> None:
+        super().__init__()
         self._files = files
-        self._lock = threading.Lock()
+        self.requires_client_certificate = files.client_ca is not None
         self._seen = states(files.paths())
-        self._configuration = _read(files)
+        self._take(_read(files))
 
-    def credentials(self) -> Any:
-        """Return the credentials of a gRPC server, which follow the files. gRPC takes TLS 1.2 and newer only."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._configuration, self._changed, require_client_authentication=self._files.client_ca is not None
-        )
-
-    def _changed(self) -> Any:
-        """Return another configuration if the files differ, ``None`` otherwise."""
-        with self._lock:
-            state = states(self._files.paths())
-            if state == self._seen:
-                return None
-            self._seen = state
-            try:
-                self._configuration = _read(self._files)
-            except TlsError as error:
-                log.error("the certificate in use stays: %s", error)  # noqa: TRY400 - a file's fault
-                return None
+    def _look(self) -> None:
+        state = states(self._files.paths())
+        if state == self._seen:
+            return
+        self._seen = state
+        try:
+            self._take(_read(self._files))
+        except TlsError as error:
+            log.error("the certificate in use stays: %s", error)  # noqa: TRY400 - a file's fault
+        else:
             log.info("the certificate of the xDS port was read again from %s", self._files.certificate)
-            return self._configuration
+
+    def _remedy(self) -> str:
+        return f"replace {self._files.certificate} and {self._files.key}"
 
 
-def _read(files: TlsFiles) -> Any:
+class MeshCertificate(ServerCertificate):
+    """A leaf certificate of the mesh's authority for the service ``gossamer``."""
+
+    def use(self, leaf: Leaf) -> None:
+        """Use this leaf certificate from the next handshake on.
+
+        Raises:
+            TlsError: it can't be used.
+        """
+        names = f"the leaf certificate of {leaf.service}", f"the key of {leaf.service}"
+        found = _usable(leaf.certificate_chain.encode(), leaf.private_key.encode(), *names, None)
+        with self._lock:
+            self._take(found)
+
+    def _look(self) -> None:
+        """Do nothing: `use` takes each one."""
+
+    def _remedy(self) -> str:
+        return "it should have been renewed; see what this log says of the leaf certificate of 'gossamer'"
+
+
+def _read(files: TlsFiles) -> _InUse:
     certificate, key = _content(files.certificate), _content(files.key)
-    found = _certificates(files.certificate, certificate)[0]
-    try:
-        private = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError) as error:
-        raise TlsError(f"{files.key} has no private key in PEM without a password: {error}") from None
-    if private.public_key() != found.public_key():
-        raise TlsError(f"the key in {files.key} is not that of the certificate in {files.certificate}")
-    if found.not_valid_after_utc < datetime.now(UTC):
-        when = f"{found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-        raise TlsError(f"the certificate in {files.certificate} expired at {when}: replace it")
     roots = None
     if files.client_ca is not None:
         roots = _content(files.client_ca)
-        _certificates(files.client_ca, roots)
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=roots)
+        _certificates(str(files.client_ca), roots)
+    return _usable(certificate, key, str(files.certificate), str(files.key), roots)
+
+
+def _usable(certificate: bytes, key: bytes, certificate_name: str, key_name: str, roots: bytes | None) -> _InUse:
+    """Return a certificate as gRPC takes it.
+
+    Args:
+        certificate: PEM, followed by the intermediate ones.
+        key: PEM.
+        certificate_name: where it comes from, for messages.
+        key_name: where its key comes from.
+        roots: the authorities of client certificates, PEM, where these are required.
+
+    Raises:
+        TlsError: it can't be used.
+    """
+    found = _certificates(certificate_name, certificate)[0]
+    try:
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError) as error:
+        raise TlsError(f"{key_name} has no private key in PEM without a password: {error}") from None
+    if private.public_key() != found.public_key():
+        raise TlsError(f"the key in {key_name} is not that of the certificate in {certificate_name}")
+    now = datetime.now(UTC)
+    if found.not_valid_after_utc < now:
+        raise TlsError(f"the certificate in {certificate_name} {_expires(found.not_valid_after_utc, now)}: replace it")
+    configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=roots)
+    return _InUse(configuration, found.not_valid_before_utc, found.not_valid_after_utc)
+
+
+def _expires(when: datetime, now: datetime) -> str:
+    return f"{'expired' if when < now else 'expires'} at {when:%Y-%m-%d %H:%M} UTC"
 
 
 def _content(path: Path) -> bytes:
@@ -102,11 +219,11 @@ def _content(path: Path) -> bytes:
         raise TlsError(f"can't read {path}: {error.strerror}") from None
 
 
-def _certificates(path: Path, content: bytes) -> list[x509.Certificate]:
+def _certificates(name: str, content: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content)
     except ValueError:
-        raise TlsError(f"{path} has no certificate in PEM") from None
+        raise TlsError(f"{name} has no certificate in PEM") from None
 
 
 def spiffe_ids(context: Any) -> frozenset[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
-import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
-from xds.cli.common import PEM_FILE, Failure, HostPort, consul_flags, mesh_flag
-from xds.cli.envoy_admin import AdminAddress, default_socket
+from xds.cli.common import Failure, consul_flags, mesh_flag
+from xds.cli.control_plane import ControlPlane, control_plane_flags
+from xds.cli.envoy_admin import AdminAddress
 from xds.sources.consul import registration as in_consul
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 
 def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the arguments that name a sidecar and its control plane, for ``bootstrap`` and ``sidecar``.
-
-    The command gets how to connect to the control plane as ``tls``, ``None`` for plain text.
-    """
-    flags = [
+    """Add the arguments that name a sidecar and its control plane, for ``bootstrap`` and ``sidecar``."""
+    flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("proxy_id", metavar="[PROXY_ID]", default=""),
         click.option(
             "--sidecar-for",
@@ -45,24 +42,7 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             default="",
             help="The Consul node it is registered on, when that is not the agent's.",
         ),
-        click.option(
-            "--xds",
-            type=HostPort(),
-            multiple=True,
-            default=["127.0.0.1:18000"],
-            show_default=True,
-            help="Where gossamer serve listens. Repeatable: Envoy goes on to another when one fails.",
-        ),
-        click.option(
-            "--xds-ca",
-            type=PEM_FILE,
-            help="Connect to it over TLS, and verify its certificate with the authorities in this file (PEM).",
-        ),
-        click.option(
-            "--xds-sni", metavar="NAME", default="", help="The name in its certificate. [the host given with --xds]"
-        ),
-        click.option("--xds-cert", type=PEM_FILE, help="The client certificate for it, where it requires one (PEM)."),
-        click.option("--xds-key", type=PEM_FILE, help="The file of its private key."),
+        control_plane_flags,
         click.option(
             "--admin",
             type=AdminAddress(),
@@ -80,81 +60,78 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Answer DNS queries over UDP at this port of loopback: the virtual IPs by name, the rest forwarded.",
         ),
     ]
-
-    @functools.wraps(command)
-    def resolved(xds_ca: Path | None, xds_sni: str, xds_cert: Path | None, xds_key: Path | None, **about: Any) -> Any:
-        return command(tls=_control_plane_tls(xds_ca, xds_sni, xds_cert, xds_key), **about)
-
     for flag in reversed(flags):
-        resolved = flag(resolved)
-    return consul_flags(mesh_flag(resolved))
+        command = flag(command)
+    return consul_flags(mesh_flag(command))
 
 
-def make_bootstrap(
+@dataclass(frozen=True, slots=True)
+class SidecarFlags:
+    """What the flags of ``bootstrap`` and ``sidecar`` say."""
+
+    consul: ConsulSettings
+    mesh: Path | None
+    proxy_id: str
+    sidecar_for: str
+    node_name: str
+    control_plane: ControlPlane
+    admin: tuple[str, int] | Path | None
+    dual_stack: bool | None
+    dns_port: int | None
+
+    def look_up(self) -> Registration:
+        """Return the sidecar's registration, with the mesh's authorities where TLS needs them.
+
+        Raises:
+            click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
+            Failure: it is not registered, or Consul or the mesh file can't be read.
+        """
+        found = look_up(
+            self.consul, self.mesh, self.proxy_id, self.sidecar_for, self.node_name, self.control_plane.mesh
+        )
+        for problem in found.sidecar.problems:
+            click.echo(f"{found.sidecar.service_id}: {problem}", err=True)
+        return found
+
+
+def make_bootstrap(flags: SidecarFlags, registration: Registration, tls: ControlPlaneTls | None) -> dict[str, Any]:
+    """Return the bootstrap of a sidecar.
+
+    Args:
+        flags: what the command was told.
+        registration: the sidecar's.
+        tls: TLS with the control plane; ``None`` for plain text.
+
+    Raises:
+        Failure: the token can't be read.
+    """
+    from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
+
+    return sidecar_bootstrap(
+        BootstrapInputs(
+            proxy_id=registration.sidecar.service_id,
+            service=registration.sidecar.service,
+            node_name=flags.node_name,
+            control_planes=flags.control_plane.addresses,
+            admin=flags.admin,
+            token=flags.consul.read_token() or registration.token,
+            datacenter=registration.datacenter,
+            tls=tls,
+            dual_stack=bool(flags.dual_stack),
+            dns_port=flags.dns_port,
+        )
+    )
+
+
+def look_up(
     consul: ConsulSettings,
     mesh: Path | None,
     proxy_id: str,
     sidecar_for: str,
     node_name: str,
-    xds: tuple[tuple[str, int], ...],
-    tls: ControlPlaneTls | None,
-    admin: tuple[str, int] | Path | None,
-    dual_stack: bool | None,
-    dns_port: int | None,
-    *,
-    runs_here: bool = False,
-) -> dict[str, Any]:
-    """The bootstrap for a sidecar that is registered in Consul or in the file ``mesh``.
-
-    ``runs_here`` says that Envoy is started on this host, by this user: its admin interface can then have a socket.
-
-    Raises:
-        click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
-        Failure: it is not registered, or Consul can't be read.
-    """
-    from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
-
-    registration = look_up(consul, mesh, proxy_id, sidecar_for, node_name)
-    sidecar = registration.sidecar
-    for problem in sidecar.problems:
-        click.echo(f"{sidecar.service_id}: {problem}", err=True)
-    if admin is None and runs_here:
-        admin = default_socket(sidecar.service_id, os.environ)
-    return sidecar_bootstrap(
-        BootstrapInputs(
-            proxy_id=sidecar.service_id,
-            service=sidecar.service,
-            node_name=node_name,
-            control_planes=xds,
-            admin=admin,
-            token=consul.read_token() or registration.token,
-            datacenter=registration.datacenter,
-            tls=tls,
-            dual_stack=bool(dual_stack),
-            dns_port=dns_port,
-        )
-    )
-
-
-def _control_plane_tls(ca: Path | None, sni: str, certificate: Path | None, key: Path | None) -> ControlPlaneTls | None:
-    """Return how to connect to the control plane, ``None`` for plain text.
-
-    Raises:
-        click.UsageError: flags that go together are not given together.
-    """
-    if (certificate is None) != (key is None):
-        raise click.UsageError("a client certificate needs both --xds-cert and --xds-key")
-    if ca is None:
-        if sni or certificate:
-            raise click.UsageError("--xds-sni and --xds-cert are for TLS: give the authorities as well, with --xds-ca")
-        return None
-    from xds.envoy.bootstrap import ControlPlaneTls
-
-    return ControlPlaneTls(ca, sni, certificate, key)
-
-
-def look_up(consul: ConsulSettings, mesh: Path | None, proxy_id: str, sidecar_for: str, node_name: str) -> Registration:
-    """The registration of a sidecar.
+    with_roots: bool = False,
+) -> Registration:
+    """Return the registration of a sidecar, and the mesh's authorities ``with_roots``.
 
     Raises:
         click.UsageError: not exactly one of ``proxy_id`` and ``sidecar_for``.
@@ -164,12 +141,13 @@ def look_up(consul: ConsulSettings, mesh: Path | None, proxy_id: str, sidecar_fo
         raise click.UsageError("name the sidecar by either its own service ID (PROXY_ID) or --sidecar-for SERVICE_ID")
     if mesh is not None and node_name:
         raise click.UsageError("--node-name is for Consul: a mesh file knows no nodes")
+    name = {"proxy_id": proxy_id, "sidecar_for": sidecar_for}
     try:
         if mesh is not None:
-            found = in_file.find(mesh, proxy_id=proxy_id, sidecar_for=sidecar_for)
+            found = in_file.find(mesh, **name, with_roots=with_roots)
         else:
-            found = asyncio.run(in_consul.find(consul, proxy_id=proxy_id, sidecar_for=sidecar_for, node_name=node_name))
-    except (ConsulError, NotRegisteredError, SettingsError, RefusedError) as error:
+            found = asyncio.run(in_consul.find(consul, **name, node_name=node_name, with_roots=with_roots))
+    except (ConsulError, NotRegisteredError, SettingsError, RefusedError, in_file.NoRootsError) as error:
         raise Failure(str(error)) from error
     if not found.sidecar.service:
         raise Failure(
@@ -190,8 +168,13 @@ def bootstrap(style: str, **sidecar: Any) -> None:
     \b
       gossamer bootstrap web-sidecar-proxy > web.yaml && envoy -c web.yaml
       gossamer bootstrap --sidecar-for web --xds 10.0.0.5:18000 --xds 10.0.0.6:18000
+
+    With TLS of the mesh, it also holds the mesh's certificate authorities as they are now: print it again after these
+    were rotated. gossamer sidecar follows them by itself.
     """
-    document = make_bootstrap(**sidecar)
+    flags = SidecarFlags(**sidecar)
+    registration = flags.look_up()
+    document = make_bootstrap(flags, registration, flags.control_plane.tls(registration, None))
     click.echo(
         json.dumps(document, indent=2) if style == "json" else yaml.safe_dump(document, sort_keys=False),
         nl=style == "json",

@@ -6,12 +6,14 @@ control plane that does not answer is Envoy's to wait for.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from xds.mesh.addresses import join_host_port
 
@@ -53,15 +55,22 @@ def _plain_text(connection: socket.socket, shown: str) -> str | None:
         answered = b""
     if answered:
         return None
-    return f"the control plane at {shown} expects TLS: give --xds-ca, the authorities of its certificate"
+    return (
+        f"the control plane at {shown} expects TLS: give --tls mesh, or with --xds-ca the authorities of its"
+        " certificate file"
+    )
 
 
 def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown: str) -> str | None:
     name = tls.server_name or host
     try:
-        context = ssl.create_default_context(cafile=str(tls.ca))
+        if isinstance(tls.ca, Path):
+            context = ssl.create_default_context(cafile=str(tls.ca))
+        else:
+            context = ssl.create_default_context(cadata=tls.ca)
     except (OSError, ssl.SSLError) as error:
-        return f"can't use --xds-ca {tls.ca}: {error.strerror or error}; expected certificates in PEM"
+        return f"can't use the authorities in {_named(tls)}: {error.strerror or error}; expected certificates in PEM"
+    context.check_hostname = tls.identity is None
     context.set_alpn_protocols(["h2"])
     if tls.certificate is not None:
         try:
@@ -70,6 +79,9 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
             return f"can't use --xds-cert {tls.certificate} with --xds-key {tls.key}: {error.strerror or error}"
     try:
         with context.wrap_socket(connection, server_hostname=name) as secured:
+            problem = _other_identity(secured, tls, shown)
+            if problem is not None:
+                return problem
             secured.sendall(PREFACE)
             if secured.recv(9):
                 return None
@@ -77,7 +89,10 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
         return _unverified(error, name, tls, shown)
     except ssl.SSLError as error:
         if error.reason == "WRONG_VERSION_NUMBER":
-            return f"the control plane at {shown} speaks plain text, not TLS: leave --xds-ca out, or give it --tls-cert"
+            return (
+                f"the control plane at {shown} speaks plain text, not TLS: start it with --tls mesh or --tls-cert, or"
+                " give --plaintext here as well"
+            )
         if error.reason is None or "CERTIFICATE" not in error.reason:
             return f"TLS with the control plane at {shown} failed: {error.reason or error}"
     except TimeoutError:
@@ -85,6 +100,27 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
     if tls.certificate is None:
         return f"the control plane at {shown} requires a client certificate: give --xds-cert and --xds-key"
     return f"the control plane at {shown} refuses the client certificate {tls.certificate}: see its --tls-client-ca"
+
+
+def _named(tls: ControlPlaneTls) -> str:
+    """Return where the authorities come from."""
+    if tls.identity is None:
+        return f"--xds-ca {tls.ca}"
+    return f"the mesh's file {tls.ca}" if isinstance(tls.ca, Path) else "the mesh"
+
+
+def _other_identity(secured: ssl.SSLSocket, tls: ControlPlaneTls, shown: str) -> str | None:
+    """Return what is wrong where the certificate, which is of the mesh, is not the control plane's."""
+    if tls.identity is None:
+        return None
+    about: Any = secured.getpeercert() or {}
+    names = [str(value) for kind, value in about.get("subjectAltName", ()) if kind == "URI"]
+    if any(re.fullmatch(tls.identity.pattern(), name) for name in names):
+        return None
+    return (
+        f"the certificate of the control plane at {shown} is for {' and '.join(names) or 'no service'}, not for the"
+        f" service 'gossamer' of {tls.identity.trust_domain}: what is listening there?"
+    )
 
 
 def _unverified(error: ssl.SSLCertVerificationError, name: str, tls: ControlPlaneTls, shown: str) -> str:
@@ -95,4 +131,9 @@ def _unverified(error: ssl.SSLCertVerificationError, name: str, tls: ControlPlan
         return f"{of} is not valid yet: compare the clocks of both hosts"
     if error.verify_code in (WRONG_HOST, WRONG_ADDRESS):
         return f"{of} is not for {name!r}: name what it is for with --xds-sni"
+    if tls.identity is not None:
+        return (
+            f"{of} is not of an authority of the mesh: {error.verify_message}; where it serves with --tls-cert, give"
+            " the authorities of that certificate with --xds-ca"
+        )
     return f"{of} is not of an authority in --xds-ca {tls.ca}: {error.verify_message}"

@@ -13,10 +13,10 @@ import click
 
 from xds.ads.listening import ListenError
 from xds.ads.loop import EventLoop
-from xds.ads.tls import TlsFiles
+from xds.ads.tls import MeshTls, TlsFiles
 from xds.app import Gossamer, ServeSettings, UnprotectedError
 from xds.cli.common import PEM_FILE, Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
-from xds.mesh.addresses import IPNetwork
+from xds.mesh.addresses import IPNetwork, is_loopback
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
 from xds.policy.operator import CONSUL_VIRTUAL_IPS, OperatorSettings
@@ -114,6 +114,13 @@ class Quota(click.ParamType[tuple[str, int]]):
     " without tokens, any host gets any service's key; the admin port is open to all that reach it.",
 )
 @click.option(
+    "--tls",
+    type=click.Choice(["mesh"]),
+    help="Serve xDS over TLS with a certificate of the mesh for the service 'gossamer'. Gossamer's token needs"
+    " service:write on that name; a mesh file's authority makes it by itself. [where --listen is not loopback]",
+)
+@click.option("--plaintext", is_flag=True, help="Serve xDS without TLS beyond loopback: keys can be read on the way.")
+@click.option(
     "--tls-cert",
     type=PEM_FILE,
     help="Serve xDS over TLS, with the certificate in this file (PEM), read again when it changes.",
@@ -178,6 +185,8 @@ def serve(
     forbid_extensions: bool,
     forbid_overrides: bool,
     insecure: bool,
+    tls: str | None,
+    plaintext: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -194,7 +203,10 @@ def serve(
     A sidecar presents its ACL token on its stream (gossamer bootstrap puts it there); its certificate is fetched with
     that token. Gossamer's own token needs, for all services and nodes:
       service_prefix "" { policy = "read" intentions = "read" }   node_prefix "" { policy = "read" }
-      agent_prefix "" { policy = "read" }   and from Consul 1.11 on   mesh = "read"
+      agent_prefix "" { policy = "read" }   service "gossamer" { policy = "write" }
+    and from Consul 1.11 on   mesh = "read"
+
+    Beyond loopback, the port is opened when the certificate for it is there (--tls mesh), which sidecars verify.
 
     With --mesh FILE there is no Consul: services, intentions and defaults come from the file, which is followed as it
     is edited, and certificates from an authority of Gossamer's own.
@@ -202,7 +214,10 @@ def serve(
     if state is not None and mesh is None:
         raise click.UsageError("--state is for a mesh file: it goes with --mesh")
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
-        raise click.UsageError("TLS needs both --tls-cert and --tls-key; --tls-client-ca goes with them")
+        raise click.UsageError("certificate files are --tls-cert and --tls-key; --tls-client-ca goes with both of them")
+    if plaintext + (tls is not None) + (tls_cert is not None) > 1:
+        raise click.UsageError("--plaintext, --tls mesh and --tls-cert exclude each other")
+    files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.ERROR)
     settings = ServeSettings(
@@ -221,7 +236,7 @@ def serve(
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,
-        tls=TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None,
+        tls=_tls(mesh=tls is not None or not (plaintext or is_loopback(listen[0])), files=files),
         drain=drain,
         workers=workers,
     )
@@ -230,6 +245,10 @@ def serve(
             runner.run(run_until_signal(settings))
     except (ListenError, SettingsError, RefusedError, StateError, UnprotectedError) as error:
         raise Failure(str(error)) from error
+
+
+def _tls(*, mesh: bool, files: TlsFiles | None) -> TlsFiles | MeshTls | None:
+    return files or (MeshTls() if mesh else None)
 
 
 async def run_until_signal(settings: ServeSettings) -> None:

@@ -8,16 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xds.cli.bootstrap import make_bootstrap, sidecar_flags
+from xds.cli.bootstrap import SidecarFlags, make_bootstrap, sidecar_flags
 from xds.cli.common import Failure
 from xds.cli.control_plane_check import mismatches
+from xds.cli.envoy_admin import default_socket
+from xds.cli.runtime import runtime_path
 from xds.companion.sockets import bind, free_port
 from xds.companion.tasks import Tasks
+from xds.files import write_public
+from xds.sources.file.source import roots_file
+
+if TYPE_CHECKING:
+    from xds.sources.registration import Registration
 
 
 @click.command()
@@ -34,8 +42,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
 
     This process becomes Envoy, so that signals and its exit code are Envoy's. The bootstrap, which holds the token,
     is in no file. Envoy's admin interface is at a Unix socket that only this user can open. Of the environment, Envoy
-    gets only what names no credentials (PATH, HOME, TZ and the like). With --dns-port, a second process beside Envoy
-    makes names match in any letter case.
+    gets only what names no credentials (PATH, HOME, TZ and the like). A second process beside Envoy follows the mesh's
+    certificate authorities in Consul and, with --dns-port, makes names match in any letter case.
 
     \b
       gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
@@ -46,17 +54,28 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     if about["dual_stack"] is None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
-    tasks = _tasks(about["dns_port"], dual_stack=about["dual_stack"])
+    flags = SidecarFlags(**about)
+    registration = flags.look_up()
+    proxy_id = registration.sidecar.service_id
+    if flags.admin is None:
+        flags = replace(flags, admin=default_socket(proxy_id, os.environ))
+    tasks = _dns_task(flags)
     if tasks:
-        about["dns_port"] = tasks.dns_upstream
-    document = json.dumps(make_bootstrap(**about, runs_here=True)).encode()
+        flags = replace(flags, dns_port=tasks.dns_upstream)
+    followed = None
+    if flags.control_plane.mesh:
+        followed = _roots_file(flags, registration)
+        if flags.mesh is None:
+            tasks = _with_roots(tasks, followed, flags, registration)
+    tls = flags.control_plane.tls(registration, followed)
+    document = json.dumps(make_bootstrap(flags, registration, tls)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
     arguments = [binary, "--config-path", f"/dev/fd/{descriptor}", "--disable-hot-restart"]
     if not any(given.startswith(("-l", "--log-level")) for given in envoy_arguments):
         arguments += ["--log-level", "warning"]  # Envoy's own default lists every extension that it has
     arguments += envoy_arguments
-    for problem in mismatches(about["xds"], about["tls"]):
+    for problem in mismatches(flags.control_plane.addresses, tls):
         click.echo(f"gossamer sidecar: {problem}", err=True)
     if tasks:
         start_companion(tasks)
@@ -68,12 +87,43 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         ) from error
 
 
-def _tasks(port: int | None, *, dual_stack: bool) -> Tasks:
+def _roots_file(flags: SidecarFlags, registration: Registration) -> Path:
+    """Return the file of the mesh's certificate authorities that Envoy follows.
+
+    Beside a mesh file, ``gossamer serve`` replaces it. With Consul it is the sidecar's own, and its companion does.
+
+    Raises:
+        Failure: it can't be written.
+    """
+    if flags.mesh is not None:
+        return roots_file(flags.mesh.absolute())
+    assert registration.roots is not None
+    path = runtime_path(
+        registration.sidecar.service_id, ".roots.pem", os.environ, what="the mesh's certificate authorities",
+        instead="set RUNTIME_DIRECTORY to a folder of this user's, or give a file of authorities with --xds-ca",
+    )  # fmt: skip
+    try:
+        write_public(path, registration.roots.pem())
+    except OSError as error:
+        raise Failure(f"can't write {path}: {error.strerror}; set RUNTIME_DIRECTORY to another folder") from error
+    return path
+
+
+def _with_roots(tasks: Tasks, file: Path, flags: SidecarFlags, registration: Registration) -> Tasks:
+    """Return the companion's tasks and that of following the mesh's certificate authorities in Consul."""
+    assert registration.roots is not None
+    # The companion needs no token: Consul gives the authorities to everybody.
+    consul = replace(flags.consul, token="", token_file="")
+    return replace(tasks, roots_file=str(file), trust_domain=registration.roots.trust_domain, consul=asdict(consul))
+
+
+def _dns_task(flags: SidecarFlags) -> Tasks:
     """Return the companion's tasks: listen at ``--dns-port``, while Envoy listens at another (``xds.companion.dns``).
 
     Raises:
         Failure: the port can't be listened at.
     """
+    port, dual_stack = flags.dns_port, bool(flags.dual_stack)
     if port is None:
         return Tasks(os.getpid())
     try:
@@ -87,8 +137,9 @@ def _tasks(port: int | None, *, dual_stack: bool) -> Tasks:
 
 def start_companion(tasks: Tasks) -> None:
     """Start the process that runs beside Envoy, and ends with it."""
-    subprocess.Popen([sys.executable, "-m", "xds.companion", tasks.to_json()], pass_fds=tasks.dns_sockets)
-    for each in tasks.dns_sockets:
+    passed = (*tasks.dns_sockets, tasks.as_file())
+    subprocess.Popen([sys.executable, "-m", "xds.companion", str(passed[-1])], pass_fds=passed)
+    for each in passed:
         os.close(each)
 
 

@@ -1,4 +1,4 @@
-"""The companion's process: ``python -m xds.companion TASKS``, where TASKS is JSON (:class:`xds.companion.tasks.Tasks`).
+"""The companion's process: ``python -m xds.companion FD``. FD holds its tasks (:class:`xds.companion.tasks.Tasks`).
 
 Two processes, so that a failure of the second is noticed and mended: the first only waits and starts the second again.
 Both end when Envoy does, of which the first is a child.
@@ -18,7 +18,7 @@ RESTART_PAUSE = 1.0
 
 def main() -> None:
     """Run the tasks until Envoy ends."""
-    tasks = Tasks.from_json(sys.argv[1])
+    tasks = Tasks.from_file(int(sys.argv[1]))
     end_with_parent(tasks.envoy)
     first = os.getpid()
     while True:

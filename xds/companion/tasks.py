@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,20 +26,29 @@ class Tasks:
     """The UDP sockets at which DNS queries arrive."""
     dns_upstream: int = 0
     """The port of 127.0.0.1 at which Envoy answers them in small letters."""
+    roots_file: str = ""
+    """The file in which the mesh's certificate authorities are kept current."""
+    trust_domain: str = ""
+    consul: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Where these authorities are read: the fields of ``ConsulSettings``."""
 
-    def to_json(self) -> str:
-        """Return the tasks as the process's argument."""
-        return json.dumps(asdict(self))
+    def as_file(self) -> int:
+        """Return a descriptor of the tasks in memory. Arguments of a process are seen by all users, this is not."""
+        descriptor = os.memfd_create("gossamer-companion", 0)  # inherited, unlike Python's default
+        os.write(descriptor, json.dumps(asdict(self)).encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
 
     @classmethod
-    def from_json(cls, text: str) -> Tasks:
-        """Read what :meth:`to_json` wrote."""
-        read = json.loads(text)
+    def from_file(cls, descriptor: int) -> Tasks:
+        """Read what :meth:`as_file` wrote, and close it."""
+        with os.fdopen(descriptor, "rb") as file:
+            read = json.loads(file.read())
         return cls(**{**read, "dns_sockets": tuple(read["dns_sockets"])})
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.dns_sockets)
+        return bool(self.dns_sockets or self.roots_file)
 
 
 def end_with_parent(parent: int) -> None:

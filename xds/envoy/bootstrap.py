@@ -23,6 +23,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
 from envoy_data_plane.google.protobuf import Struct
 
+from xds.envoy.names import ControlPlaneIdentity
 from xds.mesh.addresses import is_ip
 
 CONTROL_PLANE_CLUSTER = "local_agent"
@@ -61,12 +62,14 @@ _DESTINATION_TAGS = {
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneTls:
-    """Files and names for TLS with a control plane. Envoy reads the files again when they change."""
+    """Authorities and names for TLS with a control plane. Envoy reads files again when they change."""
 
-    ca: Path
-    """Certificate authorities, PEM."""
+    ca: Path | str
+    """Certificate authorities, PEM: a file, or what would be in it."""
     server_name: str = ""
     """The name in the server's certificate; empty for the host of its address."""
+    identity: ControlPlaneIdentity | None = None
+    """The identity in the server's certificate, in place of a name, where it is of the mesh."""
     certificate: Path | None = None
     """The sidecar's own certificate, PEM, where the control plane requires one."""
     key: Path | None = None
@@ -151,9 +154,7 @@ def _ads() -> core.ConfigSource:
 
 
 def _tls_socket(tls: ControlPlaneTls, hosts: list[str]) -> core.TransportSocket:
-    """Return the TLS to a control plane whose certificate names the expected name, or one of ``hosts``."""
-    expected = [tls.server_name] if tls.server_name else hosts
-    san = envoy_tls.SubjectAltNameMatcherSanType
+    """Return the TLS to a control plane whose certificate has the expected name or identity, or one of ``hosts``."""
     context = envoy_tls.UpstreamTlsContext(
         sni=tls.server_name or next((host for host in hosts if not is_ip(host)), ""),
         common_tls_context=envoy_tls.CommonTlsContext(
@@ -172,19 +173,28 @@ def _tls_socket(tls: ControlPlaneTls, hosts: list[str]) -> core.TransportSocket:
             if tls.certificate and tls.key
             else [],
             validation_context=envoy_tls.CertificateValidationContext(
-                trusted_ca=_file(tls.ca),
-                watched_directory=_folder(tls.ca),
-                match_typed_subject_alt_names=[
-                    envoy_tls.SubjectAltNameMatcher(
-                        san_type=san.IP_ADDRESS if is_ip(name) else san.DNS,
-                        matcher=matcher.StringMatcher(exact=name),
-                    )
-                    for name in dict.fromkeys(expected)
-                ],
+                trusted_ca=_file(tls.ca) if isinstance(tls.ca, Path) else core.DataSource(inline_string=tls.ca),
+                watched_directory=_folder(tls.ca) if isinstance(tls.ca, Path) else None,
+                match_typed_subject_alt_names=_expected_names(tls, hosts),
             ),
         ),
     )
     return core.TransportSocket(name="envoy.transport_sockets.tls", typed_config=PackedAny.pack(context))
+
+
+def _expected_names(tls: ControlPlaneTls, hosts: list[str]) -> list[envoy_tls.SubjectAltNameMatcher]:
+    san = envoy_tls.SubjectAltNameMatcherSanType
+    if tls.identity is not None:
+        exact = tls.identity.exact()
+        regex = None if exact else matcher.RegexMatcher(regex=tls.identity.pattern())
+        expected = matcher.StringMatcher(exact=exact, safe_regex=regex)
+        return [envoy_tls.SubjectAltNameMatcher(san_type=san.URI, matcher=expected)]
+    return [
+        envoy_tls.SubjectAltNameMatcher(
+            san_type=san.IP_ADDRESS if is_ip(name) else san.DNS, matcher=matcher.StringMatcher(exact=name)
+        )
+        for name in dict.fromkeys([tls.server_name] if tls.server_name else hosts)
+    ]
 
 
 def _file(path: Path) -> core.DataSource:

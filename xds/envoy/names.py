@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from dataclasses import dataclass
 from urllib.parse import quote
 
-from xds.mesh.facts import ANY_PORT, VirtualAddress
+from xds.mesh.facts import ANY_PORT, CONTROL_PLANE_SERVICE, VirtualAddress
 from xds.mesh.names import fold, same_letters
 
 LEAF_SECRET = "leaf"  # noqa: S105 - the name of a secret, not a secret
@@ -98,6 +99,27 @@ EGRESS_SCOPE = egress_scope("%DOWNSTREAM_LOCAL_PORT%")
 def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
     """The identity in the certificate of a service."""
     return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{in_path(service)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneIdentity:
+    """The identity that a control plane with a certificate of the mesh has."""
+
+    trust_domain: str
+    datacenter: str = ""
+    """Empty where the datacenter of the control plane is not known: any is right."""
+
+    def exact(self) -> str | None:
+        """Return the SPIFFE ID, ``None`` where it is not known exactly."""
+        return spiffe_id(CONTROL_PLANE_SERVICE, self.datacenter, self.trust_domain) if self.datacenter else None
+
+    def pattern(self) -> str:
+        """Return a regular expression that matches the whole of each SPIFFE ID that is right."""
+        exact = self.exact()
+        if exact is not None:
+            return re.escape(exact)
+        service = in_path(CONTROL_PLANE_SERVICE)
+        return f"spiffe://{re.escape(self.trust_domain)}/ns/default/dc/{SEGMENT}+/svc/{service}"
 
 
 def in_path(service: str) -> str:

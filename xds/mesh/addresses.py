@@ -58,6 +58,14 @@ def is_ip(text: str) -> bool:
     return canonical_ip(text) is not None
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this host reaches what listens on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def join_host_port(address: tuple[str, int]) -> str:
     """Return ``HOST:PORT``, an IPv6 host in brackets."""
     host, port = address

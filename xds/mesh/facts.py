@@ -134,6 +134,10 @@ class Roots:
     certificates: tuple[str, ...]
     """PEM, the active root first."""
 
+    def pem(self) -> str:
+        """Return all certificates as the content of one file."""
+        return "".join(f"{certificate.strip()}\n" for certificate in self.certificates)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class LeafKey:
@@ -142,7 +146,13 @@ class LeafKey:
     service: str
     token: str = field(repr=False)
     certified: bool = False
-    """Whether a client certificate of the mesh proves the service, so that no token is needed."""
+    """Whether the service is proved without a token of its own: Gossamer's own token fetches the certificate."""
+
+
+CONTROL_PLANE_SERVICE = "gossamer"
+"""The service whose certificate the control plane serves xDS with. Who may have it can act as the control plane."""
+CONTROL_PLANE_LEAF = LeafKey(CONTROL_PLANE_SERVICE, "", certified=True)
+"""The leaf certificate of the control plane itself, which it may have by its own token."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.envoy.exposed import exposable
-from xds.mesh.facts import Sidecar
+from xds.mesh.facts import Roots, Sidecar
 from xds.mesh.settings import ConfigEntries, ProxySettings
 from xds.policy.proxies import effective_settings
 from xds.sources import decode
@@ -28,6 +28,8 @@ class Registration:
     """Ports of the sidecar that are not part of the mesh: those of exposed paths."""
     token: str = ""
     """What it has to present, where the registration says so."""
+    roots: Roots | None = None
+    """The certificate authorities of the mesh, where they were asked for."""
 
 
 def choose(services: Iterable[Any], proxy_id: str, sidecar_for: str, where: str, hint: str = "") -> Any:

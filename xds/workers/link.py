@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from xds.ads.tls import TlsFiles
+from xds.ads.tls import MeshTls, TlsFiles
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.operator import OperatorSettings
 
@@ -23,7 +23,7 @@ class Start:
     outbound: OperatorSettings
     address: str
     log_level: int
-    tls: TlsFiles | None = None
+    tls: TlsFiles | MeshTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

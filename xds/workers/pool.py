@@ -18,12 +18,14 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.ads.call import STATUS_TIMEOUT
-from xds.ads.listening import ListenError, bind, free_addresses
-from xds.ads.tls import TlsFiles
+from xds.ads.listening import ListenError, Reservation, reserve
+from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
+from xds.mesh.facts import Leaf
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.policy.operator import OperatorSettings
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
+from xds.workers.serving import CERTIFICATE, OWN_CERTIFICATE
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class WorkerPool:
         outbound: what holds for the outbound listeners of the whole mesh.
         on_demand: told what all sidecars together need whenever that changes.
         count: how many workers.
-        tls: the files of a TLS server, ``None`` for plain text.
+        tls: TLS with files or of the mesh, ``None`` for plain text.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class WorkerPool:
         outbound: OperatorSettings,
         on_demand: Callable[[Demand], None],
         count: int,
-        tls: TlsFiles | None = None,
+        tls: TlsFiles | MeshTls | None = None,
     ) -> None:
         self.metrics = Metrics()
         self._outbound = outbound
@@ -72,8 +74,8 @@ class WorkerPool:
         self._demand = Demand()
         self._workers: dict[int, Worker] = {}
         self._questions = itertools.count()
-        self._address = ""
-        self._reserved: list[socket.socket] = []
+        self._reservation: Reservation | None = None
+        self._certified = False
 
     async def start(self, address: str) -> int:
         """Start the workers; the port on which all of them listen.
@@ -81,18 +83,14 @@ class WorkerPool:
         Raises:
             ListenError: the address can't be listened on.
         """
-        await free_addresses(address)  # with a port that is shared, others that listen on it would go unnoticed
-        # Bound here and listened on there, so that the port stays ours when port 0 asks for a free one.
-        self._reserved = await bind(address, shared=True)
-        chosen = int(self._reserved[0].getsockname()[1])
-        self._address = f"{address.rpartition(':')[0]}:{chosen}"
+        self._reservation = await reserve(address)
         try:
             for number in range(self._count):
                 self._workers[number] = await self._start_one()
         except BaseException:
             await self.stop()
             raise
-        return chosen
+        return self._reservation.port
 
     async def drain(self, seconds: float) -> None:
         """Have every worker end its streams one after the other, over at most ``seconds``, and end."""
@@ -110,17 +108,18 @@ class WorkerPool:
             worker.link.close()
         for worker in workers:
             await _ended(worker.process)
-        for reserved in self._reserved:
-            reserved.close()
+        if self._reservation is not None:
+            self._reservation.close()
 
     async def _start_one(self) -> Worker:
+        assert self._reservation is not None
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "xds.workers.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
         worker = Worker(await Link.over(ours), process)
-        worker.link.say(Start(self._outbound, self._address, logging.getLogger().level, self._tls))
+        worker.link.say(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
         said = await worker.link.hear()
         if not isinstance(said, Listening) or said.refusal:
             worker.link.close()
@@ -171,6 +170,7 @@ class WorkerPool:
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts, and tell each worker what it asked for of it."""
         changed = self._mesh.apply(batch)
+        self._certified |= isinstance(batch.get(OWN_CERTIFICATE), Leaf)
         for worker in self._workers.values():
             told = {key: batch[key] for key in changed if key in BASE_FACTS or worker.demand.includes(key)}
             if told:
@@ -191,7 +191,9 @@ class WorkerPool:
 
     def missing(self) -> tuple[str, ...]:
         """The base facts that have not been read yet, by name."""
-        return self._mesh.missing()
+        missing = self._mesh.missing()
+        waits = isinstance(self._tls, MeshTls) and not self._certified
+        return (*missing, CERTIFICATE) if waits else missing
 
     # -- what they say of themselves ----------------------------------------------------------------------------------
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import resource
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import Metric
 
 from xds.admin import status
+from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.server import AdsServer
-from xds.ads.tls import TlsFiles
+from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, TlsFiles
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
-from xds.mesh.mesh import Batch, Demand
+from xds.mesh.facts import CONTROL_PLANE_LEAF, Leaf
+from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.policy.operator import OperatorSettings
+
+log = logging.getLogger(__name__)
 
 GARBAGE = (50_000, 2, 500)
 """How many more objects there have to be before the young are looked through; after how many times the middle-aged are,
 and after how many of those the old. Everything stands still meanwhile: 30 ms for the young, a tenth of a second for the
 middle-aged, which with a usual ten or twenty would be more and take three times as long.
 """
+CERTIFICATE = "certificate of the xDS port"
+"""What ``/ready`` calls it."""
+OWN_CERTIFICATE = Key(Kind.LEAF, CONTROL_PLANE_LEAF)
 LATER_S = 0.25
 """How long what is done again and again rests between."""
 
@@ -39,16 +48,34 @@ def prepare_process() -> None:
 
 
 class Serving:
-    """Serves from here. Facts come by `apply`; what has to be read is told to ``on_demand``."""
+    """Serves from here. Facts come by `apply`; what has to be read is told to ``on_demand``.
+
+    Where TLS is the mesh's, the leaf certificate of the control plane is a fact like others, and is demanded like
+    others. The port is listened at once it is there.
+    """
 
     def __init__(
-        self, outbound: OperatorSettings, on_demand: Callable[[Demand], None], tls: TlsFiles | None = None
+        self,
+        outbound: OperatorSettings,
+        on_demand: Callable[[Demand], None],
+        tls: TlsFiles | MeshTls | None = None,
     ) -> None:
         self.metrics = Metrics()
-        self.plane = ControlPlane(outbound, on_demand, self.metrics, self._soon, self._later)
-        self._ads = AdsServer(PlaneRegistry(self.plane), tls)
+        self._tls = tls
+        self._on_demand = on_demand
+        self.plane = ControlPlane(outbound, self._demand, self.metrics, self._soon, self._later)
+        self._ads = AdsServer(PlaneRegistry(self.plane))
+        self._own_certificate = MeshCertificate()
+        self._certified = asyncio.Event()
+        self._address = ""
+        self._reservation: Reservation | None = None
         self._failed = asyncio.Event()
         self._failure: Exception | None = None
+
+    def _demand(self, demand: Demand) -> None:
+        if isinstance(self._tls, MeshTls):
+            demand = replace(demand, leaves=demand.leaves | {CONTROL_PLANE_LEAF})
+        self._on_demand(demand)
 
     def _soon(self, then: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(self._do, then)
@@ -62,25 +89,46 @@ class Serving:
         except Exception as error:
             self._failure = error
             self._failed.set()
+            self._certified.set()
 
     async def start(self, address: str, *, shared: bool = False) -> int:
-        """Listen on ``address``; ``shared`` with other processes. The port.
+        """Listen on ``address``; ``shared`` with other processes.
+
+        Returns:
+            The port. Where TLS is the mesh's, it is reserved, and listened at when there is a certificate.
 
         Raises:
-            ListenError: the address can't be listened on.
+            ListenError: the address can't be listened on, or not with this certificate.
         """
-        return await self._ads.start(address, shared=shared)
+        if isinstance(self._tls, MeshTls):
+            if not shared:
+                self._reservation = await reserve(address)
+            self._address = address if self._reservation is None else self._reservation.address
+            self._demand(Demand())
+            return int(self._address.rpartition(":")[2])
+        try:
+            certificate = None if self._tls is None else await asyncio.to_thread(FileCertificate, self._tls)
+        except TlsError as error:
+            raise ListenError(f"can't serve TLS on {address}: {error}") from None
+        return await self._ads.start(address, shared=shared, certificate=certificate)
 
     async def stop(self) -> None:
         """End every stream and stop listening."""
         await self._ads.stop()
+        if self._reservation is not None:
+            self._reservation.close()
 
     async def watch(self) -> None:
-        """Wait until cancelled.
+        """Listen where that waits for the mesh's certificate, and wait until cancelled.
 
         Raises:
             Exception: following the mesh failed, which is nobody's fault but ours.
         """
+        if isinstance(self._tls, MeshTls):
+            await self._certified.wait()
+            if self._failure is None:
+                await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
+                log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._address)
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
@@ -88,7 +136,18 @@ class Serving:
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts."""
         self.plane.apply(batch)
+        if isinstance(batch.get(OWN_CERTIFICATE), Leaf):
+            self._use_certificate()
         self._ads.set_ready(not self.missing())
+
+    def _use_certificate(self) -> None:
+        leaf = self.plane.mesh.leaf(CONTROL_PLANE_LEAF)
+        assert isinstance(leaf, Leaf)
+        try:
+            self._own_certificate.use(leaf)
+            self._certified.set()
+        except TlsError as error:
+            log.error("the certificate in use stays: %s", error)  # noqa: TRY400 - of the authority that made it
 
     async def drain(self, seconds: float) -> None:
         """End the streams one after the other, over at most ``seconds``, and stop listening."""
@@ -96,7 +155,9 @@ class Serving:
 
     def missing(self) -> tuple[str, ...]:
         """The base facts that have not been read yet, by name."""
-        return self.plane.mesh.missing()
+        missing = self.plane.mesh.missing()
+        waits = isinstance(self._tls, MeshTls) and not self._certified.is_set()
+        return (*missing, CERTIFICATE) if waits else missing
 
     async def sidecars(self) -> list[dict[str, Any]]:
         """Every connected sidecar, as plain data."""

@@ -18,8 +18,10 @@ from tests.unit.ads.test_server import first_request, read
 from tests.unit.control.test_plane import Bench
 from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE, AdsServer
-from xds.ads.tls import ServerCertificate, TlsError, TlsFiles
+from xds.ads.tls import FileCertificate, TlsError, TlsFiles
 from xds.control.registry import PlaneRegistry
+from xds.policy.operator import OperatorSettings
+from xds.workers.serving import Serving
 
 
 @asynccontextmanager
@@ -27,8 +29,8 @@ async def serving(files: TlsFiles) -> AsyncIterator[tuple[Bench, int]]:
     bench = Bench()
     bench.service("web", "240.0.0.1")
     bench.leaf("web")
-    server = AdsServer(PlaneRegistry(bench.plane), files)
-    port = await server.start("127.0.0.1:0")
+    server = AdsServer(PlaneRegistry(bench.plane))
+    port = await server.start("127.0.0.1:0", certificate=FileCertificate(files))
     try:
         yield bench, port
     finally:
@@ -132,6 +134,6 @@ async def test_files_that_can_not_be_used_are_an_error_at_the_start(
 ) -> None:
     files = make(TestAuthority(tmp_path))
     with pytest.raises(TlsError, match=words):
-        ServerCertificate(files)
+        FileCertificate(files)
     with pytest.raises(ListenError, match=f"can't serve TLS on 127.0.0.1:0: .*{words}"):
-        await AdsServer(PlaneRegistry(Bench().plane), files).start("127.0.0.1:0")
+        await Serving(OperatorSettings(), lambda _: None, files).start("127.0.0.1:0")

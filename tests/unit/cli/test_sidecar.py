@@ -9,7 +9,8 @@ import click
 import pytest
 
 from xds.cli.common import Failure
-from xds.cli.envoy_admin import LONGEST_PATH, AdminAddress, default_socket
+from xds.cli.envoy_admin import AdminAddress, default_socket
+from xds.cli.runtime import LONGEST_PATH
 from xds.cli.sidecar import environment
 
 

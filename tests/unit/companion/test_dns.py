@@ -110,6 +110,6 @@ def test_a_port_in_use_is_an_error() -> None:
 
 def test_tasks_survive_the_way_to_the_process() -> None:
     tasks = Tasks(1, (3, 4), 5)
-    assert Tasks.from_json(tasks.to_json()) == tasks
+    assert Tasks.from_file(tasks.as_file()) == tasks
     assert tasks
     assert not Tasks(1)

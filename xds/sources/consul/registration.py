@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from xds.sources import decode
-from xds.sources.consul.client import Consul
+from xds.sources.consul.client import Consul, understanding
 from xds.sources.consul.config_entries import FOLLOWED, read_all
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.registration import Registration, choose, registration
 
+ROOTS_PATH = "/v1/agent/connect/ca/roots"
+"""Answered from the agent's cache, without a request to Consul's servers."""
+
 
 async def find(
-    settings: ConsulSettings, *, proxy_id: str = "", sidecar_for: str = "", node_name: str = ""
+    settings: ConsulSettings,
+    *,
+    proxy_id: str = "",
+    sidecar_for: str = "",
+    node_name: str = "",
+    with_roots: bool = False,
 ) -> Registration:
     """The sidecar with service ID ``proxy_id``, or the one of the service with ID ``sidecar_for``.
 
-    Looked up on the agent, or in the catalog when ``node_name`` names the node.
+    Looked up on the agent, or in the catalog when ``node_name`` names the node; the mesh's authorities are read
+    ``with_roots``.
 
     Raises:
         NotRegisteredError: none, or several.
@@ -26,11 +36,14 @@ async def find(
     try:
         services = await _services(consul, node_name)
         entries = decode.config_entries(await read_all(consul, FOLLOWED))
+        with understanding():
+            roots = decode.roots((await consul.read(ROOTS_PATH)).data) if with_roots else None
     finally:
         await consul.close()
     where = f"on node {node_name!r}" if node_name else f"with the agent at {settings.shown_address}"
     hint = "" if node_name else "; for one that is registered on another node, name that with --node-name"
-    return registration(node_name, choose(services, proxy_id, sidecar_for, where, hint), entries)
+    found = choose(services, proxy_id, sidecar_for, where, hint)
+    return replace(registration(node_name, found, entries), roots=roots)
 
 
 async def _services(consul: Consul, node_name: str) -> list[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from xds.mesh.facts import LeafKey, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, LeafKey, LeafRefused
 from xds.mesh.mesh import (
     DATACENTER,
     DEFAULT_ALLOW,
@@ -50,6 +50,11 @@ QUERIES_A_SECOND = 10.0
 """As many are asked again where nothing changes, if that lets each wait long enough."""
 FIRST_LEAVES_AT_ONCE = 16
 """Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
+
+_OWN_REMEDY = (
+    f'; xDS is served over TLS with the certificate of that service: add \'service "{CONTROL_PLANE_SERVICE}" {{ policy'
+    ' = "write" }\' to the policy of the token, or give certificate files with --tls-cert and --tls-key'
+)
 
 
 class FollowingError(Exception):
@@ -142,6 +147,8 @@ class ConsulSource:
     def troubles(self) -> dict[str, str]:
         """What can't be read right now, with Consul's words."""
         states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent_state}
+        if CONTROL_PLANE_LEAF in self._leaves:
+            states["certificate of the xDS port"] = self._leaves[CONTROL_PLANE_LEAF].state
         return {name: state.error for name, state in states.items() if state.error is not None}
 
     # -- watches --------------------------------------------------------------------------------------------------
@@ -369,12 +376,18 @@ class ConsulSource:
 
     def _leaf_watch(self, key: LeafKey) -> Watch:
         path = f"/v1/agent/connect/ca/leaf/{key.service}"
-        # A service that is proved by a client certificate is given its next one by Gossamer's own token.
-        token = self._client.token if key.certified else key.token or ANONYMOUS
 
         async def read(index: int | None, wait_s: float) -> Reply:
+            # Gossamer's own token, which may change at any time, fetches its own certificate, and the next one of a
+            # service that is proved by a client certificate.
+            token = self._client.token if key.certified else key.token or ANONYMOUS
             # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.
-            await self._client.check_may_write_service(key.service, token)
+            try:
+                await self._client.check_may_write_service(key.service, token)
+            except ConsulError as error:
+                if key == CONTROL_PLANE_LEAF and error.forbidden:
+                    raise ConsulError(f"{error}{_OWN_REMEDY}", error.status) from None
+                raise
             if index is not None:
                 return await self._client.read(path, index=index, wait_s=wait_s, token=token)
             async with self._signing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from xds.mesh.addresses import canonical_ip
+from xds.mesh.facts import CONTROL_PLANE_SERVICE
 from xds.mesh.names import fold
 from xds.sources.file.lines import Path
 from xds.sources.file.models import (
@@ -24,6 +25,7 @@ Found = tuple[Path, str]
 
 def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found]:
     """Everything that can't be meant, each with where it is; ``services`` are what ``mesh`` registers."""
+    yield from _reserved_names(services)
     yield from _repeated_ids(services)
     yield from _shared_addresses(services)
     yield from _exposed_elsewhere(services)
@@ -33,6 +35,16 @@ def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found
     yield from _repeated_entries(mesh)
     yield from _missing_subsets(mesh)
     yield from _missing_providers(mesh)
+
+
+def _reserved_names(services: list[Registered]) -> Iterator[Found]:
+    for service in services:
+        if service.destination is not None and fold(service.destination) == CONTROL_PLANE_SERVICE:
+            yield (
+                service.path,
+                f"{service.destination!r} is Gossamer itself, and another service with its certificate could act as the"
+                " control plane: give this one another name",
+            )
 
 
 def _repeated_ids(services: list[Registered]) -> Iterator[Found]:

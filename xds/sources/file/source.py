@@ -18,9 +18,19 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from xds.files import states
+from xds.files import states, write_public
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
-from xds.mesh.facts import Authorized, Leaf, LeafKey, LeafRefused, ServiceInstances, StreamKey, StreamRefused
+from xds.mesh.facts import (
+    CONTROL_PLANE_LEAF,
+    Authorized,
+    Leaf,
+    LeafKey,
+    LeafRefused,
+    Roots,
+    ServiceInstances,
+    StreamKey,
+    StreamRefused,
+)
 from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.file.authority import Authority, IssuedLeaf, issue
@@ -51,6 +61,16 @@ class FileSettings:
     def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
         """The settings for a mesh file; its state is kept beside it where no folder is named."""
         return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
+
+    @property
+    def roots_file(self) -> Path:
+        """The file beside the mesh file that sidecars verify the control plane with: the roots, PEM."""
+        return roots_file(self.mesh)
+
+
+def roots_file(mesh: Path) -> Path:
+    """Return where the roots of a mesh file's certificate authority are published."""
+    return mesh.parent / f"{mesh.name}.roots.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +197,9 @@ class FileSource:
         self._demand_changed = asyncio.Event()
         self._leaves: dict[LeafKey, IssuedLeaf] = {}
         self._trouble: str | None = None
+        self._published: Roots | None = None
+        self._unpublished: str | None = None
+        """Why the roots could not be published."""
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
         self._mesh = load(settings, tokens_needed=tokens_needed, now=clock(), quotas=quotas)
@@ -210,6 +233,8 @@ class FileSource:
         expires = self._mesh.authority.expires_at
         if expires - self._clock() < ROOT_WARNING:
             found["certificate authority"] = f"its root expires on {expires:%Y-%m-%d}: run gossamer ca rotate"
+        if self._unpublished:
+            found["roots file"] = self._unpublished
         return found
 
     # -- the files ------------------------------------------------------------------------------------------------
@@ -279,6 +304,7 @@ class FileSource:
             | self._certificates(self._served.leaves, anew=_certifies_otherwise(before, loaded))
             | self._authorizations(self._served.streams)
         )
+        await self._publish_roots()
 
     def _refuse(self, error: Exception) -> None:
         if str(error) != self._trouble:
@@ -340,6 +366,7 @@ class FileSource:
                 self._leaves.pop(key, None)
                 batch[Key(Kind.LEAF, key)] = None
             self._sink(batch)
+            await self._publish_roots()
 
     # -- who may have what -----------------------------------------------------------------------------------------
 
@@ -367,6 +394,8 @@ class FileSource:
         return self._leaves[key].leaf
 
     def _refusal(self, key: LeafKey) -> StreamRefused | None:
+        if key == CONTROL_PLANE_LEAF:
+            return None
         tokens = self._mesh.facts.tokens.get(key.service)
         if tokens is None:
             return StreamRefused(f"the mesh file has no sidecar of a service {key.service!r}: add one")
@@ -379,10 +408,26 @@ class FileSource:
             unauthenticated=True,
         )
 
+    async def _publish_roots(self) -> None:
+        """Write the roots beside the mesh file, where sidecars verify the control plane with them."""
+        roots = self._mesh.authority.trusted(self._clock())
+        if CONTROL_PLANE_LEAF not in self._served.leaves or roots == self._published:
+            return
+        file = self._settings.roots_file
+        try:
+            await asyncio.to_thread(write_public, file, roots.pem())
+        except OSError as error:
+            if self._unpublished is None:
+                log.error("can't write %s, which sidecars verify Gossamer with: %s", file, error.strerror)  # noqa: TRY400
+            self._unpublished = f"can't write {file}: {error.strerror}"
+        else:
+            self._published, self._unpublished = roots, None
+
     async def _keep_leaves(self) -> None:
         while True:
             await asyncio.sleep(RENEWAL_LOOK_S)
             self.renew()
+            await self._publish_roots()
 
     def renew(self) -> None:
         """Replace the certificates whose time has come, and stop trusting roots whose time is over."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from xds.admin.server import AdminServer
+from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
@@ -163,6 +164,10 @@ class Gossamer:
             self._running.result()
         self._admin.stopping = True
         await self._serving.drain(self.settings.drain)
+
+    def take_grpc_event(self, event: Event) -> None:
+        """Take what gRPC's log says of a connection."""
+        self._serving.take_grpc_event(event)
 
     async def _stop(self) -> None:
         await self._serving.stop()

@@ -26,6 +26,7 @@ from xds.lab.mesh import Member, get
 from xds.lab.network import Host, Network, temporary_folder
 from xds.lab.processes import Process, eventually, run_to_end
 from xds.sources.file.document import parse
+from xds.sources.file.source import roots_file
 
 EXAMPLES = ROOT / "examples" / "envoy"
 MESH_FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if "bootstrap" not in path.name)
@@ -201,6 +202,14 @@ async def test_tokens() -> None:
         web, api = whole["services"]
         (folder / "web.yaml").write_text(yaml.safe_dump({**whole, "services": [web]}))
         (folder / "api.yaml").write_text(yaml.safe_dump({**whole, "services": [{**api, "token": web["token"]}]}))
+        roots = roots_file(mesh.file)
+
+        async def published() -> bool:
+            return roots.exists()
+
+        await eventually("the roots beside the mesh file", published)
+        for name in ("web", "api"):
+            shutil.copy(roots, roots_file(folder / f"{name}.yaml"))
 
         async def waiting() -> dict[str, str | None]:
             _, found = await get(control, ADMIN_PORT, "/v1/sidecars", address="127.0.0.1")

@@ -21,7 +21,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio
 
-from xds.ads.call import STATUS_TIMEOUT
+from xds.ads.call import STATUS_TIMEOUT, peer_address
+from xds.ads.handshakes import Handshakes
 from xds.ads.listening import ListenError, free_addresses
 from xds.ads.stream import Registry, Stream
 from xds.ads.tls import ServerCertificate
@@ -83,6 +84,24 @@ class Soon:
         self._do()
 
 
+class _Health(aio.HealthServicer):  # type: ignore[misc]  # grpc_health is not typed
+    """gRPC's health service, whose calls count as calls of their connections."""
+
+    def __init__(self, handshakes: Handshakes) -> None:
+        super().__init__()
+        self._handshakes = handshakes
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Return a service's state."""
+        self._handshakes.called(peer_address(context.peer()))
+        return await super().Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name
+        """Send a service's state, and again whenever it changes."""
+        self._handshakes.called(peer_address(context.peer()))
+        await super().Watch(request, context)
+
+
 class AdsServer:
     """The server of aggregated discovery on one address."""
 
@@ -94,12 +113,13 @@ class AdsServer:
         """Held while a large request is processed: one at a time, so that others are processed between them."""
         self.held = 0
         """Bytes of the first messages of streams that are not authenticated yet."""
+        self.handshakes = Handshakes()
         self._streams: set[Stream] = set()
         self._woken: dict[Stream, None] = {}
         self._serving = Soon(self._serve)
         self._server: grpc.aio.Server | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._health = aio.HealthServicer()
+        self._health = _Health(self.handshakes)
         self._ready, self._readiness = False, asyncio.Event()
         self._none_left = asyncio.Event()
 
@@ -137,6 +157,7 @@ class AdsServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await server.start()
         self._server, self._certificate = server, certificate
+        self.handshakes.tls = certificate is not None
         self._checking = asyncio.create_task(self._look_after())
         return port
 
@@ -176,6 +197,7 @@ class AdsServer:
 
     def _handler(self, *, delta: bool) -> Callable[[Any, Any], Awaitable[None]]:
         async def handle(_requests: Any, context: Any) -> None:
+            self.handshakes.called(peer_address(context.peer()))
             stream = Stream(self, context, delta=delta)
             self._streams.add(stream)
             try:
@@ -226,6 +248,7 @@ class AdsServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WRITE_CHECK_INTERVAL)
+            self.handshakes.check(loop.time())
             for stream in list(self._streams):
                 since = stream.call.writing_since
                 if since is not None and loop.time() - since > WRITE_TIMEOUT:

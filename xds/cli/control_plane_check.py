@@ -71,6 +71,8 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
     except (OSError, ssl.SSLError) as error:
         return f"can't use the authorities in {_named(tls)}: {error.strerror or error}; expected certificates in PEM"
     context.check_hostname = tls.identity is None
+    # With TLS 1.3, OpenSSL sends its reason for a refusal in a form that the server can't read.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     if tls.certificate is not None:
         try:

@@ -26,6 +26,8 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.file.document import RefusedError
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError
+from xds.workers.grpc_log import GrpcLog, take_over
+from xds.workers.logs import configure
 from xds.workers.serving import prepare_process
 
 log = logging.getLogger("gossamer")
@@ -218,8 +220,8 @@ def serve(
     if plaintext + (tls is not None) + (tls_cert is not None) > 1:
         raise click.UsageError("--plaintext, --tls mesh and --tls-cert exclude each other")
     files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
-    logging.getLogger("watchfiles").setLevel(logging.ERROR)
+    grpc_log = take_over(os.environ)
+    configure(log_level.upper())
     settings = ServeSettings(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
@@ -242,7 +244,7 @@ def serve(
     )
     try:
         with asyncio.Runner(loop_factory=EventLoop) as runner:
-            runner.run(run_until_signal(settings))
+            runner.run(run_until_signal(settings, grpc_log))
     except (ListenError, SettingsError, RefusedError, StateError, UnprotectedError) as error:
         raise Failure(str(error)) from error
 
@@ -251,7 +253,7 @@ def _tls(*, mesh: bool, files: TlsFiles | None) -> TlsFiles | MeshTls | None:
     return files or (MeshTls() if mesh else None)
 
 
-async def run_until_signal(settings: ServeSettings) -> None:
+async def run_until_signal(settings: ServeSettings, grpc_log: GrpcLog) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
@@ -272,4 +274,5 @@ async def run_until_signal(settings: ServeSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     async with Gossamer(settings) as gossamer:
-        await gossamer.serve(until=stop)
+        with grpc_log.followed(gossamer.take_grpc_event):
+            await gossamer.serve(until=stop)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +28,10 @@ from xds.sources.file.source import roots_file
 
 if TYPE_CHECKING:
     from xds.sources.registration import Registration
+
+
+ROOTS_TIMEOUT = 30.0
+"""Seconds that a sidecar waits for the file of the mesh's certificate authorities."""
 
 
 @click.command()
@@ -55,6 +61,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         about["dual_stack"] = has_ipv6()
     binary = find_envoy(envoy)
     flags = SidecarFlags(**about)
+    if flags.control_plane.mesh and flags.mesh is not None:
+        _wait_for(roots_file(flags.mesh))
     registration = flags.look_up()
     proxy_id = registration.sidecar.service_id
     if flags.admin is None:
@@ -87,6 +95,19 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         ) from error
 
 
+def _wait_for(file: Path) -> None:
+    """Wait until ``gossamer serve``, which may be starting as well, has written the mesh's certificate authorities."""
+    until = time.monotonic() + ROOTS_TIMEOUT
+    said = False
+    while not file.exists() and time.monotonic() < until:
+        if not said:
+            click.echo(
+                f"gossamer sidecar: waiting for {file}, which gossamer serve writes beside its mesh file", err=True
+            )
+            said = True
+        time.sleep(0.1)
+
+
 def _roots_file(flags: SidecarFlags, registration: Registration) -> Path:
     """Return the file of the mesh's certificate authorities that Envoy follows.
 
@@ -98,8 +119,10 @@ def _roots_file(flags: SidecarFlags, registration: Registration) -> Path:
     if flags.mesh is not None:
         return roots_file(flags.mesh.absolute())
     assert registration.roots is not None
+    # Two meshes may each have a sidecar of this name on this host.
+    mesh = hashlib.sha256(registration.roots.trust_domain.encode()).hexdigest()[:8]
     path = runtime_path(
-        registration.sidecar.service_id, ".roots.pem", os.environ, what="the mesh's certificate authorities",
+        registration.sidecar.service_id, f".{mesh}.roots.pem", os.environ, what="the mesh's certificate authorities",
         instead="set RUNTIME_DIRECTORY to a folder of this user's, or give a file of authorities with --xds-ca",
     )  # fmt: skip
     try:

@@ -32,7 +32,7 @@ HEADER = """\
 #
 # Docker Compose 2.23.1 or newer. Each service of the shop is three containers in one network namespace: the
 # application, one that redirects and ends (it alone has NET_ADMIN), and the sidecar under a user of its own. A demo:
-# Consul runs without ACLs, and its state is in memory.
+# Consul runs without ACLs, and its state is in memory. xDS is over TLS, with a certificate of the mesh.
 """
 
 
@@ -157,6 +157,8 @@ def _three(service: str, instance: str) -> dict[str, Any]:
                 admin=f"unix:{commands.ENVOY_ADMIN_SOCKET}",
             ),
             "user": str(commands.ENVOY_UID),
+            # Where the mesh's certificate authorities are kept for Envoy.
+            "environment": {"RUNTIME_DIRECTORY": str(PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent)},
             # The application shares the network, not the files: Envoy's admin interface shows the token.
             "tmpfs": [f"{PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent}:uid={commands.ENVOY_UID},mode=0700"],
             "depends_on": {f"{name}-redirect": {"condition": "service_completed_successfully"}},

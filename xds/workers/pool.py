@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.ads.call import STATUS_TIMEOUT
+from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
@@ -116,7 +117,12 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "xds.workers.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                sys.executable,
+                "-m",
+                "xds.workers.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stderr=sys.stderr,
             )
         worker = Worker(await Link.over(ours), process)
         worker.link.say(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
@@ -212,6 +218,9 @@ class WorkerPool:
 
         found = await asyncio.gather(*map(one, list(self._workers.values())), return_exceptions=True)
         return [each for each in found if not isinstance(each, BaseException)]
+
+    def take_grpc_event(self, event: Event) -> None:
+        """Do nothing: connections are the workers', and so is what gRPC logs of them."""
 
     async def sidecars(self) -> list[dict[str, Any]]:
         """Every connected sidecar, as plain data."""

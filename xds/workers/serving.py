@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.admin import status
+from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.server import AdsServer
 from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, TlsFiles
@@ -104,7 +105,6 @@ class Serving:
             if not shared:
                 self._reservation = await reserve(address)
             self._address = address if self._reservation is None else self._reservation.address
-            self._demand(Demand())
             return int(self._address.rpartition(":")[2])
         try:
             certificate = None if self._tls is None else await asyncio.to_thread(FileCertificate, self._tls)
@@ -125,6 +125,7 @@ class Serving:
             Exception: following the mesh failed, which is nobody's fault but ours.
         """
         if isinstance(self._tls, MeshTls):
+            self._demand(Demand())
             await self._certified.wait()
             if self._failure is None:
                 await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
@@ -158,6 +159,10 @@ class Serving:
         missing = self.plane.mesh.missing()
         waits = isinstance(self._tls, MeshTls) and not self._certified.is_set()
         return (*missing, CERTIFICATE) if waits else missing
+
+    def take_grpc_event(self, event: Event) -> None:
+        """Take what gRPC's log says of a connection."""
+        self._ads.handshakes.take(event, asyncio.get_running_loop().time())
 
     async def sidecars(self) -> list[dict[str, Any]]:
         """Every connected sidecar, as plain data."""

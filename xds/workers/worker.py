@@ -6,23 +6,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import signal
 import socket
 import sys
 
 from xds.ads.listening import ListenError
 from xds.ads.loop import EventLoop
+from xds.workers.grpc_log import GrpcLog, take_over
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
+from xds.workers.logs import configure
 from xds.workers.serving import Serving, prepare_process
 
 
-async def work(end: socket.socket) -> None:
+async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
     """Serve until the other end has gone."""
     link = await Link.over(end)
     start = await link.hear()
     assert isinstance(start, Start)
-    logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)-7s worker %(process)d: %(message)s")
+    configure(start.log_level, "worker")
     serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)), start.tls)
     try:
         port = await serving.start(start.address, shared=True)
@@ -33,7 +35,8 @@ async def work(end: socket.socket) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(serving.watch())
-            await _obey(link, serving)
+            with grpc_log.followed(serving.take_grpc_event):
+                await _obey(link, serving)
             watching.cancel()
     finally:
         await serving.stop()
@@ -58,9 +61,10 @@ def main() -> None:
     # So does a service manager's SIGTERM, to all processes of the service.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    grpc_log = take_over(os.environ)
     prepare_process()
     with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(work(socket.socket(fileno=int(sys.argv[1]))))
+        runner.run(work(socket.socket(fileno=int(sys.argv[1])), grpc_log))
 
 
 if __name__ == "__main__":

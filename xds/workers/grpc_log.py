@@ -1,0 +1,78 @@
+"""The log that gRPC writes to standard error, taken for ours.
+
+gRPC's C++ code writes to file descriptor 2 and has no other way to hand its log over. So the descriptor becomes one end
+of a pipe that the event loop reads, and Python's own standard error the descriptor that was there before. The pipe
+never blocks who writes to it: lines that find no room are lost.
+
+An operator who sets ``GRPC_VERBOSITY`` or ``GRPC_TRACE`` gets gRPC's log as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+
+from xds.ads.handshakes import Event, Other, Parser
+
+STANDARD_ERROR = 2
+PIPE_SIZE = 1 << 20
+"""Bytes of gRPC's log that wait while the event loop is busy; a connection makes some three thousand."""
+VARIABLES = {"GRPC_VERBOSITY": "info", "GRPC_TRACE": "handshaker"}
+
+
+class GrpcLog:
+    """gRPC's log.
+
+    Args:
+        reader: the end of the pipe that is read; ``None`` where the log is left as it is.
+    """
+
+    def __init__(self, reader: int | None = None) -> None:
+        self._reader = reader
+        self._parser = Parser()
+
+    @contextmanager
+    def followed(self, take: Callable[[Event], None]) -> Iterator[None]:
+        """Hand each event to ``take`` as long as the block runs, on the running event loop."""
+        if self._reader is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._reader, self._read, self._reader, take)
+        try:
+            yield
+        finally:
+            loop.remove_reader(self._reader)
+
+    def _read(self, reader: int, take: Callable[[Event], None]) -> None:
+        for event in self._parser.feed(os.read(reader, PIPE_SIZE)):
+            if isinstance(event, Other) and not event.grpc:
+                sys.stderr.write(event.text.decode("utf-8", "replace") + "\n")
+            else:
+                take(event)
+
+
+def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
+    """Take gRPC's log over; to be called before gRPC is first used and before logging is configured."""
+    # A worker inherits the values that the process before it set.
+    if any(environment.get(name, value) != value for name, value in VARIABLES.items()):
+        return GrpcLog()
+    environment.update(VARIABLES)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    with suppress(OSError):  # of a user who has as many pages in pipes as he may
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    before = os.dup(STANDARD_ERROR)
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(before, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    os.dup2(writer, STANDARD_ERROR, inheritable=False)
+    os.close(writer)
+    # What Python says when the process crashes would be lost in the pipe.
+    faulthandler.enable(sys.stderr)
+    return GrpcLog(reader)

@@ -101,9 +101,7 @@ def _wait_for(file: Path) -> None:
     said = False
     while not file.exists() and time.monotonic() < until:
         if not said:
-            click.echo(
-                f"gossamer sidecar: waiting for {file}, which gossamer serve writes beside its mesh file", err=True
-            )
+            click.echo(f"gossamer sidecar: waiting for {file}, which gossamer serve --mesh writes", err=True)
             said = True
         time.sleep(0.1)
 

@@ -85,6 +85,7 @@ class Parser:
         if header is None:
             if self._in_entry and _CONTINUATION.match(line):
                 return self._failed(line) if self._error else None
+            self._in_entry = False
             return Other(line, grpc=False)
         self._in_entry, self._error = True, b""
         text = line[header.end() :]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+import pytest
 
 from xds.envoy import bootstrap, names
 
@@ -34,6 +37,28 @@ def test_host_names_are_resolved_by_envoy() -> None:
         bootstrap.BootstrapInputs("a", "a", "", (("gossamer.example", 18000),), ("127.0.0.1", 19000), "", "")
     )
     assert made["static_resources"]["clusters"][0]["type"] == "STRICT_DNS"
+
+
+@pytest.mark.parametrize("datacenter", ["dc1", ""])
+def test_a_control_plane_of_the_mesh_is_verified_by_its_identity(datacenter: str) -> None:
+    identity = names.ControlPlaneIdentity("1234-abcd.consul", datacenter)
+    tls = bootstrap.ControlPlaneTls("PEM", identity=identity)
+    made = bootstrap.sidecar_bootstrap(replace(INPUTS, tls=tls))
+    socket = made["static_resources"]["clusters"][0]["transport_socket"]["typed_config"]
+    verified = socket["common_tls_context"]["validation_context"]
+    assert verified["trusted_ca"] == {"inline_string": "PEM"}
+    assert "watched_directory" not in verified
+    (expected,) = verified["match_typed_subject_alt_names"]
+    assert expected["san_type"] == "URI"
+    right = "spiffe://1234-abcd.consul/ns/default/dc/dc1/svc/gossamer"
+    wrong = [
+        right.replace("gossamer", other) for other in ("web", "Gossamer", "gossamer2", "x/gossamer", "gossamer/x", "")
+    ]
+    wrong += [right.replace("-", "x"), right.replace("/ns/default", ""), f"x{right}", right.replace("dc1", "a/b")]
+    pattern = expected["matcher"].get("safe_regex", {"regex": re.escape(expected["matcher"].get("exact", ""))})["regex"]
+    for matches in (pattern, identity.pattern()):
+        assert re.fullmatch(matches, right)
+        assert not any(re.fullmatch(matches, each) for each in wrong)
 
 
 def test_consuls_tags_are_read_from_our_stat_names() -> None:

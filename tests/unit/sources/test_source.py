@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from xds.mesh import mesh
-from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafKey, LeafRefused
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
 from xds.sources.consul import chains
@@ -270,6 +270,22 @@ async def test_without_the_right_it_is_said_which_token_lacks_it(
     reading.consul.allow("service", "write", "web", allowed=False)
     reading.source.demand(Demand(leaves=frozenset({key})))
     assert (await reading.until(Key(Kind.LEAF, key), LeafRefused)).reason == words
+
+
+async def test_the_control_planes_own_certificate_is_a_trouble_until_it_is_there(reading: Reading) -> None:
+    reading.client.token = "own"
+    reading.consul.allow("service", "write", CONTROL_PLANE_SERVICE, allowed=False)
+    reading.source.demand(Demand(leaves=frozenset({CONTROL_PLANE_LEAF})))
+    said = await reading.until_trouble("certificate of the xDS port")
+    assert said.startswith("Gossamer's own token needs service:write on 'gossamer'; xDS is served over TLS")
+    assert """add 'service "gossamer" { policy = "write" }' to the policy""" in said
+    leaf = {"Service": CONTROL_PLANE_SERVICE, "CertPEM": "c", "PrivateKeyPEM": "k", "SerialNumber": "1"}
+    reading.consul.say(f"/v1/agent/connect/ca/leaf/{CONTROL_PLANE_SERVICE}", leaf)
+    reading.client.token = "another"  # the token file was replaced
+    reading.consul.allow("service", "write", CONTROL_PLANE_SERVICE)
+    await reading.until(Key(Kind.LEAF, CONTROL_PLANE_LEAF), Leaf)
+    await reading.until_true(lambda: not reading.source.troubles())
+    assert ("/v1/agent/connect/ca/leaf/gossamer", "another") in reading.consul.tokens
 
 
 async def test_a_certificate_of_another_service_is_refused(reading: Reading) -> None:

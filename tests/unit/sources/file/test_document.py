@@ -30,6 +30,13 @@ def refusal(text: str) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["gossamer", "Gossamer"])
+def test_a_service_can_not_have_the_control_planes_name(name: str) -> None:
+    assert f"{name!r} is Gossamer itself, and another service" in refusal(GOOD.replace("web", name))
+    outside = f"default_intention_policy: deny\nservices: [{{name: {name}, port: 80}}]\n"
+    assert parse("mesh.yaml", outside)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ import pytest
 
 from tests.unit.sources.file.meshes import intentions, mesh, service
 from xds.lab.processes import eventually
-from xds.mesh.facts import Leaf, LeafKey, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_LEAF, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Mesh
 from xds.sources.file import source as source_module
 from xds.sources.file.authority import OLD_ROOT_TRUSTED
 from xds.sources.file.document import RefusedError
+from xds.sources.file.registration import NoRootsError, read_roots
 from xds.sources.file.source import FileSettings, FileSource
 from xds.sources.file.state import StateFolder
 
@@ -231,6 +233,59 @@ async def test_a_certificate_needs_the_token_that_the_file_names(tmp_path: Path)
         bench.file.write_text(mesh(service("web", token="a"), service("api", token="w")))
         await bench.until(lambda: isinstance(bench.mesh.leaf(keys[2]), Leaf))
         assert isinstance(bench.mesh.leaf(keys[0]), LeafRefused)
+
+
+async def test_the_control_plane_needs_no_token_and_its_roots_are_published(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web", token="w")), tokens_needed=True)
+    file = bench.settings.roots_file
+
+    async def published() -> str:
+        return file.read_text() if file.exists() else ""
+
+    async with bench.running():
+        assert not file.exists()
+        bench.source.demand(Demand(leaves=frozenset({CONTROL_PLANE_LEAF})))
+        await bench.until(lambda: isinstance(bench.mesh.leaf(CONTROL_PLANE_LEAF), Leaf))
+        first = await eventually("the roots", published)
+        assert read_roots(file).trust_domain == bench.source._mesh.authority.trust_domain
+        folder = StateFolder(bench.settings.state)
+        await asyncio.to_thread(folder.rotate, bench.now)
+        both = await eventually("the next roots", published, until=lambda found: found != first)
+        assert both.endswith(first)
+        assert len(both) > len(first)
+        assert "PRIVATE KEY" not in both
+        assert file.stat().st_mode & 0o777 == 0o644
+
+
+async def test_roots_that_can_not_be_published_are_a_trouble(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mesh(service("web")))
+    bench.settings.roots_file.mkdir()
+    (bench.settings.roots_file / "in the way").write_text("")
+    async with bench.running():
+        bench.source.demand(Demand(leaves=frozenset({CONTROL_PLANE_LEAF})))
+        await bench.until_troubled(True)
+        assert "can't write" in bench.source.troubles()["roots file"]
+        (bench.settings.roots_file / "in the way").unlink()
+        bench.settings.roots_file.rmdir()
+        bench.file.write_text(mesh(service("web"), service("api")))
+        await bench.until_troubled(False)
+    assert sorted(each.name for each in os.scandir(tmp_path)) == ["mesh.yaml", "mesh.yaml.roots.pem", "mesh.yaml.state"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file.*'gossamer serve' writes it"),
+        ("", "is not what gossamer serve wrote"),
+        ("é", "is not what"),
+    ],
+)
+def test_roots_that_can_not_be_read_are_an_error(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "mesh.yaml.roots.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(NoRootsError, match=words):
+        read_roots(file)
 
 
 async def test_without_tokens_it_is_for_loopback_only(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Tests of how a sidecar connects to its control plane, and of what it says of one that does not fit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.unit.control.test_plane import Bench
+from xds.ads.server import AdsServer
+from xds.ads.tls import MeshCertificate
+from xds.cli.control_plane import ControlPlane, control_plane_flags
+from xds.cli.control_plane_check import mismatches
+from xds.control.registry import PlaneRegistry
+from xds.envoy.bootstrap import ControlPlaneTls
+from xds.envoy.names import ControlPlaneIdentity
+from xds.sources.file.authority import issue, new_authority
+
+NOW = datetime.now(UTC)
+AUTHORITY = new_authority(NOW)
+OTHER = new_authority(NOW)
+
+
+def resolved(*arguments: str) -> ControlPlane:
+    found: list[ControlPlane] = []
+
+    @click.command()
+    @control_plane_flags
+    def command(control_plane: ControlPlane) -> None:
+        found.append(control_plane)
+
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mesh"),
+    [
+        ([], False),
+        (["--xds", "localhost:18000"], False),
+        (["--xds", "[::1]:18000"], False),
+        (["--xds", "10.0.0.1:18000"], True),
+        (["--xds", "gossamer.example:18000"], True),
+        (["--xds", "127.0.0.1:18000", "--xds", "10.0.0.1:18000"], True),
+        (["--xds", "10.0.0.1:18000", "--plaintext"], False),
+        (["--tls", "mesh"], True),
+    ],
+)
+def test_it_is_over_tls_beyond_loopback(arguments: Sequence[str], mesh: bool) -> None:
+    found = resolved(*arguments)
+    assert found.mesh is mesh
+    assert found.files is None
+
+
+def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
+    found = resolved("--xds", "10.0.0.1:18000", "--xds-ca", "/ca.pem", "--xds-sni", "name")
+    assert not found.mesh
+    assert found.files == ControlPlaneTls(Path("/ca.pem"), "name")
+
+
+@asynccontextmanager
+async def control_plane(service: str | None) -> AsyncIterator[tuple[str, int]]:
+    """A control plane with the certificate of a service of the mesh, or in plain text."""
+    server = AdsServer(PlaneRegistry(Bench().plane))
+    certificate = None
+    if service is not None:
+        certificate = MeshCertificate()
+        certificate.use(issue(AUTHORITY, service, "dc1", NOW, 0.5).leaf)
+    port = await server.start("127.0.0.1:0", certificate=certificate)
+    try:
+        yield "127.0.0.1", port
+    finally:
+        await server.stop()
+
+
+def mesh_tls(authority: Any = AUTHORITY, datacenter: str = "") -> ControlPlaneTls:
+    return ControlPlaneTls(
+        authority.trusted(NOW).pem(), identity=ControlPlaneIdentity(AUTHORITY.trust_domain, datacenter)
+    )
+
+
+@pytest.mark.parametrize(
+    ("service", "tls", "words"),
+    [
+        ("gossamer", mesh_tls(), None),
+        ("gossamer", mesh_tls(datacenter="dc1"), None),
+        ("gossamer", mesh_tls(datacenter="dc2"), "/dc/dc1/svc/gossamer, not for the service 'gossamer' of"),
+        ("web", mesh_tls(), "/svc/web, not for the service 'gossamer' of"),
+        ("gossamer", mesh_tls(OTHER), "is not of an authority of the mesh"),
+        (
+            "gossamer",
+            ControlPlaneTls("garbage", identity=ControlPlaneIdentity("x")),
+            "can't use the authorities",
+        ),
+        ("gossamer", None, "expects TLS: give --tls mesh"),
+        (None, mesh_tls(), "speaks plain text, not TLS: start it with --tls mesh"),
+        (None, None, None),
+    ],
+)
+async def test_what_does_not_fit_is_said(service: str | None, tls: ControlPlaneTls | None, words: str | None) -> None:
+    async with control_plane(service) as address:
+        found = await asyncio.to_thread(mismatches, [address], tls)
+    if words is None:
+        assert found == []
+    else:
+        (problem,) = found
+        assert words in problem

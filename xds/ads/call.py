@@ -12,11 +12,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
+from xds.ads.listening import peer_address
 from xds.ads.tls import spiffe_ids
 
 log = logging.getLogger(__name__)
@@ -159,8 +159,3 @@ class Call:
         if self._writing is not None and not self._writing.done():
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
-
-
-def peer_address(peer: str) -> str:
-    """Return gRPC's name of a peer (``ipv4:127.0.0.1:80``, ``ipv6:%5B::1%5D:80``) as ``host:port``."""
-    return unquote(peer.partition(":")[2] or peer)

@@ -12,7 +12,7 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from xds.ads.call import peer_address
+from xds.ads.listening import peer_address
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,8 @@ _REMEDIES = {
     " --tls-client-ca",
     "UNSUPPORTED_PROTOCOL": "the client offers an old version of TLS: 1.2 or newer is expected",
     "NO_SHARED_CIPHER": "the client offers no cipher that this server has: TLS 1.2 or newer with ECDHE is expected",
+    # What an alert that OpenSSL sends in TLS 1.3 before its keys are in use looks like here.
+    "BAD_PACKET_LENGTH": _CLIENT_REFUSES.format("its authority, name or validity"),
     "TLSV1_ALERT_UNKNOWN_CA": _CLIENT_REFUSES.format("its authority is unknown there"),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_REFUSES.format("it has expired, by the client's clock"),
     "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_REFUSES.format("it is for another name"),

@@ -1,4 +1,4 @@
-"""Addresses that a server listens on."""
+"""Addresses that a server listens on, and those of its clients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import socket
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from xds.mesh.addresses import join_host_port
 
@@ -109,3 +110,8 @@ def _bound(family: int, kind: int, protocol: int, at: tuple[Any, ...], *, shared
         made.close()
         raise
     return made
+
+
+def peer_address(peer: str) -> str:
+    """Return gRPC's name of a peer (``ipv4:127.0.0.1:80``, ``ipv6:%5B::1%5D:80``) as ``host:port``."""
+    return unquote(peer.partition(":")[2] or peer)

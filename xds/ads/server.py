@@ -21,9 +21,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio
 
-from xds.ads.call import STATUS_TIMEOUT, peer_address
+from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.handshakes import Handshakes
-from xds.ads.listening import ListenError, free_addresses
+from xds.ads.listening import ListenError, free_addresses, peer_address
 from xds.ads.stream import Registry, Stream
 from xds.ads.tls import ServerCertificate
 from xds.ads.turns import Turns

@@ -95,7 +95,9 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
                 f"the control plane at {shown} speaks plain text, not TLS: start it with --tls mesh or --tls-cert, or"
                 " give --plaintext here as well"
             )
-        if error.reason is None or "CERTIFICATE" not in error.reason:
+        # gRPC closes the connection where it misses or refuses a client certificate.
+        closed = isinstance(error, ssl.SSLEOFError)
+        if not closed and (error.reason is None or "CERTIFICATE" not in error.reason):
             return f"TLS with the control plane at {shown} failed: {error.reason or error}"
     except TimeoutError:
         return None

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xds.ads.listening import ListenError
-from xds.ads.loop import EventLoop
-from xds.ads.tls import MeshTls, TlsFiles
-from xds.app import Gossamer, ServeSettings, UnprotectedError
-from xds.cli.common import PEM_FILE, Failure, HostPort, Network, consul_flags, mesh_flag, state_flag
+from xds.cli.common import PEM_FILE, HostPort, Network, consul_flags, mesh_flag, state_flag
 from xds.mesh.addresses import IPNetwork, is_loopback
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
 from xds.policy.operator import CONSUL_VIRTUAL_IPS, OperatorSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
-from xds.sources.consul.settings import ConsulSettings, SettingsError
-from xds.sources.file.document import RefusedError
+from xds.sources.consul.settings import ConsulSettings
 from xds.sources.file.source import FileSettings
-from xds.sources.file.state import StateError
-from xds.workers.grpc_log import GrpcLog, take_over
+from xds.workers.grpc_log import take_over
 from xds.workers.logs import configure
-from xds.workers.serving import prepare_process
-
-log = logging.getLogger("gossamer")
 
 
 class Quota(click.ParamType[tuple[str, int]]):
@@ -219,9 +207,15 @@ def serve(
         raise click.UsageError("certificate files are --tls-cert and --tls-key; --tls-client-ca goes with both of them")
     if plaintext + (tls is not None) + (tls_cert is not None) > 1:
         raise click.UsageError("--plaintext, --tls mesh and --tls-cert exclude each other")
-    files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
+    # gRPC takes these variables of the environment when it is imported.
     grpc_log = take_over(os.environ)
+    from xds.ads.tls import MeshTls, TlsFiles
+    from xds.app import ServeSettings
+    from xds.cli.serving import run
+
+    files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     configure(log_level.upper())
+    mesh_tls = tls is not None or not (plaintext or is_loopback(listen[0]))
     settings = ServeSettings(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
@@ -238,41 +232,8 @@ def serve(
         ),
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,
-        tls=_tls(mesh=tls is not None or not (plaintext or is_loopback(listen[0])), files=files),
+        tls=files or (MeshTls() if mesh_tls else None),
         drain=drain,
         workers=workers,
     )
-    try:
-        with asyncio.Runner(loop_factory=EventLoop) as runner:
-            runner.run(run_until_signal(settings, grpc_log))
-    except (ListenError, SettingsError, RefusedError, StateError, UnprotectedError) as error:
-        raise Failure(str(error)) from error
-
-
-def _tls(*, mesh: bool, files: TlsFiles | None) -> TlsFiles | MeshTls | None:
-    return files or (MeshTls() if mesh else None)
-
-
-async def run_until_signal(settings: ServeSettings, grpc_log: GrpcLog) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Raises:
-        ListenError: an address can't be listened on.
-        UnprotectedError: an address is not this host's alone and nothing tells who connects there.
-        SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be used.
-    """
-    prepare_process()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        if stop.is_set():
-            os._exit(1)  # a second signal: at once; Envoys keep what they have
-        log.info("stopping")
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
-    async with Gossamer(settings) as gossamer:
-        with grpc_log.followed(gossamer.take_grpc_event):
-            await gossamer.serve(until=stop)
+    run(settings, grpc_log)

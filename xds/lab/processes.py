@@ -43,13 +43,14 @@ class Process:
         folder: Path | None = None,
     ) -> Process:
         """Start ``command`` in ``folder``, by default this process's. It is killed should this process die."""
+        inherited = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}  # only for this one
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **(environment or {})},
+                env={**inherited, **(environment or {})},
                 cwd=folder,
                 preexec_fn=_die_with_parent,
             )

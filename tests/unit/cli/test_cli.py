@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner, Result
@@ -105,3 +107,9 @@ def test_a_dry_run_prints_the_rules_and_changes_nothing() -> None:
 )
 def test_consuls_single_dash_spelling(given: str, taken: str) -> None:
     assert _two_dashes(given) == taken
+
+
+def test_commands_are_read_without_grpc() -> None:
+    """gRPC takes its log's variables when it is imported, and `gossamer serve` sets them; other commands need none."""
+    program = "import sys, xds.cli.main; sys.exit('grpc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

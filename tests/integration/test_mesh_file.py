@@ -108,6 +108,24 @@ async def test_a_rotation_breaks_nothing_and_touches_secrets_only(filed: Mesh) -
     assert (await sent("clusters"), await sent("listeners")) == (clusters, listeners)
 
 
+async def test_sidecars_verify_the_control_plane_with_the_root_of_the_day(filed: Mesh) -> None:
+    """The old root is distrusted at once, so only an Envoy that followed the file can connect again."""
+    lab = filed.lab
+    roots = lab.catalog.settings.roots_file  # type: ignore[attr-defined]  # of a mesh file
+
+    async def published() -> str:
+        return str(roots.read_text())
+
+    before = await published()
+    await run_to_end(*gossamer("ca", "rotate", "--mesh", str(lab.catalog.settings.mesh), "--distrust-old"))  # type: ignore[attr-defined]
+    after = await eventually("the new root to be published", published, until=lambda found: found != before)
+    assert before not in after
+    await lab.stop_gossamer()
+    await lab.start_gossamer()
+    await lab.served(filed.web, filed.api)
+    await answers(filed.web.host, filed.api_ip, PORT, "api-1")
+
+
 async def test_a_leaf_is_shaped_like_consuls(filed: Mesh, denying: Mesh) -> None:
     shapes = [await _leaf_shape(each.lab, each.web) for each in (filed, denying)]
     assert shapes[0] == shapes[1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from tests.certificates import TestAuthority
 from tests.integration.helpers import answers
 from xds.lab.mesh import Lab, Member
-from xds.lab.processes import eventually
+from xds.lab.processes import Process, eventually, run_to_end
+from xds.sources.file.authority import new_authority
 
 NAME = "gossamer.test"
 
@@ -59,26 +62,60 @@ async def test_sidecars_are_served_over_tls_while_the_certificate_is_replaced(se
     secured.authority.issue("server", NAME)
 
 
-@pytest.mark.parametrize("wrong", ["authority", "name", "plain text"])
-async def test_a_sidecar_that_can_not_verify_its_control_plane_says_so_and_gets_nothing(
-    secured: Secured, wrong: str
-) -> None:
-    lab = secured.lab
+async def log_says(process: Process, words: str) -> None:
+    async def said() -> str:
+        return process.tail(1000)
+
+    await eventually(f"{words!r} in the log of {process.name}", said, until=lambda text: words in text)
+
+
+HANDSHAKE = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(["h2"])
+with socket.create_connection((sys.argv[1], 18000), 20) as connection, context.wrap_socket(connection):
+    pass
+"""
+
+SIDES = {
+    "authority": ("is not of an authority in --xds-ca", "its authority is unknown there"),
+    "name": ("is not for 'other.test'", "it is for another name"),
+    "mesh": ("is not of an authority of the mesh", "its authority is unknown there"),
+    "plain text": ("expects TLS: give --tls mesh", "the client speaks plain text, and this port TLS"),
+    "expired": ("has expired: replace the file", "it has expired, by the client's clock"),
+}
+"""What the sidecar says of a mismatch, and what the server says of that sidecar's host."""
+
+
+@pytest.mark.parametrize("wrong", SIDES)
+async def test_a_mismatch_is_said_on_both_sides_and_the_sidecar_gets_nothing(secured: Secured, wrong: str) -> None:
+    lab, gossamer = secured.lab, secured.lab.gossamer
+    assert gossamer is not None
+    roots = lab.folder / "mesh.yaml.roots.pem"
     trust = {
         "authority": ("--xds-ca", str(TestAuthority(secured.folder, "wrong").file), "--xds-sni", NAME),
         "name": ("--xds-ca", str(secured.authority.file), "--xds-sni", "other.test"),
+        "mesh": (),
         "plain text": ("--plaintext",),
+        "expired": ("--xds-ca", str(secured.authority.file), "--xds-sni", NAME),
     }[wrong]
+    if wrong == "mesh":  # those of a mesh that this server has no certificate of
+        now = datetime.now(UTC)
+        roots.write_text(new_authority(now).trusted(now).pem())
+    if wrong == "expired":
+        secured.authority.issue("server", NAME, life=timedelta(seconds=3))
+        # The server takes the files at a handshake, while the certificate is valid still.
+        await run_to_end(*lab.control.command(sys.executable, "-c", HANDSHAKE, lab.control.address))
+        await asyncio.sleep(4)  # until it has expired, which no event tells
     member = await lab.member("odd", instance=wrong.replace(" ", "-"), sidecar=trust)
-    expected = {
-        "authority": "is not of an authority in --xds-ca",
-        "name": "is not for 'other.test'",
-        "plain text": "expects TLS: give --tls mesh",
-    }[wrong]
-
-    async def said() -> str:
-        return member.processes["sidecar"].tail()
-
-    await eventually("the reason in the sidecar's log", said, until=lambda text: expected in text)
+    of_sidecar, of_server = SIDES[wrong]
+    await log_says(member.processes["sidecar"], of_sidecar)
+    await log_says(gossamer, f"TLS with {member.host.address} failed: ")
+    line = next(each for each in gossamer.tail(1000).splitlines() if f"TLS with {member.host.address} failed" in each)
+    assert of_server in line
     assert member.sidecar_id not in await lab.sidecars()
+    await member.processes["sidecar"].stop()
     await lab.deregister(member)
+    secured.authority.issue("server", NAME)
+    roots.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from xds.files import write_public
 from xds.sources.file.source import roots_file
 
 if TYPE_CHECKING:
+    from xds.envoy.bootstrap import ControlPlaneTls
     from xds.sources.registration import Registration
 
 
@@ -76,6 +77,8 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
         if flags.mesh is None:
             tasks = _with_roots(tasks, followed, flags, registration)
     tls = flags.control_plane.tls(registration, followed)
+    if tls is not None:
+        tls = _with_secrets(tls, proxy_id)
     document = json.dumps(make_bootstrap(flags, registration, tls)).encode()
     descriptor = os.memfd_create("gossamer-bootstrap", 0)  # inherited by Envoy, unlike Python's default
     os.write(descriptor, document)
@@ -116,15 +119,39 @@ def _roots_file(flags: SidecarFlags, registration: Registration) -> Path:
     """
     if flags.mesh is not None:
         return roots_file(flags.mesh.absolute())
-    assert registration.roots is not None
-    # Two meshes may each have a sidecar of this name on this host.
-    mesh = hashlib.sha256(registration.roots.trust_domain.encode()).hexdigest()[:8]
+    roots = registration.roots
+    assert roots is not None
+    return _write(registration.sidecar.service_id, ".roots.pem", roots.pem(), roots.trust_domain)
+
+
+def _with_secrets(tls: ControlPlaneTls, proxy_id: str) -> ControlPlaneTls:
+    """Return the same TLS with secrets in files, so that Envoy follows the files of certificates.
+
+    Raises:
+        Failure: a file can't be written.
+    """
+    from xds.envoy.bootstrap import CA_SECRET, CERTIFICATE_SECRET
+
+    files = {name: _write(proxy_id, ".json", json.dumps(secret)) for name, secret in tls.secrets().items()}
+    return replace(tls, ca_secret=files.get(CA_SECRET), certificate_secret=files.get(CERTIFICATE_SECRET))
+
+
+def _write(proxy_id: str, suffix: str, content: str, mark: str = "") -> Path:
+    """Write a file of certificates for Envoy, and return its path.
+
+    Its name has a hash of ``mark``, which is the content where none is given: another mesh may have a sidecar of this
+    name on this host.
+
+    Raises:
+        Failure: it can't be written.
+    """
+    number = hashlib.sha256((mark or content).encode()).hexdigest()[:8]
     path = runtime_path(
-        registration.sidecar.service_id, f".{mesh}.roots.pem", os.environ, what="the mesh's certificate authorities",
-        instead="set RUNTIME_DIRECTORY to a folder of this user's, or give a file of authorities with --xds-ca",
+        proxy_id, f".{number}{suffix}", os.environ, what="the certificates of TLS with the control plane",
+        instead="set RUNTIME_DIRECTORY to a folder of this user's",
     )  # fmt: skip
     try:
-        write_public(path, registration.roots.pem())
+        write_public(path, content)
     except OSError as error:
         raise Failure(f"can't write {path}: {error.strerror}; set RUNTIME_DIRECTORY to another folder") from error
     return path

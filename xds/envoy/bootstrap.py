@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from envoy_data_plane.envoy.config.metrics import v3 as metrics
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as envoy_tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as http
+from envoy_data_plane.envoy.service.discovery import v3 as discovery
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
 from envoy_data_plane.google.protobuf import Struct
@@ -29,6 +30,9 @@ from xds.mesh.addresses import is_ip
 CONTROL_PLANE_CLUSTER = "local_agent"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
+
+CA_SECRET, CERTIFICATE_SECRET = "control_plane_ca", "control_plane_certificate"
+"""The secrets that a sidecar connects to its control plane with."""
 
 KEPT_STATS = (
     "cluster_manager.",
@@ -62,7 +66,11 @@ _DESTINATION_TAGS = {
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneTls:
-    """Authorities and names for TLS with a control plane. Envoy reads files again when they change."""
+    """Authorities and names for TLS with a control plane.
+
+    Envoy reads files of a bootstrap once. It follows files that are named in a secret, and secrets can be in files
+    themselves: see `secrets`.
+    """
 
     ca: Path | str
     """Certificate authorities, PEM: a file, or what would be in it."""
@@ -73,6 +81,29 @@ class ControlPlaneTls:
     certificate: Path | None = None
     """The sidecar's own certificate, PEM, where the control plane requires one."""
     key: Path | None = None
+    ca_secret: Path | None = None
+    """A file with the secret that names ``ca``; without, Envoy does not follow that."""
+    certificate_secret: Path | None = None
+    """A file with the secret that names ``certificate`` and ``key``."""
+
+    def secrets(self) -> dict[str, dict[str, Any]]:
+        """Return the contents of the files of secrets, as plain data by secret's name, for what is in files."""
+        found: dict[str, dict[str, Any]] = {}
+        if isinstance(self.ca, Path):
+            context = envoy_tls.CertificateValidationContext(
+                trusted_ca=_file(self.ca), watched_directory=_folder(self.ca)
+            )
+            found[CA_SECRET] = _secret_file(envoy_tls.Secret(name=CA_SECRET, validation_context=context))
+        if self.certificate and self.key:
+            certificate = envoy_tls.TlsCertificate(
+                certificate_chain=_file(self.certificate),
+                private_key=_file(self.key),
+                watched_directory=_folder(self.certificate),
+            )
+            found[CERTIFICATE_SECRET] = _secret_file(
+                envoy_tls.Secret(name=CERTIFICATE_SECRET, tls_certificate=certificate)
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,29 +186,32 @@ def _ads() -> core.ConfigSource:
 
 def _tls_socket(tls: ControlPlaneTls, hosts: list[str]) -> core.TransportSocket:
     """Return the TLS to a control plane whose certificate has the expected name or identity, or one of ``hosts``."""
-    context = envoy_tls.UpstreamTlsContext(
-        sni=tls.server_name or next((host for host in hosts if not is_ip(host)), ""),
-        common_tls_context=envoy_tls.CommonTlsContext(
-            tls_params=envoy_tls.TlsParameters(
-                tls_minimum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_2,
-                tls_maximum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_3,
-            ),
-            alpn_protocols=["h2"],
-            tls_certificates=[
-                envoy_tls.TlsCertificate(
-                    certificate_chain=_file(tls.certificate),
-                    private_key=_file(tls.key),
-                    watched_directory=_folder(tls.certificate),
-                )
-            ]
-            if tls.certificate and tls.key
-            else [],
-            validation_context=envoy_tls.CertificateValidationContext(
-                trusted_ca=_file(tls.ca) if isinstance(tls.ca, Path) else core.DataSource(inline_string=tls.ca),
-                watched_directory=_folder(tls.ca) if isinstance(tls.ca, Path) else None,
-                match_typed_subject_alt_names=_expected_names(tls, hosts),
-            ),
+    names = _expected_names(tls, hosts)
+    common = envoy_tls.CommonTlsContext(
+        tls_params=envoy_tls.TlsParameters(
+            tls_minimum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_2,
+            tls_maximum_protocol_version=envoy_tls.TlsParametersTlsProtocol.TLSv1_3,
         ),
+        alpn_protocols=["h2"],
+    )
+    if tls.ca_secret is not None:
+        common.combined_validation_context = envoy_tls.CommonTlsContextCombinedCertificateValidationContext(
+            default_validation_context=envoy_tls.CertificateValidationContext(match_typed_subject_alt_names=names),
+            validation_context_sds_secret_config=_secret_in(CA_SECRET, tls.ca_secret),
+        )
+    else:
+        common.validation_context = envoy_tls.CertificateValidationContext(
+            trusted_ca=_file(tls.ca) if isinstance(tls.ca, Path) else core.DataSource(inline_string=tls.ca),
+            match_typed_subject_alt_names=names,
+        )
+    if tls.certificate_secret is not None:
+        common.tls_certificate_sds_secret_configs = [_secret_in(CERTIFICATE_SECRET, tls.certificate_secret)]
+    elif tls.certificate and tls.key:
+        common.tls_certificates = [
+            envoy_tls.TlsCertificate(certificate_chain=_file(tls.certificate), private_key=_file(tls.key))
+        ]
+    context = envoy_tls.UpstreamTlsContext(
+        sni=tls.server_name or next((host for host in hosts if not is_ip(host)), ""), common_tls_context=common
     )
     return core.TransportSocket(name="envoy.transport_sockets.tls", typed_config=PackedAny.pack(context))
 
@@ -195,6 +229,20 @@ def _expected_names(tls: ControlPlaneTls, hosts: list[str]) -> list[envoy_tls.Su
         )
         for name in dict.fromkeys([tls.server_name] if tls.server_name else hosts)
     ]
+
+
+def _secret_file(secret: envoy_tls.Secret) -> dict[str, Any]:
+    response = discovery.DiscoveryResponse(resources=[PackedAny.pack(secret)])
+    return response.to_dict(casing=betterproto2.Casing.SNAKE)
+
+
+def _secret_in(name: str, file: Path) -> envoy_tls.SdsSecretConfig:
+    return envoy_tls.SdsSecretConfig(
+        name=name,
+        sds_config=core.ConfigSource(
+            path_config_source=core.PathConfigSource(path=str(file)), resource_api_version=core.ApiVersion.V3
+        ),
+    )
 
 
 def _file(path: Path) -> core.DataSource:

@@ -21,6 +21,10 @@ GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"
 PORT = 80
 
 
+DEBUG = ("--log-level", "debug")
+"""For every line that there is: what a lab wrote is searched for credentials when it ends."""
+
+
 def documented_rules(release: tuple[int, int]) -> str:
     """The ACL rules that the operating guide names, for this Consul."""
     found = re.search(r"```hcl\n(.*?)```", GUIDE.read_text(), re.DOTALL)
@@ -31,7 +35,7 @@ def documented_rules(release: tuple[int, int]) -> str:
 @pytest.fixture(scope="module")
 async def guarded() -> AsyncIterator[Mesh]:
     """Gossamer with no more than the documented permissions."""
-    async with Lab(acl=True, serve_rules=documented_rules(await version())) as lab:
+    async with Lab(acl=True, serve_rules=documented_rules(await version()), serve_arguments=DEBUG) as lab:
         await lab.consul.intention("web", "api", "allow")
         yield await start_mesh(lab)
 

@@ -19,7 +19,7 @@ from xds.lab import binaries
 from xds.lab.application import dial
 from xds.lab.commands import ADMIN_PORT, ENVOY_ADMIN_PORT, gossamer
 from xds.lab.consul import LabConsul, version
-from xds.lab.mesh import Lab, get
+from xds.lab.mesh import Lab, LeakError, get
 from xds.lab.mesh_file import MeshFile
 from xds.lab.network import Network, temporary_folder
 from xds.lab.processes import eventually, run_to_end
@@ -35,7 +35,7 @@ PORT = 80
 @pytest.fixture(scope="module")
 async def filed() -> AsyncIterator[Mesh]:
     """web and api on a mesh file, default deny, web may call api; virtual IPs by Gossamer."""
-    async with Lab(mesh_file=True) as lab:
+    async with Lab(mesh_file=True, serve_arguments=("--log-level", "debug")) as lab:
         web = await lab.member("web")
         api = await lab.member("api")
         await lab.catalog.intention("web", "api", "allow")
@@ -292,3 +292,11 @@ def _comparable(facts: FileFacts, service: str) -> list[Instance]:
             )
         )
     return sorted(plain, key=lambda instance: instance.service_id)
+
+
+async def test_a_run_that_writes_a_credential_fails() -> None:
+    """What every lab checks when it ends can fail."""
+    with pytest.raises(LeakError, match="a private key in other.log; the token of web in other.log"):
+        async with Lab(mesh_file=True) as lab:
+            token = await lab.catalog.token_for("web")
+            (lab.folder / "other.log").write_text(f"{token} -----BEGIN PRIVATE KEY-----")

@@ -28,6 +28,9 @@ class Catalog(Protocol):
     async def token_for(self, service: str) -> str:
         """A token that may be this service and nothing else."""
 
+    def credentials(self) -> dict[str, str]:
+        """Every token that there is or was, by what it is."""
+
     async def register(self, node: str, address: str, service: Mapping[str, Any]) -> None:
         """Register a service or a sidecar: Consul's JSON."""
 

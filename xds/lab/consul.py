@@ -62,6 +62,8 @@ class LabConsul:
         self.process: Process | None = None
         self._accessors: dict[str, str] = {}
         """The tokens that were made here, and by what each is deleted."""
+        self._made: list[str] = []
+        """Those that were deleted too."""
 
     @property
     def transparent(self) -> bool:
@@ -210,7 +212,13 @@ class LabConsul:
         policy = await self.put("/v1/acl/policy", {"Name": name, "Rules": rules})
         token = await self.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
         self._accessors[token["SecretID"]] = token["AccessorID"]
+        self._made.append(token["SecretID"])
         return str(token["SecretID"])
+
+    def credentials(self) -> dict[str, str]:
+        """Every token that there is or was, by what it is."""
+        made = {f"token {number} that was made": token for number, token in enumerate(self._made)}
+        return made | ({"the management token": self.token} if self.token else {})
 
     async def delete_token(self, secret: str) -> None:
         """Delete a token that `make_token` made."""

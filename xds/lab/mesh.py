@@ -39,6 +39,10 @@ class Member:
     processes: dict[str, Process] = field(default_factory=dict)
 
 
+class LeakError(Exception):
+    """A run wrote a credential where others can read it; the message says which and where."""
+
+
 class Lab:
     """A mesh. An asynchronous context manager: leaving it stops every process and removes every namespace.
 
@@ -113,7 +117,26 @@ class Lab:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit.aclose()
+        try:
+            # Whatever a run was about, nothing that was written in it may have a credential.
+            leaks = await self._leaks() if error is None else []
+        finally:
+            await self._exit.aclose()
+        if leaks:
+            raise LeakError(f"credentials were written: {'; '.join(leaks)}")
+
+    async def _leaks(self) -> list[str]:
+        """Return where a token or a private key stands in a log of Gossamer or Envoy, or in an admin answer."""
+        written: dict[str, str] = {}
+        for log in self.folder.glob("*.log"):
+            if log.name != "consul.log":
+                written[log.name] = await asyncio.to_thread(log.read_text, errors="replace")
+        if self.gossamer is not None and self.gossamer.running:
+            for path in ("/ready", "/metrics", "/v1/sidecars"):
+                _, found = await get(self.control, ADMIN_PORT, path)
+                written[path] = str(found)
+        secrets = {"a private key": "PRIVATE KEY-----", **self.catalog.credentials()}
+        return [f"{what} in {where}" for where, text in written.items() for what, one in secrets.items() if one in text]
 
     # -- the control plane ------------------------------------------------------------------------------------------
 

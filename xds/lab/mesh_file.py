@@ -50,6 +50,11 @@ class MeshFile:
         """The token of a service."""
         return self._tokens.setdefault(service, str(uuid.uuid4()))
 
+    def credentials(self) -> dict[str, str]:
+        """Every token that there is, by what it is."""
+        named = {f"the token of {each['id']}": each["token"] for each in self.services.values() if "token" in each}
+        return named | {f"the token of {service}": token for service, token in self._tokens.items()}
+
     def give_token(self, service_id: str) -> None:
         """Give a service a token of its own, as every one needs where others can connect."""
         self.services[service_id]["token"] = str(uuid.uuid4())

@@ -329,6 +329,8 @@ class ConsulSource:
             try:
                 with understanding():
                     await self._read_agent()
+                if not self._agent_state.answered:
+                    await self._say_whether_there_are_acls()
                 self._agent_state = WatchState(answered=True)
                 backoff.reset()
                 pause = AGENT_EVERY_S
@@ -338,6 +340,14 @@ class ConsulSource:
                 self._agent_state.error = str(error)
                 pause = backoff.after(error)
             await asyncio.sleep(pause)
+
+    async def _say_whether_there_are_acls(self) -> None:
+        if not await self._client.has_acls():
+            log.warning(
+                "Consul at %s has no ACLs: whoever connects is given the certificate of the service it says it is, as"
+                " Consul does itself",
+                self._client.settings.shown_address,
+            )
 
     async def _read_agent(self) -> None:
         batch: dict[Key, object] = {}

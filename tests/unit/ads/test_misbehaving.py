@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -164,19 +165,29 @@ async def test_a_token_is_in_no_log_no_metric_and_no_answer(
     assert "PRIVATE KEY" not in caplog.text
 
 
-async def test_a_client_that_reads_nothing_is_let_go(
-    serving: Serving, victim: Victim, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reads", [0, 1], ids=["nothing", "one byte at a time"])
+async def test_a_client_that_reads_too_slowly_is_let_go(
+    serving: Serving, victim: Victim, monkeypatch: pytest.MonkeyPatch, reads: int
 ) -> None:
+    """Time passes sixty times as fast as for a client that reads one byte per second."""
     monkeypatch.setattr(ads_server, "WRITE_TIMEOUT", 0.5)
     monkeypatch.setattr(ads_server, "WRITE_CHECK_INTERVAL", 0.1)
     serving.server._checking.cancel()  # type: ignore[union-attr]
     serving.server._checking = asyncio.create_task(serving.server._look_after())
-    _, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1)
     writer.write(raw_call(first_request()))
+
+    async def read_slowly() -> None:
+        while await reader.read(1):  # noqa: ASYNC110 - slowly is the point
+            await asyncio.sleep(1 / 60)
+
+    reading = asyncio.create_task(read_slowly()) if reads else None
     await until(lambda: len(serving.bench.plane.proxies()) == 2)
     for number in range(400):  # more than the client's window of 64 KiB takes
         serving.bench.service(f"many-{number}", f"240.4.{number // 250}.{number % 250}")
     await until(lambda: len(serving.bench.plane.proxies()) == 1)
+    if reading is not None:
+        reading.cancel()
     writer.close()
 
 
@@ -231,8 +242,12 @@ async def connect_and_leave(serving: Serving) -> None:
 
 
 async def connect_and_say_nothing(serving: Serving) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     sockets = []
-    for _ in range(400):
+    # Both ends are in this process.
+    for _ in range(min(10_000, (most - 1000) // 2)):
         made = socket.socket()
         made.setblocking(False)
         await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", serving.port))
@@ -243,6 +258,8 @@ async def connect_and_say_nothing(serving: Serving) -> None:
     stream.cancel()
     for made in sockets:
         made.close()
+    await until(lambda: sum(1 for _ in os.scandir("/proc/self/fd")) < soft)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def half_close(serving: Serving) -> None:

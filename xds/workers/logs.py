@@ -14,6 +14,7 @@ from dataclasses import dataclass
 SAME_TEXT_INTERVAL = 60.0
 """Seconds before a line is logged again with the same text."""
 TEXTS_KEPT = 1000
+KINDS_KEPT = 1000
 KIND_BURST = 50
 """Lines of one kind, that is with one format string, that are logged at once."""
 KIND_RATE = 1.0
@@ -48,6 +49,8 @@ class LineLimit(logging.Filter):
             return True
         now, text = self._clock(), record.getMessage()
         kind = self._kinds.setdefault(str(record.msg), _Kind(KIND_BURST, now))
+        if len(self._kinds) > KINDS_KEPT:
+            del self._kinds[next(iter(self._kinds))]
         kind.allowance = min(KIND_BURST, kind.allowance + (now - kind.at) * KIND_RATE)
         kind.at = now
         last = self._texts.get(text)

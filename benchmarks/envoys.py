@@ -45,6 +45,8 @@ REQUESTS = {"tcp": b"", "http": b"GET / HTTP/1.1\r\nHost: called\r\n\r\n"}
 GREETINGS = {"tcp": b"hello\n", "http": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n"}
 """What who is called answers to that."""
 ENVOY_ADMIN = 19000
+OPEN = ("--insecure", "--plaintext")
+"""Flags of `gossamer serve` beside played answers: no ACLs, in a network of the benchmark's own."""
 DESIGNS = ("eager", "on-demand", "eager, HTTP", "on-demand, HTTP", "chains")
 
 
@@ -136,7 +138,9 @@ async def _one(stage: Stage, caller: Host, server: Called, services: int, design
     where = {"address": stage.host.address, "port": SERVER_PORTS[protocol], "own": {"s-0": caller.address}}
     async with stage.playback(services + 1, 1, [], templates=server.templates(protocol), where=where) as played:
         clusters = "eager" if design == "chains" else design.partition(",")[0]
-        async with stage.serve("--consul", played.url, "--clusters", clusters, host=stage.host.address) as served:
+        async with stage.serve(
+            "--consul", played.url, "--clusters", clusters, *OPEN, host=stage.host.address
+        ) as served:
             await served.ready()
             if design != "chains":
                 return await _with_envoy(stage, caller, played, SERVE_PORT, None, services, protocol)

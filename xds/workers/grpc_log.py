@@ -62,13 +62,16 @@ def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
     # A worker inherits the values that the process before it set.
     if any(environment.get(name, value) != value for name, value in VARIABLES.items()):
         return GrpcLog()
+    try:
+        before = os.dup(STANDARD_ERROR)
+    except OSError:  # the process was started without one
+        return GrpcLog()
     environment.update(VARIABLES)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     with suppress(OSError):  # of a user who has as many pages in pipes as he may
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    before = os.dup(STANDARD_ERROR)
     sys.stderr.flush()
     sys.stderr = os.fdopen(before, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(writer, STANDARD_ERROR, inheritable=False)

@@ -115,10 +115,10 @@ class Hosts:
         line = self.machines[host].command("sh", "-c", f"exec {command}" if goes_on else command, cwd=self.work)
         if goes_on:
             process = await self.start(f"{host}-{goes_on[1]}", line)
-            await eventually(f"{command!r} to be up", lambda: self._is_up(host, goes_on[1], process), within_s=60)
+            await eventually(f"{command!r} to be up", lambda: self._is_up(host, goes_on[1], process), within_s=150)
         elif command.startswith("curl") or "--verify" in command:
             # Whoever types is slower than the mesh, and than an agent that connects again; the tests are not.
-            await eventually(f"{command!r} to succeed", lambda: self._succeeds(line), within_s=60)
+            await eventually(f"{command!r} to succeed", lambda: self._succeeds(line), within_s=150)
         else:
             await run_to_end(*line)
 
@@ -150,7 +150,7 @@ async def hosts() -> AsyncIterator[tuple[Hosts, Network]]:
         yield made, network
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 async def test_start_here_and_the_mesh_file() -> None:
     async with hosts() as (made, _):
         await made.type("start.md")
@@ -170,7 +170,7 @@ async def test_start_here_and_the_mesh_file() -> None:
         await eventually("api to be out of reach", refused)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 async def test_on_vms_and_moving() -> None:
     """With a Consul server on a host of its own and an agent on each other one."""
     old = await version() < (1, 11)
@@ -218,7 +218,7 @@ async def _agent(made: Hosts, name: str, on: Callable[..., list[str]], address: 
         process.alive()
         return await made._succeeds(leader)
 
-    await eventually(f"the Consul agent on {name} to know a leader", usable, within_s=60)
+    await eventually(f"the Consul agent on {name} to know a leader", usable, within_s=150)
 
 
 RUN = {"start.md", "mesh-file.md", "vms.md", "moving.md"}

@@ -104,10 +104,10 @@ async def test_a_mismatch_is_said_on_both_sides_and_the_sidecar_gets_nothing(sec
         now = datetime.now(UTC)
         roots.write_text(new_authority(now).trusted(now).pem())
     if wrong == "expired":
-        secured.authority.issue("server", NAME, life=timedelta(seconds=3))
+        secured.authority.issue("server", NAME, life=timedelta(seconds=10))
         # The server takes the files at a handshake, while the certificate is valid still.
         await run_to_end(*lab.control.command(sys.executable, "-c", HANDSHAKE, lab.control.address))
-        await asyncio.sleep(4)  # until it has expired, which no event tells
+        await asyncio.sleep(11)  # until it has expired, which no event tells
     member = await lab.member("odd", instance=wrong.replace(" ", "-"), sidecar=trust)
     of_sidecar, of_server = SIDES[wrong]
     await log_says(member.processes["sidecar"], of_sidecar)

@@ -33,7 +33,8 @@ _STEP = b"CallNextHandshakerLocked: error="
 _FINISHED = re.compile(rb"error=OK shutdown=false index=2,")
 _PEER = re.compile(rb"grpc\.internal\.endpoint_peer_address=([^,}]+)")
 _REASON = re.compile(rb"(?:routines:OPENSSL_internal:)(\w+)(?:: ([^:]+))?")
-_NOISE = (b"Log level INFO is not suitable", b"No match found for server name")
+SERVER_NAME = b"No match found for server name"
+_NOISE = (b"Log level INFO is not suitable", SERVER_NAME)
 """Warnings about the log itself, and about a server name that has no certificate of its own."""
 
 
@@ -72,6 +73,8 @@ class Parser:
         self._partial = b""
         self._in_entry = False
         """Whether the line before was of an entry of gRPC's log that may have further lines."""
+        self._in_server_name = False
+        """Whether the line before has a server name that a client sent, which may have further lines."""
         self._error = b""
         """The error of a handshake whose address is in one of the next lines."""
 
@@ -83,12 +86,15 @@ class Parser:
     def _line(self, line: bytes) -> Event | None:
         header = _HEADER.match(line)
         if header is None:
+            if self._in_server_name:  # the client chose it, line breaks and all
+                return None
             if self._in_entry and _CONTINUATION.match(line):
                 return self._failed(line) if self._error else None
             self._in_entry = False
             return Other(line, grpc=False)
         self._in_entry, self._error = True, b""
         text = line[header.end() :]
+        self._in_server_name = text.startswith(SERVER_NAME)
         if text.startswith(_STEP):
             if _FINISHED.search(text):
                 peer = _PEER.search(text)
@@ -168,7 +174,10 @@ class Handshakes:
             case Finished(peer) if not self.tls and len(self._open) < CONNECTIONS_KEPT:
                 self._open[peer] = now
             case Other(text, grpc=True):
-                log.warning("gRPC: %s", text.decode("utf-8", "replace"))
+                log.warning("gRPC: %r", text.decode("utf-8", "replace"))
+            case Other(text) if text.strip():
+                # What a client may have a part in is quoted, and limited as every line is.
+                log.warning("standard error: %r", text.decode("utf-8", "replace"))
 
     def called(self, peer: str) -> None:
         """Note that a call arrived from a peer, ``host:port``."""

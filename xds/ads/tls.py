@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from xds.files import states
@@ -197,7 +198,7 @@ def _usable(certificate: bytes, key: bytes, certificate_name: str, key_name: str
     found = _certificates(certificate_name, certificate)[0]
     try:
         private = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TlsError(f"{key_name} has no private key in PEM without a password: {error}") from None
     if private.public_key() != found.public_key():
         raise TlsError(f"the key in {key_name} is not that of the certificate in {certificate_name}")
@@ -222,7 +223,7 @@ def _content(path: Path) -> bytes:
 def _certificates(name: str, content: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise TlsError(f"{name} has no certificate in PEM") from None
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 
-from xds.ads.handshakes import Event, Other, Parser
+from xds.ads.handshakes import Event, Parser
 
 STANDARD_ERROR = 2
 PIPE_SIZE = 1 << 20
@@ -51,10 +51,7 @@ class GrpcLog:
 
     def _read(self, reader: int, take: Callable[[Event], None]) -> None:
         for event in self._parser.feed(os.read(reader, PIPE_SIZE)):
-            if isinstance(event, Other) and not event.grpc:
-                sys.stderr.write(event.text.decode("utf-8", "replace") + "\n")
-            else:
-                take(event)
+            take(event)
 
 
 def take_over(environment: MutableMapping[str, str]) -> GrpcLog:

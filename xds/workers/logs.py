@@ -47,7 +47,11 @@ class LineLimit(logging.Filter):
         """Return whether a line is logged; the next one of its kind says how many were left out before it."""
         if record.levelno <= logging.DEBUG:
             return True
-        now, text = self._clock(), record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # logging reports a line that can't be formatted; whoever logs it goes on
+            return True
+        now = self._clock()
         kind = self._kinds.setdefault(str(record.msg), _Kind(KIND_BURST, now))
         if len(self._kinds) > KINDS_KEPT:
             del self._kinds[next(iter(self._kinds))]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from xds.admin.server import AdminServer
-from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
@@ -20,6 +19,7 @@ from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.source import FileSettings, FileSource
+from xds.workers.grpc_log import GrpcLog
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
 
@@ -84,10 +84,10 @@ class Gossamer:
         UnprotectedError: on entering, an address is not this host's alone and nothing tells who connects there.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, grpc_log: GrpcLog | None = None) -> None:
         self.settings = settings
         self._serving: Serving | WorkerPool = (
-            Serving(settings.outbound, self._demand, settings.tls)
+            Serving(settings.outbound, self._demand, settings.tls, grpc_log)
             if settings.workers == 1
             else WorkerPool(settings.outbound, self._demand, settings.workers, settings.tls)
         )
@@ -164,10 +164,6 @@ class Gossamer:
             self._running.result()
         self._admin.stopping = True
         await self._serving.drain(self.settings.drain)
-
-    def take_grpc_event(self, event: Event) -> None:
-        """Take what gRPC's log says of a connection."""
-        self._serving.take_grpc_event(event)
 
     async def _stop(self) -> None:
         await self._serving.stop()

@@ -2,7 +2,7 @@
 
 gRPC tells the application nothing about a connection on which no call arrives. It does write lines to its log, with
 ``GRPC_TRACE=handshaker``: the address of each connection, and the error of a handshake that failed. This module reads
-those lines (`parse`), and says in one line what is wrong and what to do (`Handshakes`).
+those lines (`Parser`), and says in one line what is wrong and what to do (`Handshakes`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CONNECTIONS_KEPT = 10_000
 _HEADER = re.compile(rb"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")
 """The beginning of a line of gRPC's log: level, date, time, thread, source file."""
 _CONTINUATION = re.compile(rb"=== Source Location Trace|src/| shutdown=|\s*$")
-"""What follows such a line where it has a status of several lines."""
+"""Beginnings of the further lines of an entry that has a status of several lines."""
 _STEP = b"CallNextHandshakerLocked: error="
 _FINISHED = re.compile(rb"error=OK shutdown=false index=2,")
 _PEER = re.compile(rb"grpc\.internal\.endpoint_peer_address=([^,}]+)")
 _REASON = re.compile(rb"(?:routines:OPENSSL_internal:)(\w+)(?:: ([^:]+))?")
-SERVER_NAME = b"No match found for server name"
-_NOISE = (b"Log level INFO is not suitable", SERVER_NAME)
+_SERVER_NAME = b"No match found for server name"
+_NOISE = (b"Log level INFO is not suitable", _SERVER_NAME)
 """Warnings about the log itself, and about a server name that has no certificate of its own."""
 
 
@@ -63,7 +63,7 @@ class Other:
     grpc: bool
 
 
-Event = Finished | Failed | Other
+Event = Finished | Failed
 
 
 class Parser:
@@ -78,12 +78,12 @@ class Parser:
         self._error = b""
         """The error of a handshake whose address is in one of the next lines."""
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> list[Event | Other]:
         """Return what the complete lines say; the rest is kept until it is complete."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [event for line in lines if (event := self._line(line)) is not None]
 
-    def _line(self, line: bytes) -> Event | None:
+    def _line(self, line: bytes) -> Event | Other | None:
         header = _HEADER.match(line)
         if header is None:
             if self._in_server_name:  # the client chose it, line breaks and all
@@ -94,7 +94,7 @@ class Parser:
             return Other(line, grpc=False)
         self._in_entry, self._error = True, b""
         text = line[header.end() :]
-        self._in_server_name = text.startswith(SERVER_NAME)
+        self._in_server_name = text.startswith(_SERVER_NAME)
         if text.startswith(_STEP):
             if _FINISHED.search(text):
                 peer = _PEER.search(text)
@@ -167,17 +167,12 @@ class Handshakes:
         """The times of the connections of each host that stayed without a call."""
 
     def take(self, event: Event, now: float) -> None:
-        """Take what a log line says, at the time ``now`` in seconds."""
+        """Take what a line of gRPC's log says of a connection; ``now`` is the time in seconds."""
         match event:
             case Failed(peer):
                 log.warning("TLS with %s failed: %s", peer.rpartition(":")[0], explanation(event))
             case Finished(peer) if not self.tls and len(self._open) < CONNECTIONS_KEPT:
                 self._open[peer] = now
-            case Other(text, grpc=True):
-                log.warning("gRPC: %r", text.decode("utf-8", "replace"))
-            case Other(text) if text.strip():
-                # What a client may have a part in is quoted, and limited as every line is.
-                log.warning("standard error: %r", text.decode("utf-8", "replace"))
 
     def called(self, peer: str) -> None:
         """Note that a call arrived from a peer, ``host:port``."""

@@ -17,7 +17,7 @@ from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.file.source import FileSettings
-from xds.workers.grpc_log import take_over
+from xds.workers.grpc_log import GrpcLog, take_over
 from xds.workers.logs import configure
 
 
@@ -207,8 +207,8 @@ def serve(
         raise click.UsageError("certificate files are --tls-cert and --tls-key; --tls-client-ca goes with both of them")
     if plaintext + (tls is not None) + (tls_cert is not None) > 1:
         raise click.UsageError("--plaintext, --tls mesh and --tls-cert exclude each other")
-    # gRPC takes these variables of the environment when it is imported.
-    grpc_log = take_over(os.environ)
+    # Before gRPC is imported. With several workers, connections and gRPC's log are theirs.
+    grpc_log = take_over(os.environ) if workers == 1 else GrpcLog()
     from xds.ads.tls import MeshTls, TlsFiles
     from xds.app import ServeSettings
     from xds.cli.serving import run

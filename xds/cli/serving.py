@@ -53,6 +53,5 @@ async def run_until_signal(settings: ServeSettings, grpc_log: GrpcLog) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
-    async with Gossamer(settings) as gossamer:
-        with grpc_log.followed(gossamer.take_grpc_event):
-            await gossamer.serve(until=stop)
+    async with Gossamer(settings, grpc_log) as gossamer:
+        await gossamer.serve(until=stop)

@@ -153,6 +153,8 @@ CONTROL_PLANE_SERVICE = "gossamer"
 """The service whose certificate the control plane serves xDS with. Who may have it can act as the control plane."""
 CONTROL_PLANE_LEAF = LeafKey(CONTROL_PLANE_SERVICE, "", certified=True)
 """The leaf certificate of the control plane itself, which it may have by its own token."""
+CONTROL_PLANE_CERTIFICATE = "certificate of the xDS port"
+"""Its name in ``/ready``."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -12,17 +12,20 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import fcntl
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 
-from xds.ads.handshakes import Event, Parser
+from xds.ads.handshakes import Event, Other, Parser
+
+log = logging.getLogger(__name__)
 
 STANDARD_ERROR = 2
 PIPE_SIZE = 1 << 20
 """Bytes of gRPC's log that wait while the event loop is busy; a connection makes some three thousand."""
-VARIABLES = {"GRPC_VERBOSITY": "info", "GRPC_TRACE": "handshaker"}
+VARIABLES: Mapping[str, str] = {"GRPC_VERBOSITY": "info", "GRPC_TRACE": "handshaker"}
 
 
 class GrpcLog:
@@ -38,7 +41,7 @@ class GrpcLog:
 
     @contextmanager
     def followed(self, take: Callable[[Event], None]) -> Iterator[None]:
-        """Hand each event to ``take`` as long as the block runs, on the running event loop."""
+        """Hand what it says of connections to ``take``, and log the rest, as long as the block runs."""
         if self._reader is None:
             yield
             return
@@ -51,12 +54,19 @@ class GrpcLog:
 
     def _read(self, reader: int, take: Callable[[Event], None]) -> None:
         for event in self._parser.feed(os.read(reader, PIPE_SIZE)):
-            take(event)
+            if not isinstance(event, Other):
+                take(event)
+            elif event.text.strip():
+                # Clients may have a part in it, so it is quoted, and limited as every line is.
+                source = "gRPC" if event.grpc else "standard error"
+                log.warning("%s: %r", source, event.text.decode("utf-8", "replace"))
 
 
 def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
-    """Take gRPC's log over; to be called before gRPC is first used and before logging is configured."""
-    # A worker inherits the values that the process before it set.
+    """Take gRPC's log over; to be called before gRPC is first used and before logging is configured.
+
+    The variables of ``environment`` count when gRPC is imported. Whoever imports it first has to be started with them.
+    """
     if any(environment.get(name, value) != value for name, value in VARIABLES.items()):
         return GrpcLog()
     try:

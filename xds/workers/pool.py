@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -18,15 +19,15 @@ from typing import Any
 from prometheus_client import Metric
 
 from xds.ads.call import STATUS_TIMEOUT
-from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.tls import MeshTls, TlsFiles
 from xds.control.metrics import Metrics
-from xds.mesh.facts import Leaf
+from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, Leaf
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.policy.operator import OperatorSettings
+from xds.workers.grpc_log import VARIABLES
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
-from xds.workers.serving import CERTIFICATE, OWN_CERTIFICATE
+from xds.workers.serving import OWN_CERTIFICATE
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +118,9 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "xds.workers.worker",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stderr=sys.stderr,
-            )
+                sys.executable, "-m", "xds.workers.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()],
+                env={**VARIABLES, **os.environ},
+            )  # fmt: skip
         worker = Worker(await Link.over(ours), process)
         worker.link.say(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
         said = await worker.link.hear()
@@ -199,7 +196,7 @@ class WorkerPool:
         """The base facts that have not been read yet, by name."""
         missing = self._mesh.missing()
         waits = isinstance(self._tls, MeshTls) and not self._certified
-        return (*missing, CERTIFICATE) if waits else missing
+        return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
 
     # -- what they say of themselves ----------------------------------------------------------------------------------
 
@@ -218,9 +215,6 @@ class WorkerPool:
 
         found = await asyncio.gather(*map(one, list(self._workers.values())), return_exceptions=True)
         return [each for each in found if not isinstance(each, BaseException)]
-
-    def take_grpc_event(self, event: Event) -> None:
-        """Do nothing: connections are the workers', and so is what gRPC logs of them."""
 
     async def sidecars(self) -> list[dict[str, Any]]:
         """Every connected sidecar, as plain data."""

@@ -20,9 +20,10 @@ from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, Tls
 from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.registry import PlaneRegistry
-from xds.mesh.facts import CONTROL_PLANE_LEAF, Leaf
+from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, Leaf
 from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.policy.operator import OperatorSettings
+from xds.workers.grpc_log import GrpcLog
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ GARBAGE = (50_000, 2, 500)
 and after how many of those the old. Everything stands still meanwhile: 30 ms for the young, a tenth of a second for the
 middle-aged, which with a usual ten or twenty would be more and take three times as long.
 """
-CERTIFICATE = "certificate of the xDS port"
-"""What ``/ready`` calls it."""
 OWN_CERTIFICATE = Key(Kind.LEAF, CONTROL_PLANE_LEAF)
 LATER_S = 0.25
 """How long what is done again and again rests between."""
@@ -60,9 +59,11 @@ class Serving:
         outbound: OperatorSettings,
         on_demand: Callable[[Demand], None],
         tls: TlsFiles | MeshTls | None = None,
+        grpc_log: GrpcLog | None = None,
     ) -> None:
         self.metrics = Metrics()
         self._tls = tls
+        self._grpc_log = grpc_log or GrpcLog()
         self._on_demand = on_demand
         self.plane = ControlPlane(outbound, self._demand, self.metrics, self._soon, self._later)
         self._ads = AdsServer(PlaneRegistry(self.plane))
@@ -124,26 +125,26 @@ class Serving:
         Raises:
             Exception: following the mesh failed, which is nobody's fault but ours.
         """
-        if isinstance(self._tls, MeshTls):
-            self._demand(Demand())
-            await self._certified.wait()
-            if self._failure is None:
-                await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
-                log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._address)
-        await self._failed.wait()
+        with self._grpc_log.followed(self._take_event):
+            if isinstance(self._tls, MeshTls):
+                self._demand(Demand())
+                await self._certified.wait()
+                if self._failure is None:
+                    await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
+                    log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._address)
+            await self._failed.wait()
         assert self._failure is not None
         raise self._failure
 
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts."""
         self.plane.apply(batch)
-        if isinstance(batch.get(OWN_CERTIFICATE), Leaf):
-            self._use_certificate()
+        leaf = batch.get(OWN_CERTIFICATE)
+        if isinstance(leaf, Leaf):
+            self._use_certificate(leaf)
         self._ads.set_ready(not self.missing())
 
-    def _use_certificate(self) -> None:
-        leaf = self.plane.mesh.leaf(CONTROL_PLANE_LEAF)
-        assert isinstance(leaf, Leaf)
+    def _use_certificate(self, leaf: Leaf) -> None:
         try:
             self._own_certificate.use(leaf)
             self._certified.set()
@@ -158,10 +159,9 @@ class Serving:
         """The base facts that have not been read yet, by name."""
         missing = self.plane.mesh.missing()
         waits = isinstance(self._tls, MeshTls) and not self._certified.is_set()
-        return (*missing, CERTIFICATE) if waits else missing
+        return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
 
-    def take_grpc_event(self, event: Event) -> None:
-        """Take what gRPC's log says of a connection."""
+    def _take_event(self, event: Event) -> None:
         self._ads.handshakes.take(event, asyncio.get_running_loop().time())
 
     async def sidecars(self) -> list[dict[str, Any]]:

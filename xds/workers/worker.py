@@ -25,7 +25,7 @@ async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
     start = await link.hear()
     assert isinstance(start, Start)
     configure(start.log_level, "worker")
-    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)), start.tls)
+    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)), start.tls, grpc_log)
     try:
         port = await serving.start(start.address, shared=True)
     except ListenError as error:
@@ -35,8 +35,7 @@ async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(serving.watch())
-            with grpc_log.followed(serving.take_grpc_event):
-                await _obey(link, serving)
+            await _obey(link, serving)
             watching.cancel()
     finally:
         await serving.stop()

@@ -62,11 +62,6 @@ def test_a_server_name_of_several_lines_is_left_out() -> None:
     assert Parser().feed(name + DONE) == [Finished("10.0.0.7:54078")]
 
 
-def test_what_is_not_grpcs_is_quoted(caplog: pytest.LogCaptureFixture) -> None:
-    Handshakes().take(Other(b"a\x1b[31m", grpc=False), now=0)
-    assert caplog.messages == [r"standard error: 'a\x1b[31m'"]
-
-
 def test_what_is_not_about_a_handshake_is_kept() -> None:
     warning = b"E1127 12:24:51.961192   16705 server.cc:1] out of something\n"
     crash = b"Fatal Python error: Segmentation fault\n\n"

@@ -15,11 +15,11 @@ import pytest
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls
 from xds.lab.processes import eventually
-from xds.mesh.facts import CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
 from xds.mesh.mesh import Demand
 from xds.policy.operator import OperatorSettings
 from xds.sources.file.authority import Authority, issue, new_authority
-from xds.workers.serving import CERTIFICATE, OWN_CERTIFICATE, Serving
+from xds.workers.serving import OWN_CERTIFICATE, Serving
 
 NOW = datetime.now(UTC)
 
@@ -66,9 +66,9 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
 
         await eventually("the certificate to be demanded", demanded)
         assert demands == [Demand(leaves=frozenset({CONTROL_PLANE_LEAF}))]
-        assert CERTIFICATE in serving.missing()
+        assert CONTROL_PLANE_CERTIFICATE in serving.missing()
         serving.apply({OWN_CERTIFICATE: LeafRefused("not yet")})
-        assert CERTIFICATE in serving.missing()
+        assert CONTROL_PLANE_CERTIFICATE in serving.missing()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.to_thread(presented, port)
 
@@ -77,14 +77,14 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
 
         one, two = leaf(authority), leaf(authority)
         serving.apply({OWN_CERTIFICATE: one})
-        assert CERTIFICATE not in serving.missing()
+        assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         await eventually("the certificate", presents, until=lambda seen: seen == one.certificate_chain.strip())
         with pytest.raises(ListenError, match="Address already in use"):
             await Serving(OperatorSettings(), demands.append, MeshTls()).start(f"127.0.0.1:{port}")
         serving.apply({OWN_CERTIFICATE: two})
         assert await presents() == two.certificate_chain.strip()
         serving.apply({OWN_CERTIFICATE: LeafRefused("no more")})
-        assert CERTIFICATE not in serving.missing()
+        assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         assert await presents() == two.certificate_chain.strip()
 
 
@@ -92,7 +92,7 @@ async def test_a_certificate_that_can_not_be_used_leaves_the_one_in_use(caplog: 
     one, other = leaf(new_authority(NOW)), leaf(new_authority(NOW))
     async with served() as (serving, port, _):
         serving.apply({OWN_CERTIFICATE: replace(one, private_key=other.private_key)})
-        assert CERTIFICATE in serving.missing()
+        assert CONTROL_PLANE_CERTIFICATE in serving.missing()
         serving.apply({OWN_CERTIFICATE: one})
         serving.apply({OWN_CERTIFICATE: replace(one, certificate_chain="garbage")})
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from xds.mesh.facts import CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, LeafKey, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, LeafKey, LeafRefused
 from xds.mesh.mesh import (
     DATACENTER,
     DEFAULT_ALLOW,
@@ -148,7 +148,7 @@ class ConsulSource:
         """What can't be read right now, with Consul's words."""
         states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent_state}
         if CONTROL_PLANE_LEAF in self._leaves:
-            states["certificate of the xDS port"] = self._leaves[CONTROL_PLANE_LEAF].state
+            states[CONTROL_PLANE_CERTIFICATE] = self._leaves[CONTROL_PLANE_LEAF].state
         return {name: state.error for name, state in states.items() if state.error is not None}
 
     # -- watches --------------------------------------------------------------------------------------------------

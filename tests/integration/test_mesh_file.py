@@ -28,6 +28,7 @@ from xds.mesh.facts import Health, Instance
 from xds.policy.proxies import effective_settings
 from xds.sources.file.document import parse
 from xds.sources.file.facts import FileFacts, facts_of
+from xds.sources.file.source import roots_file
 
 PORT = 80
 
@@ -111,13 +112,14 @@ async def test_a_rotation_breaks_nothing_and_touches_secrets_only(filed: Mesh) -
 async def test_sidecars_verify_the_control_plane_with_the_root_of_the_day(filed: Mesh) -> None:
     """The old root is distrusted at once, so only an Envoy that followed the file can connect again."""
     lab = filed.lab
-    roots = lab.catalog.settings.roots_file  # type: ignore[attr-defined]  # of a mesh file
+    settings = file_of(filed).settings
+    roots = roots_file(settings.mesh)
 
     async def published() -> str:
         return str(roots.read_text())
 
     before = await published()
-    await run_to_end(*gossamer("ca", "rotate", "--mesh", str(lab.catalog.settings.mesh), "--distrust-old"))  # type: ignore[attr-defined]
+    await run_to_end(*gossamer("ca", "rotate", "--mesh", str(settings.mesh), "--distrust-old"))
     after = await eventually("the new root to be published", published, until=lambda found: found != before)
     assert before not in after
     await lab.stop_gossamer()
@@ -295,7 +297,7 @@ def _comparable(facts: FileFacts, service: str) -> list[Instance]:
 
 
 async def test_a_run_that_writes_a_credential_fails() -> None:
-    """What every lab checks when it ends can fail."""
+    """Show that the check of every lab at its end can fail."""
     lab = Lab(mesh_file=True)
     await lab.__aenter__()
     token = await lab.catalog.token_for("web")

@@ -17,6 +17,7 @@ from tests.integration.helpers import answers
 from xds.lab.mesh import Lab, Member
 from xds.lab.processes import Process, eventually, run_to_end
 from xds.sources.file.authority import new_authority
+from xds.sources.file.source import roots_file
 
 NAME = "gossamer.test"
 
@@ -85,14 +86,14 @@ SIDES = {
     "plain text": ("expects TLS: give --tls mesh", "the client speaks plain text, and this port TLS"),
     "expired": ("has expired: replace the file", "it has expired, by the client's clock"),
 }
-"""What the sidecar says of a mismatch, and what the server says of that sidecar's host."""
+"""Parts of the lines about each mismatch: the sidecar's, and the server's about that sidecar's host."""
 
 
 @pytest.mark.parametrize("wrong", SIDES)
 async def test_a_mismatch_is_said_on_both_sides_and_the_sidecar_gets_nothing(secured: Secured, wrong: str) -> None:
     lab, gossamer = secured.lab, secured.lab.gossamer
     assert gossamer is not None
-    roots = lab.folder / "mesh.yaml.roots.pem"
+    roots = roots_file(lab.folder / "mesh.yaml")
     trust = {
         "authority": ("--xds-ca", str(TestAuthority(secured.folder, "wrong").file), "--xds-sni", NAME),
         "name": ("--xds-ca", str(secured.authority.file), "--xds-sni", "other.test"),

@@ -67,7 +67,7 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, slots=True)
 class SidecarFlags:
-    """What the flags of ``bootstrap`` and ``sidecar`` say."""
+    """Values of the flags of ``bootstrap`` and ``sidecar``."""
 
     consul: ConsulSettings
     mesh: Path | None

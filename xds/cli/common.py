@@ -14,9 +14,6 @@ from click.core import ParameterSource
 from xds.mesh.addresses import IPAddress, IPNetwork, parse_ip, parse_network
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 
-PEM_FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
-"""The type of a file of certificates or of a key."""
-
 
 class Failure(click.ClickException):
     """What ends a command: what happened and what to do, in one line. Exit code 1."""
@@ -136,3 +133,16 @@ class HostPort(click.ParamType[tuple[str, int]]):
         if not colon or not host or not port.isdecimal() or int(port) > 65535:
             self.fail(f"{value!r} is not HOST:PORT, a port being 0 to 65535 (an IPv6 host in brackets)", param, ctx)
         return host, int(port)
+
+
+class PemFile(click.ParamType[Path]):
+    """A file of certificates or of a key, as an absolute path.
+
+    Links in it stay: certbot and Kubernetes replace a certificate by moving a link, which is then followed.
+    """
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        file: str = click.Path(dir_okay=False).convert(str(value), param, ctx)  # type: ignore[assignment]  # no bytes
+        return Path(file).absolute()

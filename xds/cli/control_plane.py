@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xds.cli.common import PEM_FILE, HostPort
+from xds.cli.common import HostPort, PemFile
 from xds.mesh.addresses import is_loopback
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """Where the control plane is, and how a sidecar connects to it."""
+    """Addresses of the control plane, and the way in which a sidecar connects to them."""
 
     addresses: tuple[tuple[str, int], ...]
     files: ControlPlaneTls | None = None
@@ -70,14 +70,14 @@ def control_plane_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--plaintext", is_flag=True, help="Connect without TLS, wherever the control plane is."),
         click.option(
             "--xds-ca",
-            type=PEM_FILE,
+            type=PemFile(),
             help="Verify it with the authorities in this file instead (PEM): for a server with --tls-cert.",
         ),
         click.option(
             "--xds-sni", metavar="NAME", default="", help="The name in its certificate. [the host given with --xds]"
         ),
-        click.option("--xds-cert", type=PEM_FILE, help="The client certificate for it, where it requires one (PEM)."),
-        click.option("--xds-key", type=PEM_FILE, help="The file of its private key."),
+        click.option("--xds-cert", type=PemFile(), help="The client certificate for it, where it requires one (PEM)."),
+        click.option("--xds-key", type=PemFile(), help="The file of its private key."),
     ]
 
     @functools.wraps(command)

@@ -101,6 +101,8 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
             return f"TLS with the control plane at {shown} failed: {error.reason or error}"
     except TimeoutError:
         return None
+    if tls.identity is not None:
+        return f"the control plane at {shown} closes the connection: see what its log says of this host"
     if tls.certificate is None:
         return f"the control plane at {shown} requires a client certificate: give --xds-cert and --xds-key"
     return f"the control plane at {shown} refuses the client certificate {tls.certificate}: see its --tls-client-ca"
@@ -130,7 +132,8 @@ def _other_identity(secured: ssl.SSLSocket, tls: ControlPlaneTls, shown: str) ->
 def _unverified(error: ssl.SSLCertVerificationError, name: str, tls: ControlPlaneTls, shown: str) -> str:
     of = f"the certificate of the control plane at {shown}"
     if error.verify_code == EXPIRED:
-        return f"{of} has expired: replace the file that its --tls-cert names"
+        remedy = "replace the file that its --tls-cert names" if tls.identity is None else "see its log and its /ready"
+        return f"{of} has expired: {remedy}"
     if error.verify_code == NOT_YET_VALID:
         return f"{of} is not valid yet: compare the clocks of both hosts"
     if error.verify_code in (WRONG_HOST, WRONG_ADDRESS):

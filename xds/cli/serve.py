@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xds.cli.common import PEM_FILE, HostPort, Network, consul_flags, mesh_flag, state_flag
+from xds.cli.common import HostPort, Network, PemFile, consul_flags, mesh_flag, state_flag
 from xds.mesh.addresses import IPNetwork, is_loopback
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
@@ -112,13 +112,13 @@ class Quota(click.ParamType[tuple[str, int]]):
 @click.option("--plaintext", is_flag=True, help="Serve xDS without TLS beyond loopback: keys can be read on the way.")
 @click.option(
     "--tls-cert",
-    type=PEM_FILE,
+    type=PemFile(),
     help="Serve xDS over TLS, with the certificate in this file (PEM), read again when it changes.",
 )
-@click.option("--tls-key", type=PEM_FILE, help="The file of its private key.")
+@click.option("--tls-key", type=PemFile(), help="The file of its private key.")
 @click.option(
     "--tls-client-ca",
-    type=PEM_FILE,
+    type=PemFile(),
     help="Require client certificates of the authorities in this file. One of the mesh with the SPIFFE ID of a service"
     " stands in for that service's token.",
 )

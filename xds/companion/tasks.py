@@ -30,7 +30,7 @@ class Tasks:
     """The file in which the mesh's certificate authorities are kept current."""
     trust_domain: str = ""
     consul: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Where these authorities are read: the fields of ``ConsulSettings``."""
+    """Fields of the ``ConsulSettings`` with which these authorities are read."""
 
     def as_file(self) -> int:
         """Return a descriptor of the tasks in memory. Arguments of a process are seen by all users, this is not."""

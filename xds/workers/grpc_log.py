@@ -67,13 +67,10 @@ def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
 
     The variables of ``environment`` count when gRPC is imported. Whoever imports it first has to be started with them.
     """
-    if any(environment.get(name, value) != value for name, value in VARIABLES.items()):
-        return GrpcLog()
-    try:
-        before = os.dup(STANDARD_ERROR)
-    except OSError:  # the process was started without one
+    if not _writes_to_standard_error() or any(environment.get(key, value) != value for key, value in VARIABLES.items()):
         return GrpcLog()
     environment.update(VARIABLES)
+    before = os.dup(STANDARD_ERROR)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -86,3 +83,11 @@ def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
     # What Python says when the process crashes would be lost in the pipe.
     faulthandler.enable(sys.stderr)
     return GrpcLog(reader)
+
+
+def _writes_to_standard_error() -> bool:
+    """Return whether Python's standard error is the process's: not where there is none, or something captures it."""
+    try:
+        return sys.stderr.fileno() == STANDARD_ERROR
+    except (AttributeError, OSError):
+        return False

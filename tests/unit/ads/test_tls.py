@@ -137,3 +137,23 @@ async def test_files_that_can_not_be_used_are_an_error_at_the_start(
         FileCertificate(files)
     with pytest.raises(ListenError, match=f"can't serve TLS on 127.0.0.1:0: .*{words}"):
         await Serving(OperatorSettings(), lambda _: None, files).start("127.0.0.1:0")
+
+
+def test_a_link_that_is_moved_is_another_certificate(tmp_path: Path) -> None:
+    """As Kubernetes replaces what it mounts: the files are links through one link, which is replaced."""
+    authority = TestAuthority(tmp_path)
+    for number in ("1", "2"):
+        folder = tmp_path / number
+        folder.mkdir()
+        for made, name in zip(authority.issue("server", "gossamer"), ("tls.crt", "tls.key"), strict=True):
+            made.rename(folder / name)
+    (tmp_path / "data").symlink_to("1")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).symlink_to(f"data/{name}")
+    certificate = FileCertificate(TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key"))
+    certificate.credentials()
+    assert certificate._changed() is None
+    (tmp_path / "new").symlink_to("2")
+    (tmp_path / "new").rename(tmp_path / "data")
+    assert certificate._changed() is not None
+    assert certificate._changed() is None

@@ -60,6 +60,17 @@ def test_it_is_over_tls_beyond_loopback(arguments: Sequence[str], mesh: bool) ->
     assert found.files is None
 
 
+def test_links_in_the_path_of_a_file_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "ca.pem").write_text("")
+    (tmp_path / "data").symlink_to("1")
+    (tmp_path / "ca.pem").symlink_to("data/ca.pem")
+    monkeypatch.chdir(tmp_path)
+    found = resolved("--xds-ca", "ca.pem").files
+    assert found is not None
+    assert found.ca == tmp_path / "ca.pem"
+
+
 def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
     found = resolved("--xds", "10.0.0.1:18000", "--xds-ca", "/ca.pem", "--xds-sni", "name")
     assert not found.mesh

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from tests.certificates import TestAuthority
-from xds.companion.roots import PATH, RootsFile
+from xds.companion.roots import RootsFile
 from xds.lab.processes import eventually
-from xds.sources.consul.settings import ConsulSettings
+from xds.sources.consul.settings import AGENT_ROOTS_PATH, ConsulSettings
 from xds.sources.file.authority import new_authority
 
 DOMAIN = "11111111-2222.consul"
@@ -49,13 +48,23 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent() -> AsyncIterator[tuple[Agent, str]]:
+async def agent(*, unix: Path | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Agent, str]]:
+    """An agent, at a Unix socket or a port of loopback, and its address."""
     made = Agent()
     app = web.Application()
-    app.router.add_get(PATH, made.handle)
-    app.router.add_get("/prefix" + PATH, made.handle)
-    async with TestServer(app) as server:
-        yield made, str(server.make_url("/")).rstrip("/")
+    app.router.add_get(AGENT_ROOTS_PATH, made.handle)
+    app.router.add_get("/prefix" + AGENT_ROOTS_PATH, made.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        if unix is not None:
+            await web.UnixSite(runner, str(unix)).start()
+            yield made, f"unix://{unix}"
+        else:
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            yield made, f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 def roots_file(folder: Path, settings: ConsulSettings) -> tuple[Path, RootsFile]:
@@ -91,6 +100,8 @@ async def test_a_rotation_is_followed(tmp_path: Path) -> None:
         ("<html>", 200, "JSONDecodeError"),
         ("no leader", 500, "it answers 500"),
         (answer(SECOND, domain="other.consul"), 200, "trust domain is 'other.consul' now"),
+        ({"TrustDomain": DOMAIN, "Roots": [{"RootCert": FIRST}]}, 200, "its answer makes no sense"),
+        ({"TrustDomain": DOMAIN, "Roots": "many"}, 200, "its answer makes no sense"),
         (answer("garbage"), 200, "ValueError"),
         (answer(FIRST, ""), 200, "ValueError"),
     ],
@@ -126,23 +137,15 @@ async def test_credentials_and_a_path_of_the_address_are_sent(tmp_path: Path) ->
         consul.says = answer(SECOND)
         await asyncio.to_thread(roots.update)
         assert file.read_text() == SECOND
-        assert consul.asked[0].path == "/prefix" + PATH
+        assert consul.asked[0].path == "/prefix" + AGENT_ROOTS_PATH
         assert consul.asked[0].headers["Authorization"] == f"Basic {base64.b64encode(b'user:p@ss').decode()}"
 
 
 async def test_a_unix_socket_is_asked(tmp_path: Path) -> None:
-    consul = Agent()
-    consul.says = answer(SECOND)
-    app = web.Application()
-    app.router.add_get(PATH, consul.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "consul.sock")).start()
-    try:
-        file, roots = roots_file(tmp_path, ConsulSettings(address=f"unix://{tmp_path}/consul.sock"))
+    async with agent(unix=tmp_path / "consul.sock") as (consul, address):
+        consul.says = answer(SECOND)
+        file, roots = roots_file(tmp_path, ConsulSettings(address=address))
         await asyncio.to_thread(roots.update)
-    finally:
-        await runner.cleanup()
     assert file.read_text() == SECOND
 
 
@@ -151,22 +154,22 @@ async def test_an_agent_with_tls_is_verified(tmp_path: Path, trusted: bool) -> N
     authority, other = TestAuthority(tmp_path), TestAuthority(tmp_path, "other")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*authority.issue("server", "server.dc1.consul"))
-    consul = Agent()
-    consul.says = answer(SECOND)
-    app = web.Application()
-    app.router.add_get(PATH, consul.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-    await site.start()
-    try:
+    async with agent(tls=context) as (consul, address):
+        consul.says = answer(SECOND)
         settings = ConsulSettings(
-            address=f"https://127.0.0.1:{runner.addresses[0][1]}",
+            address=address,
             ca_file=str((authority if trusted else other).file),
             tls_server_name="server.dc1.consul",
         )
         file, roots = roots_file(tmp_path, settings)
         await asyncio.to_thread(roots.update)
-    finally:
-        await runner.cleanup()
     assert file.read_text() == (SECOND if trusted else FIRST)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"\xff")], ids=["removed", "damaged"])
+async def test_a_file_that_is_gone_or_damaged_is_written_again(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    async with agent() as (_, url):
+        file, roots = roots_file(tmp_path, ConsulSettings(address=url))
+        damage(file)
+        await asyncio.to_thread(roots.update)
+    assert file.read_text() == FIRST

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,8 +49,35 @@ async def test_a_log_that_is_left_as_it_is_hands_nothing_over() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", VARIABLES)
-def test_an_operator_who_asks_for_the_log_gets_it_as_it_is(name: str) -> None:
-    environment = {name: "debug"}
+PROGRAM = """
+import os, sys
+from xds.workers.grpc_log import take_over
+found = take_over(os.environ)
+os.write(2, b"of the process")
+print("of Python", file=sys.stderr)
+print(found._reader is None, os.environ.get("GRPC_TRACE"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "written"),
+    [
+        ({}, "False handshaker", "of Python"),
+        ({"GRPC_TRACE": "handshaker"}, "False handshaker", "of Python"),
+        ({"GRPC_TRACE": "api"}, "True api", "of the processof Python"),
+        ({"GRPC_VERBOSITY": "debug"}, "True None", "of the processof Python"),
+    ],
+)
+def test_it_is_taken_over_unless_the_operator_asks_for_it(given: dict[str, str], said: str, written: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**inherited, **given}, capture_output=True, text=True, check=True
+    )
+    assert (found.stdout.strip(), found.stderr.strip()) == (said, written)
+
+
+def test_it_is_left_where_something_captures_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    environment: dict[str, str] = {}
     assert take_over(environment)._reader is None
-    assert environment == {name: "debug"}
+    assert environment == {}

@@ -8,11 +8,8 @@ from typing import Any
 from xds.sources import decode
 from xds.sources.consul.client import Consul, understanding
 from xds.sources.consul.config_entries import FOLLOWED, read_all
-from xds.sources.consul.settings import ConsulSettings
+from xds.sources.consul.settings import AGENT_ROOTS_PATH, ConsulSettings
 from xds.sources.registration import Registration, choose, registration
-
-ROOTS_PATH = "/v1/agent/connect/ca/roots"
-"""Answered from the agent's cache, without a request to Consul's servers."""
 
 
 async def find(
@@ -37,7 +34,7 @@ async def find(
         services = await _services(consul, node_name)
         entries = decode.config_entries(await read_all(consul, FOLLOWED))
         with understanding():
-            roots = decode.roots((await consul.read(ROOTS_PATH)).data) if with_roots else None
+            roots = decode.roots((await consul.read(AGENT_ROOTS_PATH)).data) if with_roots else None
     finally:
         await consul.close()
     where = f"on node {node_name!r}" if node_name else f"with the agent at {settings.shown_address}"

@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8500"
+AGENT_ROOTS_PATH = "/v1/agent/connect/ca/roots"
+"""The mesh's certificate authorities, from the agent's cache: no request to Consul's servers, and no token."""
 
 
 class SettingsError(Exception):

@@ -62,14 +62,9 @@ class FileSettings:
         """The settings for a mesh file; its state is kept beside it where no folder is named."""
         return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
 
-    @property
-    def roots_file(self) -> Path:
-        """The file beside the mesh file that sidecars verify the control plane with: the roots, PEM."""
-        return roots_file(self.mesh)
-
 
 def roots_file(mesh: Path) -> Path:
-    """Return where the roots of a mesh file's certificate authority are published."""
+    """Return the file with the roots of a mesh file's authority (PEM), with which sidecars verify the control plane."""
     return mesh.parent / f"{mesh.name}.roots.pem"
 
 
@@ -410,10 +405,12 @@ class FileSource:
 
     async def _publish_roots(self) -> None:
         """Write the roots beside the mesh file, where sidecars verify the control plane with them."""
-        roots = self._mesh.authority.trusted(self._clock())
-        if CONTROL_PLANE_LEAF not in self._served.leaves or roots == self._published:
+        if CONTROL_PLANE_LEAF not in self._served.leaves:
             return
-        file = self._settings.roots_file
+        roots = self._mesh.authority.trusted(self._clock())
+        if roots == self._published:
+            return
+        file = roots_file(self._settings.mesh)
         try:
             await asyncio.to_thread(write_public, file, roots.pem())
         except OSError as error:

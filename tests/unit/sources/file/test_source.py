@@ -19,7 +19,7 @@ from xds.sources.file import source as source_module
 from xds.sources.file.authority import OLD_ROOT_TRUSTED
 from xds.sources.file.document import RefusedError
 from xds.sources.file.registration import NoRootsError, read_roots
-from xds.sources.file.source import FileSettings, FileSource
+from xds.sources.file.source import FileSettings, FileSource, roots_file
 from xds.sources.file.state import StateFolder
 
 WEB, API = LeafKey("web", ""), LeafKey("api", "")
@@ -237,7 +237,7 @@ async def test_a_certificate_needs_the_token_that_the_file_names(tmp_path: Path)
 
 async def test_the_control_plane_needs_no_token_and_its_roots_are_published(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web", token="w")), tokens_needed=True)
-    file = bench.settings.roots_file
+    file = roots_file(bench.file)
 
     async def published() -> str:
         return file.read_text() if file.exists() else ""
@@ -259,14 +259,14 @@ async def test_the_control_plane_needs_no_token_and_its_roots_are_published(tmp_
 
 async def test_roots_that_can_not_be_published_are_a_trouble(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web")))
-    bench.settings.roots_file.mkdir()
-    (bench.settings.roots_file / "in the way").write_text("")
+    roots_file(bench.file).mkdir()
+    (roots_file(bench.file) / "in the way").write_text("")
     async with bench.running():
         bench.source.demand(Demand(leaves=frozenset({CONTROL_PLANE_LEAF})))
         await bench.until_troubled(True)
         assert "can't write" in bench.source.troubles()["roots file"]
-        (bench.settings.roots_file / "in the way").unlink()
-        bench.settings.roots_file.rmdir()
+        (roots_file(bench.file) / "in the way").unlink()
+        roots_file(bench.file).rmdir()
         bench.file.write_text(mesh(service("web"), service("api")))
         await bench.until_troubled(False)
     assert sorted(each.name for each in os.scandir(tmp_path)) == ["mesh.yaml", "mesh.yaml.roots.pem", "mesh.yaml.state"]

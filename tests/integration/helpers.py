@@ -11,7 +11,7 @@ from pathlib import Path
 
 from xds.lab.application import who_answers
 from xds.lab.network import Host
-from xds.lab.processes import eventually, run_to_end
+from xds.lab.processes import Process, eventually, run_to_end
 
 ASK = """
 import socket, sys
@@ -31,6 +31,17 @@ async def answers(host: Host, address: str, port: int, name: str | None) -> None
 
     await eventually(f"{name or 'a refusal'} at {address}:{port}", seen, until=lambda found: found == name)
     assert await who_answers(host, address, port) == name
+
+
+async def log_says(process: Process, *words: str) -> None:
+    """Wait until all of these words are in a process's log."""
+
+    async def said() -> str:
+        return process.tail(1000)
+
+    await eventually(
+        f"{words} in the log of {process.name}", said, until=lambda text: all(one in text for one in words)
+    )
 
 
 async def ask_as(host: Host, uid: int, address: str, port: int) -> str | None:

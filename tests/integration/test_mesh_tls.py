@@ -16,9 +16,10 @@ import pytest
 
 from tests.certificates import TestAuthority
 from tests.integration.conftest import Mesh
+from tests.integration.helpers import log_says
 from tests.integration.test_traffic import write_leaf
 from xds.lab import binaries
-from xds.lab.commands import ENVOY_UID, gossamer
+from xds.lab.commands import here, serve
 from xds.lab.consul import version
 from xds.lab.mesh import Lab, Member, get
 from xds.lab.processes import Process, eventually, run_to_end
@@ -34,9 +35,10 @@ class ControlPlane:
     process: Process
     port: int
 
-    @property
-    def xds(self) -> str:
-        return f"{self.lab.control.address}:{self.port}"
+    async def start_sidecar(self, member: Member) -> Process:
+        """Run a member's sidecar, of this control plane."""
+        await self.lab.start_sidecar(member, xds_port=self.port)
+        return member.processes["sidecar"]
 
     async def ready(self) -> dict[str, Any]:
         _, found = await get(self.lab.control, self.port + 1, "/ready")
@@ -57,11 +59,7 @@ class ControlPlane:
 @asynccontextmanager
 async def control_plane(lab: Lab, *arguments: str, token: str = "") -> AsyncIterator[ControlPlane]:
     port = next(PORTS)
-    address = lab.control.address
-    command = gossamer(
-        "serve", "--consul", lab.consul.url, "--listen", f"{address}:{port}", "--admin", f"{address}:{port + 1}",
-        "--insecure", *arguments,
-    )  # fmt: skip
+    command = here([*serve(lab.catalog.serve_arguments(), lab.control.address, port), *arguments])
     log = lab.folder / f"gossamer-{port}.log"
     environment = {"CONSUL_HTTP_TOKEN": token or lab.consul.token, "CONSUL_HTTP_ADDR": ""}
     process = await Process.start(f"gossamer-{port}", lab.control.command(*command), log, environment)
@@ -87,30 +85,9 @@ async def folder() -> AsyncIterator[Path]:
 
 
 async def readable(lab: Lab, service: str, folder: Path) -> dict[str, str]:
-    """The certificate, key and roots of a service as files in a folder."""
+    """Copy the certificate, key and roots of a service into a folder."""
     files = {kind: Path(path) for kind, path in (await write_leaf(lab, service)).items()}
     return {kind: str(shutil.copy(path, folder / path.name)) for kind, path in files.items()}
-
-
-async def sidecar(lab: Lab, member: Member, xds: str, *arguments: str, token: str | None = None) -> Process:
-    """Run a member's sidecar against another control plane."""
-    command = gossamer(
-        "sidecar", member.sidecar_id, *lab.catalog.lookup_arguments(member.node), "--xds", xds, "--admin",
-        f"{member.host.address}:19000", "--envoy", binaries.envoy(), *arguments, "--", "--concurrency", "1",
-    )  # fmt: skip
-    environment = {"CONSUL_HTTP_TOKEN": lab.consul.token if token is None else token, "CONSUL_HTTP_ADDR": ""}
-    name = f"{member.sidecar_id}-{len(member.processes)}"
-    line = member.host.command(*command, uid=ENVOY_UID)
-    process = await Process.start(name, line, lab.folder / f"{name}.log", environment)
-    member.processes["sidecar"] = process
-    return process
-
-
-async def log_says(process: Process, *words: str) -> None:
-    async def said() -> str:
-        return process.tail(1000)
-
-    await eventually(f"{words} in {process.name}'s log", said, until=lambda text: all(each in text for each in words))
 
 
 async def test_the_port_opens_when_the_token_may_have_the_certificate(denying: Mesh) -> None:
@@ -141,7 +118,7 @@ async def test_the_port_opens_when_the_token_may_have_the_certificate(denying: M
 
         await eventually("the control plane to be ready", ready, within_s=90)
         member = await lab.member("web", instance="tls", start=False)
-        await sidecar(lab, member, own.xds)
+        await own.start_sidecar(member)
         await own.served(member)
         await member.processes["sidecar"].stop()
         await lab.deregister(member)
@@ -152,7 +129,7 @@ async def test_a_control_plane_with_the_certificate_of_another_service_gets_no_s
     files = await write_leaf(lab, "web")
     async with control_plane(lab, "--tls-cert", files["certificate"], "--tls-key", files["key"]) as evil:
         member = await lab.member("web", instance="betrayed", start=False)
-        process = await sidecar(lab, member, evil.xds)
+        process = await evil.start_sidecar(member)
         await log_says(process, "/svc/web, not for the service 'gossamer' of")
         await log_says(evil.process, f"TLS with {member.host.address} failed: the client does not accept this server's")
         assert await evil.sidecars() == {}
@@ -171,11 +148,12 @@ async def test_a_client_certificate_of_the_service_stands_in_for_a_token_and_ano
     async with control_plane(lab, *arguments) as own:
         weak = await lab.consul.make_token('node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }')
         for files, right in ((web, True), (db, False), (None, False)):
-            member = await lab.member("web", instance=f"certified-{right}-{files is None}".lower(), start=False)
             flags = ["--xds-ca", str(authority.file)]
             if files:
                 flags += ["--xds-cert", files["certificate"], "--xds-key", files["key"]]
-            process = await sidecar(lab, member, own.xds, *flags, token=weak)
+            instance = f"certified-{right}-{files is None}".lower()
+            member = await lab.member("web", instance=instance, token=weak, sidecar=tuple(flags), start=False)
+            process = await own.start_sidecar(member)
             if right:
                 await own.served(member)
             elif files:
@@ -195,7 +173,7 @@ async def test_tls_at_a_plain_text_port_is_said_on_both_sides(denying: Mesh) -> 
     async with control_plane(lab, "--plaintext") as own:
         await log_says(own.process, "is plain text and carries private keys")
         member = await lab.member("web", instance="secretive", start=False)
-        process = await sidecar(lab, member, own.xds)
+        process = await own.start_sidecar(member)
         await log_says(process, "speaks plain text, not TLS: start it with --tls mesh or --tls-cert")
         words = f"connections of {member.host.address} within a minute had no xDS stream"
 
@@ -219,7 +197,8 @@ async def test_a_bootstrap_of_consuls_with_its_flags_for_tls_is_served(denying: 
         command = [
             binaries.consul(), "connect", "envoy", "-bootstrap", "-proxy-id", member.sidecar_id, "-node-name",
             member.node, "-http-addr", lab.consul.url, "-token", lab.consul.token, "-grpc-addr",
-            f"https://{own.xds}", "-grpc-ca-file", str(authority.file), "-admin-bind", "127.0.0.1:19000",
+            f"https://{lab.control.address}:{own.port}", "-grpc-ca-file", str(authority.file), "-admin-bind",
+            "127.0.0.1:19000",
         ]  # fmt: skip
         printed = await run_to_end(*member.host.command(*command))
         file = lab.folder / "moving.json"

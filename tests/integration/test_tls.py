@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import TestAuthority
-from tests.integration.helpers import answers
+from tests.integration.helpers import answers, log_says
 from xds.lab.mesh import Lab, Member
-from xds.lab.processes import Process, eventually, run_to_end
+from xds.lab.processes import run_to_end
 from xds.sources.file.authority import new_authority
 from xds.sources.file.source import roots_file
 
@@ -61,13 +61,6 @@ async def test_sidecars_are_served_over_tls_while_the_certificate_is_replaced(se
     await lab.catalog.intention("web", "api", None)
     await answers(secured.web.host, secured.address, 80, "api-1")
     secured.authority.issue("server", NAME)
-
-
-async def log_says(process: Process, words: str) -> None:
-    async def said() -> str:
-        return process.tail(1000)
-
-    await eventually(f"{words!r} in the log of {process.name}", said, until=lambda text: words in text)
 
 
 HANDSHAKE = """

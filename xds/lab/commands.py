@@ -13,20 +13,20 @@ ENVOY_UID = 5678
 PUBLIC_PORT = 20000
 APPLICATION_PORT = 8080
 XDS_PORT = 18000
-ADMIN_PORT = 18001
+ADMIN_PORT = XDS_PORT + 1
 ENVOY_ADMIN_PORT = 19000
 ENVOY_ADMIN_SOCKET = "/run/envoy/admin.sock"
 """In a container of a sidecar's own."""
 
 
-def serve(source: Sequence[str], address: str) -> list[str]:
-    """Return the command of the control plane, on ``address``.
+def serve(source: Sequence[str], address: str, port: int = XDS_PORT) -> list[str]:
+    """Return the command of the control plane, on ``address`` and ``port``, with the admin port after that.
 
     ``source`` says where the mesh is read from (``--consul``, ``--mesh``). A lab's network is nobody else's, so who
     reaches its admin port, and a Consul without ACLs, need not be told apart.
     """
     return [
-        "gossamer", "serve", *source, "--listen", f"{address}:{XDS_PORT}", "--admin", f"{address}:{ADMIN_PORT}",
+        "gossamer", "serve", *source, "--listen", f"{address}:{port}", "--admin", f"{address}:{port + 1}",
         "--insecure",
     ]  # fmt: skip
 
@@ -41,7 +41,14 @@ def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[st
 
 
 def sidecar(
-    proxy_id: str, registration: Sequence[str], *, xds: str, admin: str, envoy: str = "", more: Sequence[str] = ()
+    proxy_id: str,
+    registration: Sequence[str],
+    *,
+    xds: str,
+    port: int = XDS_PORT,
+    admin: str,
+    envoy: str = "",
+    more: Sequence[str] = (),
 ) -> list[str]:
     """A sidecar.
 
@@ -49,12 +56,13 @@ def sidecar(
         proxy_id: its service ID.
         registration: where that is looked up (``--consul``, ``--mesh``).
         xds: the address of the control plane.
+        port: its port.
         admin: where Envoy's admin interface is, as ``--admin`` takes it.
         envoy: the Envoy to run, where it is not the installed one.
         more: further flags.
     """
     return [
-        "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{XDS_PORT}", "--admin", admin,
+        "gossamer", "sidecar", proxy_id, *registration, "--xds", f"{xds}:{port}", "--admin", admin,
         *(["--envoy", envoy] if envoy else []), *more, "--", "--concurrency", "1",
     ]  # fmt: skip
 

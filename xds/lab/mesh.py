@@ -16,7 +16,7 @@ import aiohttp
 
 from xds.lab import binaries, commands
 from xds.lab.catalog import Catalog
-from xds.lab.commands import ADMIN_PORT, APPLICATION_PORT, ENVOY_ADMIN_PORT, ENVOY_UID, PUBLIC_PORT, here
+from xds.lab.commands import ADMIN_PORT, APPLICATION_PORT, ENVOY_ADMIN_PORT, ENVOY_UID, PUBLIC_PORT, XDS_PORT, here
 from xds.lab.consul import LabConsul
 from xds.lab.mesh_file import MeshFile
 from xds.lab.network import Host, Network, temporary_folder
@@ -311,13 +311,14 @@ class Lab:
         """Redirect a member's traffic."""
         await run_to_end(*self.redirect_command(member, *more))
 
-    async def start_sidecar(self, member: Member, admin_port: int = ENVOY_ADMIN_PORT) -> None:
+    async def start_sidecar(self, member: Member, admin_port: int = ENVOY_ADMIN_PORT, xds_port: int = XDS_PORT) -> None:
         """Run a member's sidecar. It asks the catalog who it is, then Gossamer for everything else."""
         command = here(
             commands.sidecar(
                 member.sidecar_id,
                 self.catalog.lookup_arguments(member.node),
                 xds=self.control.address,
+                port=xds_port,
                 admin=f"{member.host.address}:{admin_port}",
                 envoy=binaries.envoy(),
                 more=member.sidecar_arguments,

@@ -194,7 +194,7 @@ class FileSource:
         self._trouble: str | None = None
         self._published: Roots | None = None
         self._unpublished: str | None = None
-        """Why the roots could not be published."""
+        """The reason why the roots could not be published."""
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
         self._mesh = load(settings, tokens_needed=tokens_needed, now=clock(), quotas=quotas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from xds.control.closed import NOBODY, closed_listener
 from xds.control.rejections import LeftOut, Part
@@ -75,12 +76,12 @@ class SidecarInputs:
     """For DNS, where it is answered: the upstreams and their virtual IPs."""
 
     def parts(self) -> Iterator[Part]:
-        """Yield what users gave to be put into listeners."""
+        """Yield what users gave to be put into listeners and may be left out of them."""
         settings = self.settings
         given = {
             Part.ACCESS_LOGS: settings.access_logs,
             Part.TRACING: settings.tracing_json,
-            Part.EXTENSIONS: settings.extensions,
+            Part.EXTENSIONS: any(not each.required for each in settings.extensions or ()),
             Part.OVERRIDES: settings.public_listener_json or any(self.listeners_given()),
             Part.HEADERS: settings.max_request_headers_kb,
         }
@@ -91,11 +92,13 @@ class SidecarInputs:
         return [each.upstream.settings.listener_json for each in self.explicit]
 
     def without(self, parts: Collection[Part]) -> SidecarInputs:
-        """Return the same inputs without some of what users gave."""
-        gone: dict[str, None] = {}
+        """Return the same inputs without some of what users gave; required extensions stay."""
+        gone: dict[str, Any] = {}
         for part, field in _FIELDS.items():
             if part in parts:
                 gone[field] = None
+        if Part.EXTENSIONS in parts:
+            gone["extensions"] = tuple(each for each in self.settings.extensions or () if each.required)
         explicit = self.explicit
         if Part.OVERRIDES in parts:
             explicit = tuple(each.without_listener() for each in explicit)

@@ -24,6 +24,7 @@ class Part(enum.Enum):
     ACCESS_LOGS = "AccessLogs"
     TRACING = "envoy_listener_tracing_json"
     EXTENSIONS = "EnvoyExtensions"
+    """Those without ``Required``: a required extension may be what keeps callers out, so it is never left out."""
     OVERRIDES = "the listener given as JSON"
     HEADERS = "max_request_headers_kb"
 

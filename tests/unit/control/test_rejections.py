@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from tests.unit.control.test_plane import Bench
 from tests.unit.facts import ROOTS, make_leaf, make_sidecar
 from xds.ads.messages import Rejection
 from xds.control.closed import closed_listener, closed_to_all
-from xds.control.own import own_resources
+from xds.control.own import SidecarInputs, own_resources
 from xds.control.rejections import Part, Rejections
 from xds.envoy import names
 from xds.envoy.resource import EXTENSION, LISTENER, SCOPED_ROUTE
-from xds.mesh.settings import AccessLogs, ProxyMode, ProxySettings
+from xds.mesh.settings import AccessLogs, Extension, ProxyMode, ProxySettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import network_rbac_pb2
 
@@ -81,16 +82,32 @@ def test_a_closed_listener_has_nothing_of_a_users_and_lets_nobody_in() -> None:
     assert closed_listener(sidecar, SETTINGS, ROOTS, "outbound_listener:127.0.0.1:15001", dual_stack=False) is None
 
 
-def test_where_the_policy_can_not_be_installed_requests_are_denied_as_well() -> None:
+def inputs_of_web(settings: ProxySettings) -> SidecarInputs:
+    """Return what the resources of a sidecar with these settings are made of."""
     bench = Bench()
     bench.service("web", "240.0.0.1")
     bench.leaf("web")
-    proxy = bench.connect("web")
-    inputs = proxy._inputs
+    inputs = bench.connect("web")._inputs
     assert inputs is not None
-    http = replace(inputs, settings=replace(inputs.settings, protocol="http"), leaf=make_leaf("web"))
+    return replace(inputs, settings=settings, leaf=make_leaf("web"))
+
+
+def test_where_the_policy_can_not_be_installed_requests_are_denied_as_well() -> None:
+    http = inputs_of_web(replace(SETTINGS, protocol="http"))
     made = own_resources(http).resources
     closed = closed_to_all(http.sidecar, http.settings, http.roots, made, dual_stack=False)
     for type_url, name in ((LISTENER, PUBLIC), (SCOPED_ROUTE, names.INBOUND_SCOPE)):
         assert closed[type_url][name] != made[type_url][name]
     assert closed.keys() == made.keys()
+
+
+def test_a_required_extension_is_never_left_out() -> None:
+    """It may be what keeps callers out, so a listener that Envoy does not take with it is closed."""
+    lua = json.dumps(
+        {"ProxyType": "connect-proxy", "Listener": "inbound", "Script": "function envoy_on_request(h) end"}
+    )
+    required, optional = Extension("builtin/lua", required=True, arguments=lua), Extension("builtin/lua", False, lua)
+    with_both = inputs_of_web(replace(SETTINGS, protocol="http", access_logs=None, extensions=(required, optional)))
+    assert list(with_both.parts()) == [Part.EXTENSIONS]
+    assert with_both.without({Part.EXTENSIONS}).settings.extensions == (required,)
+    assert list(with_both.without({Part.EXTENSIONS}).parts()) == []

@@ -1,7 +1,8 @@
 """A fleet of sidecars that ask and acknowledge as Envoy does, and note when what arrived. A process of its own.
 
-They ask for clusters, then for listeners, secrets and routes; for the endpoints of every cluster that came with its
-own resource; they acknowledge every response. What they received they bring along when they come again.
+They ask for clusters, then for listeners and secrets; for the endpoints of every cluster that came with its own
+resource; for routes when a listener is about HTTP. They acknowledge every response. What they received they bring along
+when they reconnect.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
 PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+HTTP = b"HttpConnectionManager"
+"""Part of a listener's bytes for which Envoy subscribes to routes."""
 AT_ONCE = 50
 """Connections that are being opened at any time: more than the backlog of a listening socket are refused."""
 
@@ -33,14 +36,14 @@ class Sidecar:
         self.has: dict[str, dict[str, str]] = {}
         self.stream: GrpcStream | None = None
         self._introduced = False
-        self._asked_for_rest = False
+        self._asked_for_rest = self._asked_for_routes = False
         self.received: list[tuple[str, float]] = []
         self.missing: set[str] = set()
         self.last: dict[str, bytes] = {}
 
     async def connect(self, host: str, port: int) -> None:
         """Connect and ask for clusters."""
-        self._introduced = self._asked_for_rest = False
+        self._introduced = self._asked_for_rest = self._asked_for_routes = False
         loop = asyncio.get_running_loop()
         _, self.stream = await loop.create_connection(lambda: GrpcStream(PATH, self._take, self._ended), host, port)
         self._subscribe(CLUSTER)
@@ -54,8 +57,13 @@ class Sidecar:
     def _ask_for_rest(self) -> None:
         self._asked_for_rest = True
         self._subscribe(LISTENER)
-        self._subscribe(SCOPED_ROUTE)
+        if self.has.get(SCOPED_ROUTE):
+            self._ask_for_routes()
         self._subscribe(SECRET, ["leaf", "roots"])
+
+    def _ask_for_routes(self) -> None:
+        self._asked_for_routes = True
+        self._subscribe(SCOPED_ROUTE)
 
     def _subscribe(self, type_url: str, names: list[str] | None = None) -> None:
         request = discovery.DeltaDiscoveryRequest(
@@ -92,6 +100,8 @@ class Sidecar:
             self.missing.difference_update(resource.name for resource in response.resources)
         if kind == CLUSTER and not self._asked_for_rest:
             self._ask_for_rest()
+        if kind == LISTENER and HTTP in message and not self._asked_for_routes:
+            self._ask_for_routes()
 
     def _subscribe_more(self, type_url: str, names: list[str]) -> None:
         assert self.stream is not None

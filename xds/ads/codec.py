@@ -70,14 +70,15 @@ _decode_again = functools.lru_cache(maxsize=1024)(_decode)
 def _decode_delta(message: discovery.DeltaDiscoveryRequest) -> tuple[Request, Node | None]:
     _check_names(message.resource_names_subscribe)
     _check_names(message.resource_names_unsubscribe)
-    _check_names(message.initial_resource_versions)
+    versions = dict(message.initial_resource_versions)
+    _check_names(versions)
     request = Request(
         type_url=message.type_url,
         nonce=message.response_nonce,
         error=message.error_detail.message if message.HasField("error_detail") else None,
         subscribe=tuple(message.resource_names_subscribe),
         unsubscribe=tuple(message.resource_names_unsubscribe),
-        initial_versions=dict(message.initial_resource_versions),
+        initial_versions=versions,
     )
     return request, _node(message.node) if message.HasField("node") else None
 

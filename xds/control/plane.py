@@ -35,13 +35,14 @@ from dataclasses import replace
 from xds.ads.messages import Received
 from xds.ads.session import describe
 from xds.control.callers import Callers
+from xds.control.demand import DemandTracker
 from xds.control.inputs import Blocker, OwnInputs
 from xds.control.metrics import Metrics
 from xds.control.proxy import Client, Proxy
 from xds.control.slices import Rests, Slices
 from xds.control.upstreams import UpstreamCatalog, here
 from xds.envoy import names
-from xds.mesh.chains import Elsewhere, InstancesOf
+from xds.mesh.chains import Elsewhere
 from xds.mesh.facts import Authorized, LeafKey, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
@@ -91,32 +92,24 @@ class ControlPlane:
         self.mesh = Mesh()
         self.metrics = metrics
         self._forbidden = outbound.forbidden
-        self._on_demand = on_demand
         self._soon = soon
-        self._demand = Demand()
-        self._demand_stale = self._demand_wanted = False
         self._catalog = UpstreamCatalog(self.mesh, outbound)
         self._slices = Slices(soon)
         self._relisting = Rests(self._relist, later)
-        self._live: set[str] = set()
-        """The services of which a proxy was given its certificate: nothing is read on behalf of the others."""
         self._proxies: dict[str, set[Proxy]] = {}
         self._left: dict[str, dict[str, Proxy]] = {}
         """By service and service ID, proxies that may come again."""
         self._news: dict[str, int] = {}
         """By service, how often something about its sidecars changed."""
-        self._by_leaf: dict[LeafKey, set[Proxy]] = {}
-        self._by_stream: dict[StreamKey, Proxy] = {}
-        """The proxies that present a token."""
         self._refused: dict[str, Proxy] = {}
         """By service ID, proxies that were refused a moment ago."""
         self._rejecting: set[Proxy] = set()
         """The proxies that rejected something that is meant for them."""
-        self._reading: dict[Proxy, frozenset[str | Elsewhere]] = {}
-        """The proxies whose registration names upstreams, and what is read for these."""
-        self._readers: dict[str | Elsewhere, set[Proxy]] = {}
         self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies, self._relisting.waiting)
         self._inputs = OwnInputs(self.mesh, self._catalog, outbound, self._callers.index, self._callers.views)
+        self._demand = DemandTracker(
+            self._catalog, self._callers.views, self._inputs.chains_elsewhere, on_demand, self._after_work
+        )
 
     # -- proxies come and go --------------------------------------------------------------------------------------
 
@@ -128,24 +121,20 @@ class ControlPlane:
         proxy = Proxy(client, self._callers.add(service))
         self._proxies.setdefault(service, set()).add(proxy)
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
-        self._by_stream[proxy.stream_key] = proxy
-        self._demand_stale = True
+        self._demand.add_stream(proxy)
         self._update(proxy)
-        self._want_demand()
+        self._demand.update_soon()
         return proxy
 
     def _admit(self, proxy: Proxy) -> None:
         """Read for a proxy that may act for its service, and take over what was made for it on an earlier stream."""
-        if proxy.leaf_key not in self._by_leaf:  # it is there where the same proxy left a moment ago
-            self._by_leaf[proxy.leaf_key] = set()
-            self._demand_stale = True
-        self._by_leaf[proxy.leaf_key].add(proxy)
+        self._demand.add_leaf(proxy)
         self._refused.pop(proxy.client.node.id, None)
         before = self._left.get(proxy.service, {}).pop(proxy.client.node.id, None)
         if before is not None:
             if before.leaf is not None and self.mesh.leaf(proxy.leaf_key) == before.leaf:
                 proxy.resume(before)
-            self._drop(before)
+            self._demand.remove(before)
 
     def _authorize(self, proxy: Proxy) -> None:
         """Find out whether a proxy may act for its service: by its client certificate, otherwise by its token."""
@@ -153,8 +142,7 @@ class ControlPlane:
             own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
             proxy.certified = own in proxy.client.spiffe_ids
             if proxy.certified:
-                del self._by_stream[proxy.stream_key]  # nothing is asked about its token
-                self._demand_stale = True
+                self._demand.remove_stream(proxy)  # nothing is asked about its token
         answer = Authorized() if proxy.certified else self.mesh.authorization(proxy.stream_key)
         if isinstance(answer, StreamRefused) and proxy.client.spiffe_ids:
             certified = " and ".join(sorted(proxy.client.spiffe_ids))
@@ -184,21 +172,20 @@ class ControlPlane:
     def detach(self, proxy: Proxy) -> None:
         """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
         self._proxies[proxy.service].discard(proxy)
-        self._by_stream.pop(proxy.stream_key, None)
+        self._demand.remove_stream(proxy)
         self._rejecting.discard(proxy)
         self.metrics.rejecting.set(len(self._rejecting))
-        self._demand_stale = True
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
         left = self._left.setdefault(proxy.service, {})
         if proxy.admitted:
             older = left.get(proxy.client.node.id)
             left[proxy.client.node.id] = proxy
             if older is not None:
-                self._drop(older)
+                self._demand.remove(older)
         else:
-            self._drop(proxy)
+            self._demand.remove(proxy)
             self._forget_service(proxy.service)
-        self._want_demand()
+        self._demand.update_soon()
 
     def let_go(self, proxy: Proxy) -> None:
         """A proxy that left a while ago did not come again."""
@@ -206,9 +193,9 @@ class ControlPlane:
         if left.get(proxy.client.node.id) is not proxy:
             return
         del left[proxy.client.node.id]
-        self._drop(proxy)
+        self._demand.remove(proxy)
         self._forget_service(proxy.service)
-        self._want_demand()
+        self._demand.update_soon()
 
     def _forget_service(self, service: str) -> None:
         """Forget a service of which no proxy is connected or may come again."""
@@ -217,16 +204,8 @@ class ControlPlane:
         self._left.pop(service, None)
         del self._proxies[service]
         self._callers.drop(service)
-        self._demand_stale = True
-        self._live.discard(service)
+        self._demand.remove_service(service)
         self._news.pop(service, None)
-
-    def _drop(self, proxy: Proxy) -> None:
-        self._read_for(proxy, frozenset())
-        with_leaf = self._by_leaf.get(proxy.leaf_key, set())
-        with_leaf.discard(proxy)
-        if not with_leaf and self._by_leaf.pop(proxy.leaf_key, None) is not None:
-            self._demand_stale = True
 
     def proxies(self) -> list[Proxy]:
         """The connected proxies, by ID."""
@@ -275,7 +254,9 @@ class ControlPlane:
             key.of for key in changed if key.of and not isinstance(key.of, LeafKey | StreamKey)
         }
         asked = [
-            self._by_stream[key.of] for key in changed if isinstance(key.of, StreamKey) and key.of in self._by_stream
+            proxy
+            for key in changed
+            if isinstance(key.of, StreamKey) and (proxy := self._demand.of_stream(key.of)) is not None
         ]
         stale, respelled = set[str](), set[str]()
         """The services whose sidecars' own resources may differ."""
@@ -305,7 +286,8 @@ class ControlPlane:
             moved |= {each for each in self._demand.services if about.as_upstream(each)}
             stale |= {each for each in self._proxies if about.as_sidecar(each)}
         touched, more = callers.refresh(moved, self._demand.services)
-        self._demand_stale |= before != (callers.changed, self._catalog.led)
+        if before != (callers.changed, self._catalog.led):
+            self._demand.services_changed()
         moved |= touched
         # Who still waits for other upstreams will soon have more addresses to list, in a cold start thousands; who has
         # waited for this one is brought up to date before it is served.
@@ -314,16 +296,16 @@ class ControlPlane:
         proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}
         for key in changed:
             if isinstance(key.of, LeafKey):
-                proxies |= self._by_leaf.get(key.of, set())
+                proxies |= self._demand.with_leaf(key.of)
         for read in moved:
-            proxies |= self._readers.get(read, set())
+            proxies |= self._demand.readers(read)
         for service in stale | {proxy.service for proxy in proxies}:
             self._news[service] = self._news.get(service, 0) + 1
         for proxy in asked:
             self._authorize(proxy)
         self._slices.run(self._update, proxies.union(asked))
         self._relisting.ask(unread - stale)
-        self._want_demand()
+        self._demand.update_soon()
 
     def _part_with(self, before: Candidates) -> None:
         """End the streams of proxies whose service the catalog spells otherwise now: they connect again as that one."""
@@ -346,8 +328,8 @@ class ControlPlane:
         self._news[service] = self._news.get(service, 0) + 1
         for proxy in self._proxies.get(service, ()):
             self._update(proxy)
-        self._demand_stale = True
-        self._want_demand()
+        self._demand.services_changed()
+        self._demand.update_soon()
 
     def _update(self, proxy: Proxy) -> None:
         """Bring one proxy's own resources up to date, or note what keeps it from being served.
@@ -362,12 +344,11 @@ class ControlPlane:
             return  # its stream is ending
         blocker = self._inputs.blocker(proxy)
         unchanged = proxy.as_of == self._news.get(proxy.service, 0)  # since it left, where it came back
-        if proxy.admitted and proxy.leaf is not None and proxy.service not in self._live:
-            self._live.add(proxy.service)
-            self._demand_stale = True
+        if proxy.admitted and proxy.leaf is not None:
+            self._demand.add_service(proxy.service)
         if blocker is None and not unchanged:
             try:
-                self._read_for(proxy, self._inputs.reads(proxy))
+                self._demand.read_for(proxy, self._inputs.reads(proxy))
                 inputs = self._inputs.of(proxy)
                 if inputs is not None:
                     proxy.update(inputs)
@@ -381,53 +362,11 @@ class ControlPlane:
         if news and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %r waits: %s", proxy.client.node.id, blocker.reason)
-        self._want_demand()  # whoever asked for this may have gone on long ago
+        self._demand.update_soon()  # whoever asked for this may have gone on long ago
 
-    def _read_for(self, proxy: Proxy, found: frozenset[str | Elsewhere]) -> None:
-        """Note what is read on behalf of one proxy alone."""
-        before = self._reading.get(proxy, frozenset())
-        if before == found:
-            return
-        for key in before - found:
-            self._readers[key].discard(proxy)
-            if not self._readers[key]:
-                del self._readers[key]
-        for key in found - before:
-            self._readers.setdefault(key, set()).add(proxy)
-        if found:
-            self._reading[proxy] = found
-        else:
-            del self._reading[proxy]
-        self._demand_stale = True
-
-    # -- what has to be read --------------------------------------------------------------------------------------
-
-    def _want_demand(self) -> None:
-        if self._demand_stale and not self._demand_wanted:
-            self._demand_wanted = True
-            # Once for all that is being worked out, not for each slice of it.
-            self._soon(lambda: self._slices.run(self._update_demand, (None,), in_order=True))
-
-    def _update_demand(self, _: None) -> None:
-        self._demand_stale = self._demand_wanted = False
-        implicit = self._catalog.candidates.reached_by_any(
-            (each, self._callers.views[each].reach) for each in self._live
-        )
-        ends: set[str | Elsewhere] = {*self._live, *implicit}
-        for upstream in self._catalog.leading_elsewhere():
-            if upstream in implicit:
-                ends |= self._catalog.leads_to(upstream)
-        chains: set[InstancesOf] = set()
-        for proxy, read in self._reading.items():
-            if proxy.leaf is not None:
-                ends |= read
-                chains |= self._inputs.chains_elsewhere(proxy)
-        services = frozenset(end for end in ends if isinstance(end, str))
-        elsewhere = frozenset(end for end in ends if not isinstance(end, str))
-        demand = Demand(services, frozenset(self._by_leaf), elsewhere, frozenset(chains), frozenset(self._by_stream))
-        if demand != self._demand:
-            self._demand = demand
-            self._on_demand(demand)
+    def _after_work(self, do: Callable[[], None]) -> None:
+        """Call ``do`` once for all that is being worked out, not for each slice of it."""
+        self._soon(lambda: self._slices.run(lambda _: do(), (None,), in_order=True))
 
 
 def _by_id(proxies: Iterable[Proxy]) -> list[Proxy]:

@@ -167,6 +167,10 @@ class StreamKey:
     leaf: LeafKey
     number: str
 
+    def __hash__(self) -> int:
+        """Return the hash of the number alone, which is unique; sets of thousands of streams are compared often."""
+        return hash(self.number)
+
 
 @dataclass(frozen=True, slots=True)
 class Authorized:

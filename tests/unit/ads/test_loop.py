@@ -11,16 +11,22 @@ import sys
 from xds.ads.loop import EventLoop
 
 KNOWS_GRPC = """
-import asyncio, grpc.aio
+import asyncio, grpc.aio, uvloop
 from xds.ads.loop import EventLoop
+
+class Recording(uvloop.Loop):
+    def add_reader(self, fd, callback, *args):
+        print(callback.__qualname__)
+        super().add_reader(fd, callback, *args)
+
+class Loop(EventLoop, Recording):
+    pass
 
 async def main():
     server = grpc.aio.server()
-    callbacks = [key.data[0] for key in asyncio.get_running_loop()._selector.get_map().values() if key.data[0]]
-    print([callback._callback.__qualname__ for callback in callbacks])
     await server.stop(None)
 
-with asyncio.Runner(loop_factory=EventLoop) as runner:
+with asyncio.Runner(loop_factory=Loop) as runner:
     runner.run(main())
 """
 

@@ -29,6 +29,11 @@ CONFIRMATION_PAUSE = 2.0
 REFUSAL_KEPT = 5.0
 """Seconds for which a refusal answers further streams of the same service with the same token."""
 REFUSALS_KEPT = 1000
+GATHERING_PAUSE = 0.1
+"""Seconds in which further streams of the same service and token gather for a second request. The pause doubles with
+each request after it, so that in a burst no stream waits longer than the burst has lasted."""
+LONGEST_PAUSE = 1.0
+"""Seconds of the longest such pause."""
 LOOK_INTERVAL = 1.0
 """Seconds between two searches for streams whose next request is due."""
 
@@ -109,7 +114,7 @@ class StreamAuthorizer:
 
     async def _authorize(self, key: LeafKey) -> None:
         """Ask about one service and one token until no stream waits for an answer."""
-        backoff = Backoff(self._chance)
+        backoff, pause = Backoff(self._chance), GATHERING_PAUSE
         while self._waiting[key]:
             asked, self._waiting[key] = self._waiting[key] & self._known, set()
             if not asked:
@@ -123,6 +128,9 @@ class StreamAuthorizer:
                     if asked:
                         self._served.setdefault(key, set()).update(asked)
                     self._deliver({Key(Kind.STREAM, each): answer for each in asked})
+                    # When all sidecars come back at once, each would otherwise make a request of its own.
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
                 case StreamRefused():
                     self._refuse(key, asked, answer)
                 case ConsulError() as error:

@@ -117,8 +117,12 @@ class ConsulSource:
 
     def demand(self, demand: Demand) -> None:
         """Read what ``demand`` names from now on, and let go what it no longer names."""
-        self._demand = demand
-        if self._tasks is not None:
+        before, self._demand = self._demand, demand
+        if self._tasks is None:
+            return
+        if replace(before, streams=demand.streams) == demand:  # streams come and go all the time, the rest does not
+            self._streams.follow(demand.streams, self._tasks)
+        else:
             self._follow_demand(self._tasks)
 
     async def run(self) -> None:

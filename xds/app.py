@@ -28,32 +28,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """Everything that ``gossamer serve`` can be told."""
+    """Settings of ``gossamer serve``."""
 
     source: ConsulSettings | FileSettings
-    """What the mesh is read from."""
+    """Settings of the Consul or the mesh file to read."""
     listen: tuple[str, int] = ("127.0.0.1", 18000)
-    """Where Envoys connect. Port 0 takes a free one."""
+    """Address where Envoys connect. Port 0 takes a free one."""
     admin: tuple[str, int] = ("127.0.0.1", 18001)
     outbound: OperatorSettings = OperatorSettings()
     default_allow: bool | None = None
-    """What holds where no intention matches; ``None`` is what the source says."""
+    """Default where no intention matches; ``None`` takes the source's."""
     insecure: bool = False
-    """Whether to serve others than this host though nothing tells who they are."""
+    """Whether to serve other hosts although nothing authenticates them."""
     tls: TlsFiles | MeshTls | None = None
     """TLS of the xDS port, with certificate files or of the mesh; ``None`` is plain text."""
     drain: float = 10.0
     """Seconds over which streams are ended when the server stops, at most."""
     workers: int = 1
-    """How many processes serve; more than one read nothing themselves, this one reads for all."""
+    """Number of processes that serve. With more than one, the main process reads for all and serves nothing."""
 
 
 class UnprotectedError(Exception):
-    """What is to be served would be anybody's who reaches an address; the message says what, where, and what to do."""
+    """Refusal to serve what anybody who reaches an address could read; the message says what, where, and what to do."""
 
 
 class Source(Protocol):
-    """What a mesh is read from. It is given a sink for batches of facts when it is made."""
+    """Source of a mesh. It is given a sink for batches of facts when it is made."""
 
     async def asks_for_tokens(self) -> bool:
         """Return whether a certificate takes a token that may have it; true where that can't be found out yet."""
@@ -68,11 +68,11 @@ class Source(Protocol):
         """Let go of what it holds open."""
 
     def troubles(self) -> dict[str, str]:
-        """What can't be read right now."""
+        """Return what can't be read at the moment, with the reason, by name."""
 
 
 class Gossamer:
-    """A control plane that serves as long as its ``async with`` block runs.
+    """Running control plane, for the duration of its ``async with`` block.
 
     ``settings`` holds the real ports once it is entered.
 

@@ -16,16 +16,16 @@ from xds.mesh.addresses import is_ip
 
 
 class Inspected(Protocol):
-    """Whose state is told."""
+    """Source of the state that the admin server shows."""
 
     def missing(self) -> tuple[str, ...]:
-        """The base facts that have not been read yet, by name."""
+        """Return the names of the base facts that have not been read yet."""
 
     async def sidecars(self) -> list[dict[str, Any]]:
         """Every connected sidecar, as plain data."""
 
     async def families(self) -> Iterable[Metric]:
-        """What is counted."""
+        """Return the metrics."""
 
 
 class _Collected(Collector):
@@ -49,7 +49,7 @@ def _host_of(host: str) -> str:
 
 
 class AdminServer:
-    """Serves the state of what serves over HTTP.
+    """HTTP server of the control plane's state: readiness, metrics and sidecars.
 
     Args:
         inspected: whose state.

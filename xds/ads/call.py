@@ -26,7 +26,7 @@ STATUS_TIMEOUT = 5.0
 
 
 class CallError(Exception):
-    """The reason why a call can't go on, and the gRPC status that it ends with."""
+    """Reason why a call can't go on, and the gRPC status that it ends with."""
 
     def __init__(self, status: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -34,7 +34,7 @@ class CallError(Exception):
 
 
 class Call:
-    """A call in progress. Make it in the task that handles the call.
+    """Call in progress. Make it in the task that handles the call.
 
     Args:
         context: grpc.aio's context of the call.

@@ -32,21 +32,21 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Who a proxy says it is."""
+    """Identity and abilities that a proxy states about itself."""
 
     id: str
     cluster: str
     node_name: str
     version: str
-    """Of the Envoy, empty when it didn't say."""
+    """Version of Envoy, empty when it is not stated."""
     dual_stack: bool = False
-    """Whether it is on a host with IPv6, so that its listeners are to take that as well."""
+    """Whether it is on a host with IPv6, so that its listeners accept IPv6 as well."""
     dns_port: int = 0
-    """Where it is to answer DNS queries, if anywhere."""
+    """Port at which its Envoy answers DNS queries, 0 for none."""
 
 
 def decode(message: bytes, *, delta: bool) -> tuple[Request, Node | None]:
-    """A request, and the node that it carries, if any.
+    """Decode a request and the node that it carries, if any.
 
     Raises:
         BadRequestError: ``message`` can't be decoded, or has a name in it that nothing can have.
@@ -139,7 +139,7 @@ def _node(node: core.Node) -> Node:
 
 
 def encode_response(response: Response, *, delta: bool) -> bytes:
-    """A response as bytes."""
+    """Return a response as bytes."""
     if not delta:
         return discovery.DiscoveryResponse(
             version_info=response.version,
@@ -156,7 +156,7 @@ def encode_response(response: Response, *, delta: bool) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _own_part(type_url: str, version: str, nonce: str, removed: tuple[str, ...]) -> bytes:
-    """A delta response but for its resources. Sidecars count alike, so the same goes to many of them."""
+    """Return a delta response without its resources. Sidecars count alike, so many of them are sent the same bytes."""
     return discovery.DeltaDiscoveryResponse(
         system_version_info=version,
         type_url=type_url,

@@ -67,14 +67,14 @@ Event = Finished | Failed
 
 
 class Parser:
-    """Reads what is written to standard error, in pieces of any size."""
+    """Parser of standard error, in pieces of any size."""
 
     def __init__(self) -> None:
         self._partial = b""
         self._in_entry = False
-        """Whether the line before was of an entry of gRPC's log that may have further lines."""
+        """Whether the previous line belongs to an entry of gRPC's log that may have further lines."""
         self._in_server_name = False
-        """Whether the line before has a server name that a client sent, which may have further lines."""
+        """Whether the previous line has a server name that a client sent, which may have further lines."""
         self._error = b""
         """The error of a handshake whose address is in one of the next lines."""
 
@@ -156,7 +156,7 @@ def explanation(failed: Failed) -> str:
 
 
 class Handshakes:
-    """The connections of a server on which nothing has been called yet."""
+    """Connections of a server on which no call has been made yet."""
 
     def __init__(self) -> None:
         self.tls = False

@@ -16,7 +16,7 @@ NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class ListenError(Exception):
-    """The server can't listen where it was told to."""
+    """Failure to listen on an address; the message gives the system's reason."""
 
 
 async def free_addresses(address: str, *, shared: bool = False) -> list[str]:

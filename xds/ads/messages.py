@@ -10,7 +10,7 @@ from xds.envoy.resource import Resource
 
 @dataclass(slots=True)
 class Request:
-    """A discovery request of either variant, decoded. It may be shared, so nobody changes it.
+    """Discovery request of either variant, decoded. Immutable, since it may be shared.
 
     Not frozen: there are many, and freezing costs more than the rest of it.
     """
@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """What to send next. ``version`` is the state-of-the-world version of the whole type. Nobody changes it either."""
+    """Response to send next; immutable. ``version`` is the state-of-the-world version of the whole type."""
 
     type_url: str
     nonce: str
@@ -49,7 +49,7 @@ class Rejection:
 
 @dataclass(slots=True)
 class Received:
-    """What a request said about an earlier response. Nobody changes it either."""
+    """Result of a request about an earlier response; immutable."""
 
     acknowledged: str | None = None
     """The type whose outstanding response is now acknowledged."""

@@ -28,7 +28,7 @@ SORTED = 64
 
 
 class Outgoing:
-    """The half of a session that sends. It changes what is remembered of what the proxy has."""
+    """Sending half of a session. It changes the state of what the proxy has."""
 
     def __init__(self, wanted: Wanted, *, delta: bool) -> None:
         self._wanted = wanted
@@ -42,7 +42,7 @@ class Outgoing:
         """Whether the last `next_response` left something out because it is large."""
 
     def next_response(self, most: int | None = None) -> Response | None:
-        """The response to send now, which is then outstanding; ``None`` when there is nothing to send.
+        """Return the response to send now, which is then outstanding, or ``None`` when there is nothing to send.
 
         Args:
             most: leave out what takes a response of more resources than this. Of what is to be sent beside it, changes
@@ -67,7 +67,7 @@ class Outgoing:
         return None
 
     def open_types(self) -> list[str]:
-        """The types of which there may be something to send now."""
+        """Return the types of which there may be something to send now."""
         found = []
         for type_url in tuple(self._unsettled):
             state = self._types[type_url]
@@ -100,7 +100,7 @@ class Outgoing:
         return all(name not in on_the_way and self._to_send(state, type_url, name) is None for name in names)
 
     def _on_the_way(self, state: TypeState) -> frozenset[str]:
-        """The names in the outstanding response that the proxy does not have yet."""
+        """Return the names in the outstanding response that the proxy does not have yet."""
         response = state.in_flight
         if response is None:
             return frozenset()
@@ -196,7 +196,7 @@ class Outgoing:
 
     @staticmethod
     def _dirty_of_had(state: TypeState) -> list[str]:
-        """The dirty names of which the proxy has a resource."""
+        """Return the dirty names of which the proxy has a resource."""
         has = state.has
         return [name for name in has.keys() & state.dirty if has[name]]
 
@@ -216,7 +216,7 @@ class Outgoing:
         return sorted(name for name in gone if name not in state.inherited and name not in kept)
 
     def _in_use(self, gone: Collection[str]) -> frozenset[str]:
-        """The clusters that a proxy still uses.
+        """Return the clusters that a proxy still uses.
 
         Because it rejected what would have replaced their users, or because they are what a cluster is made of that is
         not ``gone`` with them.

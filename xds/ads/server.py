@@ -67,7 +67,7 @@ OPTIONS = (
 
 
 class Soon:
-    """A function that is called once in the next iteration of the event loop, however often that is asked for."""
+    """Function that is called once in the next iteration of the event loop, however often that is requested."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do = do

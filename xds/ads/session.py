@@ -41,7 +41,8 @@ REMOVED_WHEN_REJECTED = frozenset({CLUSTER, SCOPED_ROUTE})
 NAME_NONE = frozenset({ENDPOINT, SECRET})
 """Types whose resources name no clusters."""
 PARTLY_TAKEN = "adding/updating"
-"""In Envoy's words when it took a response but for the resources that it names. Otherwise it took nothing of it."""
+"""Envoy's words when it accepted a response except for the resources that it names. Without them it accepted nothing of
+it."""
 UNCERTAIN = "?"
 """The version of a resource that the proxy has in some version or other; equal to none."""
 
@@ -51,11 +52,11 @@ MOST_NAMES = 200_000
 
 
 class LimitError(Exception):
-    """A proxy asks for more than any that is well; the message says how much is too much."""
+    """Request for more than any reasonable proxy needs; the message states the limit."""
 
 
 class Session:
-    """The state machine. ``delta`` says which of the two variants of the protocol the stream speaks."""
+    """State machine of one stream. ``delta`` says which of the two variants of the protocol it speaks."""
 
     def __init__(self, view: ResourceView, *, delta: bool) -> None:
         self.delta = delta
@@ -65,11 +66,11 @@ class Session:
         self._outgoing = Outgoing(self._wanted, delta=delta)
 
     def state(self, type_url: str) -> TypeState:
-        """What the proxy asked for and has of one type, for inspection."""
+        """Return what the proxy asked for and has of one type, for inspection."""
         return self._types[type_url]
 
     def next_response(self, most: int | None = None) -> Response | None:
-        """The response to send now, which is then outstanding; see `Outgoing.next_response`."""
+        """Return the response to send now, which is then outstanding; see `Outgoing.next_response`."""
         return self._outgoing.next_response(most)
 
     def rejections(self) -> Iterator[Rejection]:
@@ -209,7 +210,7 @@ class Session:
 
     @staticmethod
     def _forget(state: TypeState, name: str) -> None:
-        """The proxy no longer wants ``name``; under a wildcard it still does."""
+        """Remove ``name`` from what the proxy wants; under a wildcard it still wants it."""
         if state.wildcard:
             return
         state.has.pop(name, None)
@@ -273,7 +274,7 @@ class Session:
         return rejections
 
     def changed(self, type_url: str, names: Collection[str]) -> bool:
-        """These resources may differ from what the view held before: look at them for the next response.
+        """Mark resources that may differ from what the view held before: the next response looks at them.
 
         Returns:
             Whether any of them matters to the proxy.
@@ -294,14 +295,15 @@ class Session:
         return True
 
     def _seen(self, state: TypeState, type_url: str, names: Iterable[str]) -> None:
-        """What the view holds is no longer merely inherited; but for a listener that may lack what is not read yet."""
+        """Note that the view's resources are no longer merely inherited, except for a listener that may lack what is
+        not read yet."""
         for resource in self._view.select(type_url, [n for n in names if n in state.inherited]):
             if not resource.of_all_upstreams:
                 state.inherited.discard(resource.name)
 
 
 def describe(type_url: str) -> str:
-    """A type as an operator calls it."""
+    """Return a type's name for operators."""
     return TYPE_NAMES.get(type_url, type_url)
 
 

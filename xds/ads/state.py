@@ -10,7 +10,7 @@ from xds.envoy.resource import Resource
 
 @dataclass(slots=True)
 class TypeState:
-    """What a proxy has asked for and what it has, of one type."""
+    """Subscription and state of one type: what a proxy asked for and what it has."""
 
     wildcard: bool = False
     named: set[str] = field(default_factory=set)
@@ -37,7 +37,7 @@ class TypeState:
     flying: tuple[Response, frozenset[str]] | None = None
     """The names of what is in flight, worked out once."""
     clusters: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By name, the clusters that the last accepted version names."""
+    """Clusters that the last accepted version names, by name."""
     last_nonce: str = ""
     asked: bool = False
     answered: bool = False

@@ -42,7 +42,7 @@ class Peer(Protocol):
     """Called when it may not act for its service, which ends the stream."""
     ready: bool
     admitted: bool | None
-    """Whether it may act for its service, ``None`` while that is not known."""
+    """Whether it may act for its service; ``None`` while that is not known."""
 
     @property
     def incomplete(self) -> bool:
@@ -53,7 +53,7 @@ class Peer(Protocol):
 
 
 class Registry(Protocol):
-    """The owner of the connected proxies."""
+    """Owner of the connected proxies."""
 
     def connected(self, node: codec.Node, token: str, address: str, spiffe_ids: frozenset[str], *, delta: bool) -> Peer:
         """Add the proxy that introduced itself as ``node``."""
@@ -69,7 +69,7 @@ class Registry(Protocol):
 
 
 class Server(Protocol):
-    """The state that the streams of one server share."""
+    """State that the streams of one server share."""
 
     registry: Registry
     turns: Turns

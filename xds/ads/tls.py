@@ -29,7 +29,7 @@ LAST_PART = 0.1
 
 
 class TlsError(Exception):
-    """A certificate can't be used; the message says which, why, and what is expected."""
+    """Certificate that can't be used; the message says which, why, and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class ServerCertificate(ABC):
         self._lock = threading.Lock()
         self._in_use: _InUse | None = None
         self._new = False
-        """Whether gRPC has not been given the certificate in use yet."""
+        """Whether gRPC has not been given the current certificate yet."""
 
     def credentials(self) -> Any:
         """Return the credentials of a gRPC server, which follow the certificate. gRPC takes TLS 1.2 and newer only."""

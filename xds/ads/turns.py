@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 
 AT_ONCE = 2
-"""So many large responses are made or written at a time."""
+"""Large responses that are made or written at a time."""
 PASS_ON_S = 0.05
 """A large response that is not taken within this time does not keep the next one waiting any more."""
 
@@ -20,7 +20,8 @@ Wake = Callable[[], None]
 
 
 class Turns:
-    """Whose turn it is: two at a time, one is made while another is written. Each is known by what wakes it."""
+    """Slots for large responses: two at a time, so that one is made while another is written. A stream is known by the
+    function that wakes it."""
 
     def __init__(self) -> None:
         self._waiting: dict[Wake, None] = {}
@@ -36,13 +37,13 @@ class Turns:
         return bool(self._waiting) and any(each == wake for each in islice(self._waiting, AT_ONCE))
 
     def writes(self, wake: Wake) -> asyncio.TimerHandle | None:
-        """It is being written to. If it has its turn, it gives it away soon, whether what is written is taken or not.
+        """Note that a stream writes a response, and release its slot after PASS_ON_S even if the write is unfinished.
 
-        A proxy that takes nothing must not keep others from their turn; nor must one that only waits for its own, so
-        that one asks again when it has taken what it was sent.
+        A proxy that reads nothing must not keep others from a slot. A stream that only waits for a slot loses its place
+        too; it asks again when its write is done.
 
         Returns:
-            What to cancel when it is written; ``None`` where it is not its turn.
+            The timer to cancel when the write is done; ``None`` where the stream has no slot.
         """
         if not self.has(wake):
             self._waiting.pop(wake, None)
@@ -50,7 +51,7 @@ class Turns:
         return asyncio.get_running_loop().call_later(PASS_ON_S, self.done, wake)
 
     def done(self, wake: Wake) -> None:
-        """It needs no turn any more."""
+        """Release the stream's slot, or its place among those that wait for one."""
         if not self._waiting:
             return
         had = self.has(wake)

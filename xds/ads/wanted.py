@@ -16,7 +16,7 @@ class ResourceView(Protocol):
     """The resources meant for one proxy, always current."""
 
     def get(self, type_url: str, name: str) -> Resource | None:
-        """The resource of that name, ``None`` where there is none."""
+        """Return the resource of that name, ``None`` where there is none."""
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
         """Those of these resources that there are, in any order; what `get` says of each, for a thousand at a time."""
@@ -36,7 +36,7 @@ class ResourceView(Protocol):
 
 
 class States(dict[str, TypeState]):
-    """What is remembered, by type; of most types a proxy never says anything, and those cost nothing."""
+    """State by type; types that a proxy never mentions cost nothing."""
 
     def __missing__(self, type_url: str) -> TypeState:
         found = self[type_url] = TypeState()
@@ -44,7 +44,7 @@ class States(dict[str, TypeState]):
 
 
 class Wanted:
-    """What the two halves of a session share: where the resources are, and what is remembered of each type."""
+    """State that the two halves of a session share: where the resources are, and what is remembered of each type."""
 
     def __init__(self, view: ResourceView) -> None:
         self.view = view

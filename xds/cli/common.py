@@ -16,7 +16,7 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 
 
 class Failure(click.ClickException):
-    """What ends a command: what happened and what to do, in one line. Exit code 1."""
+    """Error that ends a command with exit code 1; its one line says what happened and what to do."""
 
 
 def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -171,7 +171,7 @@ def _ports(
     inbound: int | None,
     outbound: int | None,
 ) -> tuple[int, int, tuple[int, ...]]:
-    """The inbound and the outbound port, and the sidecar's ports that are not part of the mesh."""
+    """Return the inbound and the outbound port, and the sidecar's ports that are not part of the mesh."""
     if bool(proxy_id) == bool(inbound):
         raise click.UsageError(
             "give either --proxy-id, to take the ports from the registration, or --proxy-inbound-port"

@@ -22,7 +22,7 @@ from xds.sources.file.facts import FileFacts
 from xds.sources.file.virtual_ips import Given
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
-"""As long as a real one."""
+"""Trust domain as long as a real one."""
 
 
 def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from xds.workers.logs import configure
 
 
 class Quota(click.ParamType[tuple[str, int]]):
-    """``NAME=N``: one of the quotas, and what it is to be."""
+    """``NAME=N``: a quota and its value."""
 
     name = "quota"
 

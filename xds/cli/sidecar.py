@@ -215,7 +215,7 @@ def has_ipv6() -> bool:
 
 
 def find_envoy(given: str) -> str:
-    """The path of the Envoy to run.
+    """Return the path of the Envoy to run.
 
     Raises:
         Failure: there is none.

@@ -33,11 +33,11 @@ MAX_ANSWER = 1 << 20
 
 
 class RootsError(Exception):
-    """Consul gave no authorities that can be used; the message says why."""
+    """Answer of Consul's without usable authorities; the message says why."""
 
 
 class RootsFile:
-    """The file of one sidecar.
+    """File with the roots of one sidecar.
 
     Args:
         file: the file.

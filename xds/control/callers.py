@@ -20,7 +20,7 @@ from xds.policy.upstreams import Candidates
 
 
 class Callers:
-    """The services that have sidecars, and whom each may call.
+    """Services that have sidecars, and the upstreams that each may call.
 
     Args:
         mesh: the facts.
@@ -54,16 +54,16 @@ class Callers:
         self._spelled: dict[str, set[str]] = {}
         """The services with a view, by their folded name."""
         self._wide: set[str] = set()
-        """Those of them that may call everybody whom no intention singles out."""
+        """Views that may call every service that no intention singles out."""
         self._overriding: set[str] = set()
-        """Those of them that call some upstreams in another way than the rest."""
+        """Views that call some upstreams differently from the rest."""
         self._unassigned: set[str] = set()
-        """Those of them whose view is of intentions that hold no more, until their turn to be assigned comes."""
+        """Views whose intentions are out of date until they are assigned again."""
         self._waiting_for: dict[str, dict[ServiceView, None]] = {}
-        """By upstream that has not been read, the views that wait for it (and maybe for others)."""
+        """Views that wait for an upstream that has not been read (and perhaps for others), by that upstream."""
 
     def add(self, service: str) -> ServiceView:
-        """The view of ``service``, a new one if it had none."""
+        """Return the view of ``service``; make one if it has none."""
         if service not in self.views:
             table = self._table(UpstreamSettings(), ())
             self.views[service] = ServiceView(service, self._catalog, table, self._outbound)
@@ -83,7 +83,8 @@ class Callers:
         self._unassigned.discard(service)
 
     def candidates(self, before: Candidates) -> Candidates:
-        """The names that could be upstreams: of the catalog, and those that config entries or intentions speak of.
+        """Return the names that can be upstreams: those of the catalog, and those that config entries or intentions
+        name.
 
         In Consul (``agent/consul/state/catalog.go``) these have a virtual IP, with or without instances.
         """
@@ -164,7 +165,7 @@ class Callers:
         return found
 
     def not_held(self) -> list[tuple[UpstreamTable, str]]:
-        """The upstreams that somebody may call now and nobody did, with the tables in which they are to stand."""
+        """Return newly reachable upstreams and the tables that must contain them."""
         default_allow = self._mesh.default_allow
         if default_allow is None:
             return []
@@ -186,11 +187,11 @@ class Callers:
         table.hold(frozenset([upstream]))
 
     def having(self, keys: Iterable[str]) -> set[str]:
-        """The services with a view, by folded names."""
+        """Return the services that have a view, by folded names."""
         return {service for key in keys for service in self._spelled.get(key, ())}
 
     def _callers(self, upstream: str) -> list[ServiceView]:
-        """The views of the services that may call ``upstream``, or might if there were one of that name."""
+        """Return the views of the services that may call ``upstream``, or could if it existed."""
         shared = self.index.shared.get(fold(upstream))
         services = set(self._wide) if shared is None else set(self.views) if shared else set()
         for service in self.having(self.index.sources_named_by(upstream)):

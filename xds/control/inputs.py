@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """What keeps a proxy from being served. A ``passing`` one is a matter of reading on; others want an operator."""
+    """Reason why a proxy is not served. A ``passing`` one ends when more has been read; others need an operator."""
 
     reason: str
     passing: bool = False
 
 
 class OwnInputs:
-    """Gathers them, for any proxy."""
+    """Builder of `SidecarInputs` for any proxy."""
 
     def __init__(
         self,
@@ -165,14 +165,14 @@ class OwnInputs:
         return proxy.client.delta and (large or mode is ClusterMode.ON_DEMAND)
 
     def _served_upstreams(self, proxy: Proxy) -> list[ExplicitUpstream]:
-        """The upstreams that its registration names and that can be served."""
+        """Return the upstreams that a proxy's registration names and that can be served."""
         sidecar, entries = proxy.sidecar, self._mesh.config_entries
         if sidecar is None or entries is None:
             return []
         return [each for each in explicit_upstreams(sidecar, entries) if each.refusal is None]
 
     def _chain_of(self, upstream: ExplicitUpstream) -> DiscoveryChain | None:
-        """The discovery chain of an explicit upstream, ``None`` while it has not been read."""
+        """Return the discovery chain of an explicit upstream, ``None`` while it has not been read."""
         if upstream.prepared_query:
             return query_chain(upstream.name, upstream.settings.protocol or "tcp")
         chain = self._catalog.chain(self._chain_key(upstream))
@@ -201,7 +201,7 @@ class OwnInputs:
         return ExplicitTarget(upstream, chain, found, unread, problems)
 
     def reads(self, proxy: Proxy) -> frozenset[str | Elsewhere]:
-        """What is read because its registration names upstreams, their chains apart."""
+        """Return what is read because a proxy's registration names upstreams, except their chains."""
         found: set[str | Elsewhere] = set()
         for upstream in self._served_upstreams(proxy):
             if not upstream.prepared_query:
@@ -217,6 +217,6 @@ class OwnInputs:
         return replace(self._outbound, destinations_only=True)
 
     def chains_elsewhere(self, proxy: Proxy) -> set[InstancesOf]:
-        """The discovery chains of its explicit upstreams that other datacenters compile."""
+        """Return the discovery chains of a proxy's explicit upstreams that other datacenters compile."""
         keys = [self._chain_key(each) for each in self._served_upstreams(proxy) if not each.prepared_query]
         return {key for key in keys if isinstance(key, InstancesOf)}

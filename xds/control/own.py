@@ -32,7 +32,7 @@ NOTHING_LEFT_OUT = LeftOut()
 
 @dataclass(frozen=True, slots=True)
 class ExplicitTarget:
-    """What is known of an explicit upstream: its chain, and the instances that the chain ends at."""
+    """Explicit upstream with its chain and the instances that the chain ends at."""
 
     upstream: ExplicitUpstream
     chain: DiscoveryChain | None
@@ -40,7 +40,7 @@ class ExplicitTarget:
     unread: bool = False
     """Whether something about it has not been read yet."""
     problems: tuple[str, ...] = ()
-    """What keeps some of its instances from being called."""
+    """Reasons why some of its instances can't be called."""
 
     def without_listener(self) -> ExplicitTarget:
         """Return the same with the generated listener in place of one that a user gave."""
@@ -50,14 +50,14 @@ class ExplicitTarget:
 
 @dataclass(frozen=True, slots=True)
 class SidecarInputs:
-    """Everything that one sidecar's own resources are made of; equal inputs, equal resources."""
+    """Inputs of one sidecar's own resources; equal inputs give equal resources."""
 
     sidecar: Sidecar
     settings: ProxySettings
     mesh: MeshSettings
     admission: Admission
     problems: tuple[str, ...]
-    """What can't be followed of the config entries and intentions that are about it."""
+    """Problems of the config entries and intentions that are about it."""
     roots: Roots
     leaf: Leaf
     here: Here
@@ -73,7 +73,7 @@ class SidecarInputs:
     """Whether the clusters of implicit upstreams are sent when they are first dialed."""
     dns_port: int = 0
     named: tuple[Named, ...] = ()
-    """For DNS, where it is answered: the upstreams and their virtual IPs."""
+    """Upstreams and their virtual IPs for DNS, where it is answered."""
 
     def parts(self) -> Iterator[Part]:
         """Yield what users gave to be put into listeners and may be left out of them."""
@@ -117,7 +117,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class OwnResources:
-    """A sidecar's own resources, and what of its registration could not be followed."""
+    """Resources of one sidecar alone, and the problems of its registration."""
 
     resources: ResourcesByType
     problems: tuple[str, ...] = ()
@@ -238,7 +238,7 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
 
 
 def _guarded(resources: Iterator[Resource], problem: Callable[[str], None]) -> Iterator[Resource]:
-    """What is beside the main thing: whatever is wrong with it, everything else is brought up to date."""
+    """Yield resources that are secondary; an error in them is reported and keeps nothing else from being updated."""
     try:
         made = list(resources)
     except ExtensionError:
@@ -306,7 +306,7 @@ def _public_problem(sidecar: Sidecar, settings: ProxySettings) -> str | None:
 
 
 def _explicit_encoder(target: ExplicitTarget, here: Here) -> UpstreamEncoder | None:
-    """Encodes an explicit upstream, once it has been read and if it can be served."""
+    """Return the encoder of an explicit upstream, ``None`` while it has not been read or if it can't be served."""
     if target.upstream.refusal is not None or target.chain is None or target.unread:
         return None
     instances = dict(target.instances)

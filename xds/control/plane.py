@@ -70,7 +70,7 @@ SHAPING = frozenset((INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES))
 
 
 class ControlPlane:
-    """Facts in, resources out.
+    """Control plane: facts in, resources out.
 
     Args:
         outbound: what holds for the outbound listeners of the whole mesh.
@@ -98,11 +98,11 @@ class ControlPlane:
         self._relisting = Rests(self._relist, later)
         self._proxies: dict[str, set[Proxy]] = {}
         self._left: dict[str, dict[str, Proxy]] = {}
-        """By service and service ID, proxies that may come again."""
+        """Proxies that may reconnect, by service and service ID."""
         self._news: dict[str, int] = {}
-        """By service, how often something about its sidecars changed."""
+        """Number of changes of its sidecars' inputs, by service."""
         self._refused: dict[str, Proxy] = {}
-        """By service ID, proxies that were refused a moment ago."""
+        """Proxies that were refused a moment ago, by service ID."""
         self._rejecting: set[Proxy] = set()
         """The proxies that rejected something that is meant for them."""
         self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies, self._relisting.waiting)
@@ -114,7 +114,7 @@ class ControlPlane:
     # -- proxies come and go --------------------------------------------------------------------------------------
 
     def attach(self, client: Client) -> Proxy:
-        """A proxy connected. It is served as soon as everything about it is known."""
+        """Add a proxy that connected. It is served as soon as everything about it is known."""
         service = self._catalog.candidates.identity(client.node.cluster)
         if service != client.node.cluster:
             client = replace(client, node=replace(client.node, cluster=service))
@@ -170,7 +170,7 @@ class ControlPlane:
             del self._refused[proxy.client.node.id]
 
     def detach(self, proxy: Proxy) -> None:
-        """A proxy's stream ended. What is read and made for it is kept until `let_go`, since most come again."""
+        """Remove a proxy whose stream ended; what was made for it is kept until `let_go`, since most reconnect."""
         self._proxies[proxy.service].discard(proxy)
         self._demand.remove_stream(proxy)
         self._rejecting.discard(proxy)
@@ -188,7 +188,7 @@ class ControlPlane:
         self._demand.update_soon()
 
     def let_go(self, proxy: Proxy) -> None:
-        """A proxy that left a while ago did not come again."""
+        """Forget a proxy that left a while ago and did not reconnect."""
         left = self._left.get(proxy.service, {})
         if left.get(proxy.client.node.id) is not proxy:
             return
@@ -208,7 +208,7 @@ class ControlPlane:
         self._news.pop(service, None)
 
     def proxies(self) -> list[Proxy]:
-        """The connected proxies, by ID."""
+        """Return the connected proxies, ordered by ID."""
         return _by_id(proxy for siblings in self._proxies.values() for proxy in siblings)
 
     def refused(self) -> list[Proxy]:

@@ -26,7 +26,7 @@ SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SEC
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A stream's other end, as it introduced itself."""
+    """Client of a stream, as it introduced itself."""
 
     node: Node
     token: str = field(repr=False)
@@ -43,7 +43,7 @@ def _without_stream(*_: object) -> None:
 
 
 class Proxy:
-    """A proxy on its stream. The control plane keeps it up to date, the server sends what its session says.
+    """Proxy on its stream. The control plane keeps it up to date, the server sends what its session returns.
 
     ``wake`` is called whenever the session may have something new to send.
     """
@@ -61,19 +61,19 @@ class Proxy:
         self.leaf: Leaf | None = None
         """The last certificate that it was entitled to."""
         self.admitted: bool | None = None
-        """Whether it may act for its service, ``None`` while that is not known; found out for each stream anew."""
+        """Whether it may act for its service; ``None`` while that is not known. Found out anew for each stream."""
         self.certified = False
         """Whether its client certificate proves its service."""
         self.ready = False
-        """Whether it is being served. Once it is, it stays so: what is known goes on serving."""
+        """Whether it is being served. It stays so: what is known goes on being served."""
         self.blocker: str | None = "nothing has been read yet"
-        """Why nothing can be sent at all, if so."""
+        """Reason why nothing can be sent at all, ``None`` if there is none."""
         self.as_of = -1
-        """Of which news of its service its own resources are made."""
+        """Number of its service's changes that its own resources contain (``ControlPlane._news``)."""
         self._view = view
         self._patient = True
         self._waited_for = False
-        """Whether the server has been told that only upstreams are missing."""
+        """Whether the server has been woken because only upstreams are missing."""
         self._inputs: SidecarInputs | None = None
         self._own = OwnResources({})
         self._rejections = Rejections()
@@ -101,7 +101,7 @@ class Proxy:
 
     @property
     def stream_key(self) -> StreamKey:
-        """What its stream is authorized under."""
+        """Key under which its stream is authorized."""
         return StreamKey(LeafKey(self.service, self.client.token), self.client.stream)
 
     @property
@@ -112,7 +112,7 @@ class Proxy:
     # -- the resources meant for it (xds.ads.session.ResourceView) ------------------------------------------------
 
     def get(self, type_url: str, name: str) -> Resource | None:
-        """The resource of that name that is meant for this proxy."""
+        """Return the resource of that name that is meant for this proxy, ``None`` where there is none."""
         mine = self._own.resources.get(type_url, {}).get(name)
         if mine is not None or not self.transparent:
             return mine
@@ -136,14 +136,15 @@ class Proxy:
         return [mine[name] for name in names if name in mine] + [each for each in found if each.name not in mine]
 
     def _routes(self, type_url: str, scope: Resource) -> Resource | None:
-        """A scope of an upstream's, whole or as what is asked for; on demand in two parts, that and the routes."""
+        """Return a scope of an upstream, or with on-demand clusters one of its two parts: the scope, or the routes it
+        points to."""
         asked_for = self.on_demand and address_of(scope.name) is not None
         if type_url == ROUTE:
             return pointed_to(scope) if asked_for else None
         return pointer(scope) if asked_for else scope
 
     def names(self, type_url: str) -> Iterable[str]:
-        """The names of every resource of a type that is meant for this proxy."""
+        """Return the names of every resource of a type that is meant for this proxy."""
         mine = self._own.resources.get(type_url, {})
         if not self.transparent:
             return list(mine)
@@ -212,7 +213,7 @@ class Proxy:
             self.changed(differences(before.resources, self._own.resources))
 
     def changed(self, changes: Changes) -> None:
-        """These of its resources may differ from what it has."""
+        """Note that these of its resources may differ from what it has."""
         matters = [self.session.changed(type_url, names) for type_url, names in changes.items()]
         if SCOPED_ROUTE in changes:
             matters.append(self.session.changed(ROUTE, changes[SCOPED_ROUTE]))
@@ -251,7 +252,7 @@ class Proxy:
         return self.transparent and not (self.ready and self.complete())
 
     def unread(self) -> list[str]:
-        """The upstreams that have not been read yet; a first answer without them would not be whole."""
+        """Return the upstreams that have not been read yet; a first response without them would not be whole."""
         return sorted({*self._unread_explicit(), *(self._view.unknown() if self.transparent else ())})
 
     def _unread_explicit(self) -> list[str]:
@@ -276,7 +277,7 @@ class Proxy:
         return self._own.problems
 
     def problems(self) -> dict[str, list[str]]:
-        """What was set aside, by upstream; under its own service what of its registration can't be followed."""
+        """Return what was set aside, by upstream; under its own service what of its registration can't be followed."""
         found = dict(self._view.problems()) if self.transparent else {}
         if self._own.problems:
             found[self.service] = [*found.get(self.service, []), *self._own.problems]

@@ -14,11 +14,12 @@ from xds.control.proxy import Client, Proxy
 log = logging.getLogger(__name__)
 
 LINGER_S = 60.0
-"""How long what is read and made for a proxy outlives its stream: a proxy that lost its server comes again soon."""
+"""Seconds for which what is read and made for a proxy outlives its stream: a proxy that lost its server reconnects
+soon."""
 
 
 class PlaneRegistry:
-    """Introduces streams to the control plane (`xds.ads.server.Registry`)."""
+    """Adapter between streams and the control plane (`xds.ads.server.Registry`)."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
@@ -36,12 +37,12 @@ class PlaneRegistry:
         asyncio.get_running_loop().call_later(LINGER_S, then, peer)
 
     def received(self, peer: Proxy, received: Received, seconds: float | None) -> None:
-        """It answered."""
+        """Log and count what a proxy answered."""
         self._plane.note(peer, received)
         if seconds is not None and received.acknowledged is not None:
             self._plane.metrics.acknowledgement_seconds[received.acknowledged].observe(seconds)
 
     def sent(self, peer: Proxy, response: Response, size: int) -> None:  # noqa: ARG002 - the protocol's signature
-        """A response is on its way to it."""
+        """Count a response that is being sent to a proxy."""
         self._plane.metrics.sent[response.type_url].inc()
         self._plane.metrics.sent_bytes[response.type_url].inc(size)

@@ -19,12 +19,12 @@ from xds.mesh.settings import ProxySettings
 
 
 class Part(enum.Enum):
-    """Parts of listeners that a user gives; the value is what an operator calls it."""
+    """Parts of listeners that a user gives; the value is the name for operators."""
 
     ACCESS_LOGS = "AccessLogs"
     TRACING = "envoy_listener_tracing_json"
     EXTENSIONS = "EnvoyExtensions"
-    """Those without ``Required``: a required extension may be what keeps callers out, so it is never left out."""
+    """Extensions without ``Required``. A required extension may be what keeps callers out, so it is never left out."""
     OVERRIDES = "the listener given as JSON"
     HEADERS = "max_request_headers_kb"
 
@@ -38,7 +38,7 @@ _HINTS = {
 """Expressions for the words of Envoy's that point at a part."""
 
 UNAVAILABLE = re.compile(r"cannot bind|Address already in use|Address not available|Permission denied", re.IGNORECASE)
-"""In Envoy's words where the host is in the way: no other listener would be better."""
+"""Envoy's words when the host is the obstacle: no other listener would be better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class LeftOut:
 
 @dataclass(slots=True)
 class Rejections:
-    """Follows what one proxy rejected of its own resources."""
+    """Parts of its own resources that one proxy rejected."""
 
     left_out: LeftOut = LeftOut()
     _given: tuple[object, ...] = ()
-    """What users give, as it was when something was last rejected: another text is another chance."""
+    """Settings that users gave when something was last rejected; different ones are another chance."""
     _to_try: list[frozenset[Part]] = field(default_factory=list)
 
     def follow(self, settings: ProxySettings, listeners: Iterable[object]) -> None:

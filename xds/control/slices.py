@@ -9,14 +9,15 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 FEW = 16
-"""So many are done at once."""
+"""Number of items that are processed at once."""
 SLICE = 4
-"""Of more, as many at a time: some three milliseconds for whoever waits behind them, several times over, since what is
-read takes a few turns of the loop until it is sent."""
+"""Number of items in a slice, where there are more: about three milliseconds in which other work waits, several times
+in a row, since what is read takes a few iterations of the event loop until it is sent."""
 
 
 class Slices:
-    """Does many things one after the other, some of them at a time; ``soon`` runs something after what waits now."""
+    """Queue of work that runs in order, in slices; ``soon`` runs a function after what the event loop already waits to
+    run."""
 
     def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
         self._soon = soon
@@ -53,7 +54,7 @@ def _bound(step: Callable[[Item], None], item: Item) -> Callable[[], None]:
 
 
 class Rests:
-    """Does ``step`` with what is asked for: at once, and then what is asked for meanwhile together, after a rest.
+    """Throttle: calls ``step`` at once, and then with all items that were requested meanwhile, after a pause.
 
     Args:
         step: takes all that was asked for since it was last done.
@@ -64,7 +65,7 @@ class Rests:
         self._step = step
         self._later = later
         self.waiting: set[str] = set()
-        """What is to be done after the rest."""
+        """Items to process after the pause."""
         self._resting = False
 
     def ask(self, items: Collection[str]) -> None:

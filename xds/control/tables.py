@@ -24,7 +24,7 @@ NOTHING = EncodedUpstream(known=True)
 
 
 def differences(before: ResourcesByType, after: ResourcesByType) -> Changes:
-    """The names whose resource was added, changed or removed."""
+    """Return the names whose resource was added, changed or removed."""
     changes: Changes = {}
     for type_url in before.keys() | after.keys():
         old, new = before.get(type_url, {}), after.get(type_url, {})
@@ -41,7 +41,7 @@ def merge(into: Changes, more: Changes) -> None:
 
 
 class UpstreamTable:
-    """Every upstream that somebody calls with these settings, and these extensions of the caller's."""
+    """Upstreams that are called with the same settings and the same extensions of the caller's."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class UpstreamTable:
         self.settings = settings
         self.resources: dict[str, dict[str, Resource]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
         self.owners: dict[str, dict[str, str]] = {CLUSTER: {}, ENDPOINT: {}, SCOPED_ROUTE: {}}
-        """By type and name of a resource, the upstream that it belongs to."""
+        """Upstream that a resource belongs to, by type and name."""
         self.encoded: dict[str, EncodedUpstream] = {}
         self.unknown: set[str] = set()
         """The upstreams that have not been read yet."""
@@ -125,7 +125,7 @@ class UpstreamTable:
                     self.listed[at] = entry
 
     def _patched(self, service: str, encoded: EncodedUpstream) -> EncodedUpstream:
-        """An upstream with the extensions of who calls it."""
+        """Return an upstream with the extensions of its caller applied."""
         if not self._extensions:
             return encoded
         try:
@@ -145,7 +145,7 @@ class UpstreamTable:
             return replace(encoded, problems=(*encoded.problems, str(error)))
 
     def names_of(self, services: Iterable[str]) -> Changes:
-        """The names of all resources of these upstreams."""
+        """Return the names of all resources of these upstreams."""
         names: Changes = {}
         for service in services:
             encoded = self.encoded.get(service)
@@ -154,6 +154,6 @@ class UpstreamTable:
         return names
 
     def names_of_all_but(self, services: Iterable[str]) -> Changes:
-        """The names of all resources of all other upstreams; quick where these are few."""
+        """Return the names of all resources of all other upstreams; quick where these are few."""
         without = self.names_of(services)
         return {type_url: by_name.keys() - without.get(type_url, ()) for type_url, by_name in self.resources.items()}

@@ -26,18 +26,18 @@ from xds.policy.virtual_ips import Claims, VirtualIPTable, claims
 
 @dataclass(frozen=True, slots=True)
 class EncodedUpstream:
-    """What a service contributes to a proxy that may call it."""
+    """Resources that a service contributes to a proxy that may call it."""
 
     dialed: Mapping[VirtualAddress, str] = field(default_factory=dict)
     """The addresses at which it is dialed, each with its protocol."""
     hosts: frozenset[EgressHost] = frozenset()
     """The hosts outside the mesh that it stands for."""
     resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
-    """By type, then by name; no other service's have these names."""
+    """Resources by type, then by name; no other service's have these names."""
     egress: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
-    """What leads to the hosts outside the mesh, which other services may stand for as well."""
+    """Resources that lead to hosts outside the mesh, which other services may stand for as well."""
     problems: tuple[str, ...] = ()
-    """What was set aside and why."""
+    """Problems: what was set aside and why."""
     known: bool = False
     """Whether everything about the service has been read."""
 
@@ -55,7 +55,8 @@ def here(mesh: Mesh) -> Here | None:
 
 
 class UpstreamCatalog:
-    """Every service that some proxy may call. What changed is encoded anew when somebody next asks for it."""
+    """Catalog of every service that some proxy may call. A service that changed is encoded again when it is next
+    needed."""
 
     def __init__(self, mesh: Mesh, outbound: OperatorSettings) -> None:
         self._mesh = mesh
@@ -63,15 +64,15 @@ class UpstreamCatalog:
         self._table = VirtualIPTable(strict=outbound.strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
-        """By service, why it can't have some of the addresses that it claims."""
+        """Reasons why a service can't have some of the addresses that it claims, by service."""
         self._uses: dict[str, frozenset[str | Elsewhere]] = {}
-        """By upstream, whose instances its chain ends at."""
+        """Services and instances elsewhere that an upstream's chain ends at, by upstream."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
         self._elsewhere: set[str] = set()
         self.led = 0
         """Moves whenever `leads_to` says something else."""
         self.candidates = Candidates()
-        """Who could be an upstream."""
+        """Names that can be upstreams."""
 
     def get(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
         """``service`` as it is called with these settings."""
@@ -91,11 +92,11 @@ class UpstreamCatalog:
         self._encoded.pop(service, None)
 
     def leads_to(self, service: str) -> frozenset[str | Elsewhere]:
-        """What has to be read for ``service`` beside itself."""
+        """Return what has to be read for ``service`` beside the service itself."""
         return self._uses.get(service, frozenset()) - {service}
 
     def leading_elsewhere(self) -> Iterable[str]:
-        """The services of which `leads_to` says something."""
+        """Return the services for which `leads_to` returns something."""
         return self._elsewhere
 
     def refresh(self, changed: str | Elsewhere) -> frozenset[str]:
@@ -154,7 +155,7 @@ class UpstreamCatalog:
         return frozenset(EgressHost(destination.port, host, http) for host in named)
 
     def _dialed_directly(self, instances: ServiceInstances) -> list[Instance]:
-        """The instances that let others dial their own address, by their registration or a config entry."""
+        """Return the instances that let others dial their own address, by their registration or a config entry."""
         entries = self._mesh.config_entries or ConfigEntries()
         return [
             instance
@@ -248,7 +249,7 @@ class UpstreamCatalog:
                 del self._used_by[used]
 
     def instances_of(self, target: Target, settings: UpstreamSettings) -> tuple[Instance, ...]:
-        """The instances that belong to a target, or the mesh gateways that lead to them.
+        """Return the instances that belong to a target, or the mesh gateways that lead to them.
 
         A gateway is as healthy as what is behind it: one good instance is enough (Consul, agent/xds/endpoints.go).
         """
@@ -287,7 +288,7 @@ def _in_words(used: str | Elsewhere) -> str:
 
 
 def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain, mode: str | None) -> list[str]:
-    """What keeps instances of a chain's targets from being called; ``mode`` as for `Target.gateways`."""
+    """Yield what keeps instances of a chain's targets from being called; ``mode`` as for `Target.gateways`."""
     problems = []
     for used in sorted(chain.reads(mode), key=repr):
         found = mesh.instances(used)

@@ -24,7 +24,8 @@ FEW = 16
 
 
 class ServiceView:
-    """What the intentions let one service call.
+    """Upstreams that the intentions let one service call. ``special`` holds the tables of those that it calls
+    differently from other services.
 
     ``special`` holds the tables of the upstreams that it calls in another way than the rest.
     """
@@ -37,12 +38,13 @@ class ServiceView:
         self.table = table
         self.special: Mapping[str, UpstreamTable] = {}
         self.egress: dict[str, dict[str, Resource]] = {}
-        """What leads to hosts outside the mesh. Several upstreams can stand for one, so it is made for each view."""
+        """Resources that lead to hosts outside the mesh. Several upstreams can stand for one host, so they are made for
+        each view."""
         self.hosts: frozenset[EgressHost] = frozenset()
         self.size = 0
-        """How many upstreams there are."""
+        """Number of upstreams."""
         self.is_large = False
-        """Whether they are so many that their clusters are better sent on demand."""
+        """Whether the upstreams are so many that their clusters are better sent on demand."""
         self._catalog = catalog
         self._outbound = outbound
         self._hidden: tuple[object, Mapping[str, set[str]]] = (None, {})
@@ -53,7 +55,7 @@ class ServiceView:
 
     @property
     def candidates(self) -> Candidates:
-        """Who could be an upstream at all."""
+        """Names that can be upstreams at all."""
         return self._catalog.candidates
 
     def reaches(self, upstream: str) -> bool:
@@ -100,7 +102,7 @@ class ServiceView:
             self.special[upstream].hold(frozenset([upstream]))
 
     def _names_of(self, upstreams: frozenset[str]) -> Changes:
-        """The names of the resources of these."""
+        """Return the names of the resources of these upstreams."""
         others = self.table.encoded.keys() - upstreams if len(upstreams) > len(self.table.encoded) // 2 else None
         if others is not None and len(others) < len(upstreams):
             changes = self.table.names_of_all_but(others)
@@ -113,7 +115,7 @@ class ServiceView:
     # -- what that comes to -----------------------------------------------------------------------------------------
 
     def get(self, type_url: str, name: str) -> Resource | None:
-        """The resource of that name."""
+        """Return the resource of that name, ``None`` where there is none."""
         for upstream, table in self.special.items():
             if table.owners.get(type_url, {}).get(name) == upstream:
                 return table.resources[type_url][name] if self.reaches(upstream) else None
@@ -147,7 +149,7 @@ class ServiceView:
         return [table[name] for name in names if name in table and name not in hidden]
 
     def names(self, type_url: str) -> list[str]:
-        """The names of every resource of a type."""
+        """Return the names of every resource of a type."""
         found = [*self.egress.get(type_url, ())]
         if not self.special and self._reaches_most():
             return [*found, *(self.table.resources.get(type_url, {}).keys() - self._hidden_names().get(type_url, ()))]
@@ -157,21 +159,21 @@ class ServiceView:
         return self.reach.others and 2 * (len(self.reach.own) + len(self.reach.shared)) < len(self.table.encoded)
 
     def _hidden_names(self) -> Mapping[str, set[str]]:
-        """What of the table belongs to those that it may not call; asked for where these are few."""
+        """Return what of the table belongs to upstreams that the service may not call; used where these are few."""
         key = self.reach, self.candidates, self.table, self.table.revision
         if self._hidden[0] != key:
             self._hidden = key, self.table.names_of(self.candidates.denied(self.service, self.reach))
         return self._hidden[1]
 
     def _shown_names(self) -> Mapping[str, set[str]]:
-        """What of the table belongs to those that it may call; asked for where these are few."""
+        """Return what of the table belongs to upstreams that the service may call; used where these are few."""
         key = self.reach, self.candidates, self.table, self.table.revision
         if self._shown[0] != key:
             self._shown = key, self.table.names_of(self.upstreams())
         return self._shown[1]
 
     def unknown(self) -> list[str]:
-        """The upstreams that have not been read yet."""
+        """Return the upstreams that have not been read yet."""
         return sorted(self._unknown())
 
     def is_known(self) -> bool:
@@ -179,7 +181,7 @@ class ServiceView:
         return self.first_unknown() is None
 
     def first_unknown(self) -> str | None:
-        """An upstream that has not been read yet, if there is one."""
+        """Return an upstream that has not been read yet, ``None`` where there is none."""
         return next(self._unknown(), None)
 
     def _unknown(self) -> Iterator[str]:
@@ -194,7 +196,7 @@ class ServiceView:
                 yield upstream
 
     def listed(self) -> tuple[tuple[VirtualAddress, str], ...]:
-        """The upstreams' addresses that the outbound listener has to be told of, each with its protocol; sorted."""
+        """Return the upstreams' addresses that the outbound listener has to list, each with its protocol; sorted."""
         tables = {id(table): table for table in (self.table, *self.special.values())}.values()
         key = self.reach, self.candidates, tuple((id(table), table.listing) for table in tables)
         if self._listed[0] != key:
@@ -234,5 +236,5 @@ class ServiceView:
         return differences(before, self.egress) if before or self.egress else {}
 
     def problems(self) -> dict[str, list[str]]:
-        """What was set aside, by upstream."""
+        """Return what was set aside, by upstream."""
         return {upstream: list(encoded.problems) for upstream, encoded in self.encoded() if encoded.problems}

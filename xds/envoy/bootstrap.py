@@ -54,7 +54,7 @@ KEPT_CLUSTER_STATS = (
     r"grpc\..*|outlier_detection\.ejections_(active|enforced_total)|"
     r"ssl\.(handshake|connection_error|fail_verify_(error|san|no_cert))"
 )
-"""Of the hundred stats of each cluster, these; all of them cost twice the memory (docs/operating.md)."""
+"""Stats of each cluster that Envoy keeps, out of a hundred; all of them cost twice the memory (docs/operating.md)."""
 
 _DESTINATION_TAGS = {
     "service": r"^cluster\.(?:[^.]+~)?(([^.]+)\.)[^.]+\.[^.]+\.internal\.[^.]+\.consul\.",
@@ -108,7 +108,7 @@ class ControlPlaneTls:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapInputs:
-    """What a bootstrap is made of."""
+    """Inputs of a bootstrap."""
 
     proxy_id: str
     """The sidecar's service ID in Consul."""
@@ -117,9 +117,9 @@ class BootstrapInputs:
     node_name: str
     """The Consul node it is registered on; empty leaves it out."""
     control_planes: tuple[tuple[str, int], ...]
-    """Where ``gossamer serve`` listens; with several, Envoy goes on to the next when one fails."""
+    """Addresses of ``gossamer serve``; with several, Envoy uses the next one when one fails."""
     admin: tuple[str, int] | Path | None
-    """Where Envoy's admin interface is: an address, a Unix socket, or nowhere."""
+    """Address or Unix socket of Envoy's admin interface; ``None`` for no such interface."""
     token: str
     datacenter: str
     tls: ControlPlaneTls | None = None
@@ -127,16 +127,16 @@ class BootstrapInputs:
     dual_stack: bool = False
     """Whether the host has IPv6."""
     dns_port: int | None = None
-    """Where the sidecar is to answer DNS queries, if anywhere."""
+    """Port at which the sidecar answers DNS queries, ``None`` for none."""
 
     def metadata(self) -> dict[str, Any]:
-        """What the control plane is told of the sidecar beside its name."""
+        """Return what the sidecar tells the control plane about itself beside its name."""
         said = {"node_name": self.node_name, "dual_stack": self.dual_stack, "dns_port": self.dns_port}
         return {name: value for name, value in said.items() if value}
 
 
 def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
-    """The bootstrap as plain data, ready for YAML or JSON."""
+    """Return the bootstrap as plain data, ready for YAML or JSON."""
     message = bootstrap.Bootstrap(
         node=core.Node(
             id=inputs.proxy_id,

@@ -25,16 +25,16 @@ from xds.wire.envoy.type import type_pb2 as envoy_type
 
 LOCAL_CONNECT_TIMEOUT_MS = 5000
 ENDPOINTS_WAIT = Duration(seconds=5)
-"""How long Envoy waits for a cluster's endpoints. They come right behind the cluster; this is the net below."""
+"""Seconds that Envoy waits for a cluster's endpoints. They follow the cluster at once, so this is only a safety net."""
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 HTTP2 = core.Http2ProtocolOptions(allow_connect=True)
 ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2",), "grpc": ("h2",)}
-"""What is offered upstream: two sidecars speak HTTP/2 where the other one can."""
+"""Protocols offered upstream: two sidecars speak HTTP/2 where the other one can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """Where the mesh is, and how its sidecars speak to each other."""
+    """Place of the mesh, and the TLS settings between its sidecars."""
 
     datacenter: str
     trust_domain: str
@@ -53,14 +53,11 @@ def service_cluster(
     identities: tuple[str, ...] = (),
     stat_name: str = "",
 ) -> Resource:
-    """A cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
+    """Return a cluster named ``name`` for a target: mutual TLS, endpoints over ADS under the cluster's own name.
 
-    Its certificate has to be of one of the ``identities``, the target's own where none are given.
-
-    Each cluster has an endpoint resource of its own: two clusters that share one stall Envoy for
-    ``initial_fetch_timeout`` (Envoy issue 13009).
-
-    It does not know the instances, and they are what changes all the time: what was made is kept.
+    Its certificate must be of one of the ``identities``, by default the target's own. Each cluster has an endpoint
+    resource of its own: two clusters that share one stall Envoy for ``initial_fetch_timeout`` (Envoy issue 13009). The
+    result does not depend on the instances, which change all the time, so it is cached.
     """
     datacenter = target.datacenter or here.datacenter
     consul_name = consul_name_of(target, here)
@@ -81,7 +78,7 @@ def service_cluster(
 def _nameless(
     connect_timeout_ms: int, protocol: str, settings: UpstreamSettings, balancer: LoadBalancer | None
 ) -> bytes:
-    """A cluster but for what only it has: its names and whose certificate it wants."""
+    """Return a cluster without its names and the identities of its certificate, which no other cluster has."""
     source = ads_source()
     source.initial_fetch_timeout.CopyFrom(ENDPOINTS_WAIT)
     message = cluster.Cluster(
@@ -107,7 +104,7 @@ def consul_name_of(target: Target, here: Here) -> str:
 
 
 def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:
-    """A cluster that goes to the first of ``members`` that has healthy instances: failover."""
+    """Return a cluster that uses the first of ``members`` that has healthy instances: failover."""
     config = aggregate_cluster_pb2.ClusterConfig(clusters=members)
     message = cluster.Cluster(
         name=name,
@@ -168,7 +165,7 @@ def _speak(message: cluster.Cluster, protocol: str, *, negotiated: bool) -> None
 
 
 def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
-    """The application beside the sidecar."""
+    """Return the cluster of the application beside the sidecar."""
     if sidecar.local_service_socket_path:
         address = core.Address(pipe=core.Pipe(path=sidecar.local_service_socket_path))
     else:
@@ -177,7 +174,7 @@ def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:
 
 
 def exposed(port: int, sidecar: Sidecar, settings: ProxySettings, *, http2: bool) -> Resource:
-    """The application's port with exposed paths, where that is another than the one that the mesh reaches."""
+    """Return the cluster of the application's port with exposed paths, where the mesh uses another port."""
     address = socket_address(sidecar.local_service_address, port)
     return _local(names.exposed_cluster(port, http2=http2), address, settings, "http2" if http2 else "http")
 
@@ -220,10 +217,10 @@ def original_destination(connect_timeout_ms: int) -> Resource:
 
 
 def milliseconds(value: int) -> Duration:
-    """A duration of ``value`` milliseconds."""
+    """Return a duration of ``value`` milliseconds."""
     return Duration(seconds=value // 1000, nanos=value % 1000 * 1_000_000)
 
 
 def socket_address(address: str, port: int) -> core.Address:
-    """A TCP address; ``address`` is an IP."""
+    """Return a TCP address; ``address`` is an IP."""
     return core.Address(socket_address=core.SocketAddress(address=canonical_ip(address) or address, port_value=port))

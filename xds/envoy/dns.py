@@ -39,12 +39,12 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,180}[A-Za-z0-9_])?")
 
 
 def unanswerable(services: Iterable[Named]) -> list[str]:
-    """The services whose name can't be part of one in DNS; Envoy would refuse all for one of them."""
+    """Return the services whose name can't be part of a DNS name; Envoy would reject all because of one."""
     return [service for service, _ in services if not _LABEL.fullmatch(service)]
 
 
 def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_stack: bool) -> listener.Listener:
-    """The listener that answers queries at ``port`` of loopback."""
+    """Return the listener that answers DNS queries at ``port`` of loopback."""
     config = dns_filter_pb2.DnsFilterConfig(
         stat_prefix="virtual_dns",
         server_config=dns_filter_pb2.DnsFilterConfig.ServerContextConfig(

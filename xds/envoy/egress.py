@@ -32,7 +32,7 @@ class EgressHost:
     port: int
     host: str
     http: bool
-    """Whether it is told by the host of requests, rather than by the server name of TLS."""
+    """Whether it is recognised by the host of requests, rather than by the server name of TLS."""
 
     @property
     def cluster(self) -> str:
@@ -41,7 +41,7 @@ class EgressHost:
 
 
 def scopes(hosts: Iterable[EgressHost], *, destinations_only: bool) -> dict[str, Resource]:
-    """The routes of requests at each port, by name; other hosts than these go out as they are, where they may."""
+    """Return the routes of requests at each port, by name; others pass through where that is allowed."""
     by_port: dict[int, list[EgressHost]] = {}
     for each in sorted(hosts):
         if each.http:
@@ -72,7 +72,7 @@ def _virtual_host(name: str, domains: list[str], cluster: str) -> route.VirtualH
 
 
 def inspectors(hosts: Iterable[EgressHost]) -> list[listener.ListenerFilter]:
-    """What finds out server names and HTTP, at the ports where that matters."""
+    """Return the filters that detect server names and HTTP, at the ports where that matters."""
     found = list(hosts)
     return [
         _inspector(name, config, sorted({each.port for each in found if each.http == http}))

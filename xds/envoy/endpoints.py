@@ -14,7 +14,8 @@ MAX_WEIGHT = 128
 
 
 def load_assignment(name: str, instances: Iterable[Instance], *, only_passing: bool = False) -> Resource:
-    """The endpoints of the cluster ``name``; none is an answer too. ``only_passing``: a warning takes out as well."""
+    """Return the endpoints of the cluster ``name``, possibly none. ``only_passing`` leaves out instances with a warning
+    too."""
     # A ClusterLoadAssignment: cluster_name, and endpoints: a LocalityLbEndpoints with no more than its lb_endpoints.
     locality = b"".join([field(2, _lb_endpoint(i, only_passing)) for i in instances if unreachable(i) is None])
     return encode_bytes(ENDPOINT, name, text(1, name) + field(2, locality))

@@ -23,9 +23,10 @@ from xds.wire.envoy.config import route_pb2 as route
 
 
 def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPath], list[str]]:
-    """The paths that can be exposed, and why the others can't.
+    """Return the paths that can be exposed, and the reasons why the others can't.
 
-    A port that another listener of the sidecar needs stays that one's: a probe is not worth the way into the mesh.
+    A port that another listener of the sidecar needs stays with that listener: the mesh's traffic is more important
+    than a probe.
     """
     taken = {path.local_port: "the application" for path in settings.exposed_paths or ()}
     taken[sidecar.local_service_port] = "the application"
@@ -49,7 +50,7 @@ def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPa
 
 
 def exposed_clusters(sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath]) -> Iterator[Resource]:
-    """The clusters behind a sidecar's exposed paths, where it is not the application's own."""
+    """Return the clusters behind a sidecar's exposed paths, except the application's own."""
     for path in exposed:
         if not _is_the_applications(path, sidecar, settings):
             yield clusters.exposed(path.local_port, sidecar, settings, http2=path.http2)
@@ -58,7 +59,7 @@ def exposed_clusters(sidecar: Sidecar, settings: ProxySettings, exposed: Iterabl
 def exposed_listeners(
     sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath], sources: Iterable[IPNetwork]
 ) -> Iterator[tuple[listener.Listener, tuple[str, ...]]]:
-    """The listeners of a sidecar's exposed paths, each with the clusters that it names.
+    """Return the listeners of a sidecar's exposed paths, each with the clusters that it names.
 
     Args:
         sidecar: whose they are.

@@ -44,16 +44,16 @@ PROTECTED = {
     ENDPOINT: ("cluster_name",),
     SCOPED_ROUTE: ("name", "virtual_hosts", "request_headers_to_remove", "typed_per_filter_config"),
 }  # fmt: skip
-"""What says who is reached and who is let in: no patch may touch it."""
+"""Fields that decide who is reached and who is let in: no patch may change them."""
 
 
 class ExtensionError(Exception):
-    """A required extension can't be applied; the message names it and says why."""
+    """Required extension that can't be applied; the message names it and says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One change of one field (Consul: ``property-override``)."""
+    """Change of one field (Consul: ``property-override``)."""
 
     type_url: str
     direction: str
@@ -71,7 +71,7 @@ class HttpFilter:
     direction: str
     filter: manager.HttpFilter
     first: bool
-    """Whether it goes in front of everything, or behind the intentions."""
+    """Whether it is the first filter, or behind the intentions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Extensions:
 
     def __init__(self, given: Iterable[Extension]) -> None:
         self.problems: list[str] = []
-        """What of optional ones can't be applied."""
+        """Problems of optional extensions."""
         self._parts: list[Patch | HttpFilter | Sink] = []
         for number, extension in enumerate(given):
             if extension.forbidden:
@@ -122,7 +122,7 @@ class Extensions:
         return any(isinstance(part, Patch) and part.direction == OUTBOUND for part in self._parts)
 
     def clusters(self) -> Iterator[Resource]:
-        """The clusters that they need."""
+        """Yield the clusters that the extensions need."""
         yield from (part.cluster for part in self._parts if isinstance(part, Sink))
 
     def into_listener(self, made: listener.Listener, direction: str) -> None:
@@ -140,7 +140,7 @@ class Extensions:
                     each.typed_config.CopyFrom(typed(tcp))
 
     def patched(self, resource: Resource, direction: str, service: str = "") -> Resource:
-        """A resource with every patch that is for it."""
+        """Return a resource with every patch that is for it."""
         for part in self._parts:
             if (
                 isinstance(part, Patch)
@@ -353,7 +353,7 @@ def _set(message: Any, patch: Patch) -> None:
 
 
 def _patched(resource: Resource, patch: Patch) -> Resource:
-    """A resource with one patch.
+    """Return a resource with one patch applied.
 
     Raises:
         ValueError: the value does not fit.

@@ -44,7 +44,7 @@ def _matching(pattern: str) -> matcher.StringMatcher:
 
 @dataclass(slots=True)
 class _Node:
-    """A beginning that some excluded names share, in a trie over their folded characters."""
+    """Node of a trie over folded characters: a prefix that some excluded names share."""
 
     following: dict[str, _Node] = field(default_factory=dict)
     is_name: bool = False

@@ -28,19 +28,19 @@ ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2", "http/1.1"), "grpc": ("h2", 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who is let in, judged by connection or by request, whichever the application's protocol lets one see."""
+    """Callers that are let in, judged by connection or by request, whichever the application's protocol permits."""
 
     connections: ConnectionPolicy
     requests: RequestPolicy
     token_providers: Mapping[str, TokenProvider]
 
     def used_providers(self) -> list[TokenProvider]:
-        """The providers of the tokens that requests may have to bring, by name."""
+        """Return the providers of the tokens that requests may need, by name."""
         wanted = {check.provider for check in token_checks(self.requests)}
         return [self.token_providers[name] for name in sorted(wanted) if name in self.token_providers]
 
     def missing_providers(self) -> list[str]:
-        """The providers that intentions name and that there aren't."""
+        """Return the providers that intentions name and that do not exist."""
         return sorted({check.provider for check in token_checks(self.requests)} - self.token_providers.keys())
 
 
@@ -61,7 +61,7 @@ def public(
     *,
     dual_stack: bool = False,
 ) -> listener.Listener:
-    """The listener that other sidecars connect to; ``dual_stack``: at every address means IPv6 as well.
+    """Return the listener that other sidecars connect to; with ``dual_stack``, the wildcard address includes IPv6.
 
     Raises:
         OverrideError: the user's own JSON of it can't be used.
@@ -129,7 +129,7 @@ def _add_permissive_chain(made: listener.Listener, port: int) -> None:
 
 
 def inbound_routes(settings: ProxySettings, admission: Admission, trust_domain: str) -> Resource:
-    """The routes of a public listener that speaks HTTP: everything to the application, as far as intentions allow."""
+    """Return the routes of a public HTTP listener: everything to the application, as far as the intentions allow."""
     action = route.RouteAction(cluster=names.LOCAL_APP)
     if settings.local_request_timeout_ms is not None:
         action.timeout.CopyFrom(milliseconds(settings.local_request_timeout_ms))

@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_MS = 5000
 
 
 def authentication(providers: Iterable[TokenProvider]) -> Resource:
-    """The filter for these providers. Without any it does nothing."""
+    """Return the filter for these providers. Without any it does nothing."""
     found = list(providers)
     filter_config = jwt.JwtAuthentication(providers={provider.name: _provider(provider) for provider in found})
     if found:

@@ -34,38 +34,39 @@ Added = core.HeaderValueOption.HeaderAppendAction
 Manager = manager.HttpConnectionManager
 JWT_AUTHENTICATION = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 ON_DEMAND_TIMEOUT = Duration(seconds=2)
-"""How long a first connection or request waits for its cluster: what a control plane that is away costs it."""
+"""Time that a first connection or request waits for its cluster, and so its delay while no control plane answers."""
 FIRST_ROUTES_TIMEOUT = Duration(seconds=15)
-"""How long a first request waits for its routes, where its upstream has any. Envoy has no timeout for just this: it is
-that of an idle stream, which every route replaces, but not for the request that waited for it. So it is what a request
-has by default.
+"""Time that a first request waits for its routes, where its upstream has any.
+
+Envoy has no timeout for this alone. It uses that of an idle stream, which every route replaces, but not for the request
+that waited for it; so this is the default of a request.
 """
 RBAC_FILTER = "envoy.filters.http.rbac"
 
 
 def network_filter(config: Manager) -> listener.Filter:
-    """A connection manager as the last filter of a chain."""
+    """Return a connection manager as the last filter of a chain."""
     return listener.Filter(name="envoy.filters.network.http_connection_manager", typed_config=typed(config))
 
 
 def http_filter(name: str, config: Message) -> manager.HttpFilter:
-    """A filter of a connection manager."""
+    """Return a filter of a connection manager."""
     return manager.HttpFilter(name=name, typed_config=typed(config))
 
 
 def outbound(
     stat_prefix: str, scope: str, *, grpc: bool, on_demand: bool = False, max_request_headers_kb: int | None = None
 ) -> Manager:
-    """The manager of HTTP upstreams.
+    """Return the manager of HTTP upstreams.
 
-    It accepts HTTP/1.0, which old clients and load testers still speak; a request without a host is for "localhost".
+    It accepts HTTP/1.0, which old clients and load testers still use; a request without a host is for "localhost".
 
     Args:
-        stat_prefix: what its statistics are named.
+        stat_prefix: prefix of its statistics.
         scope: the name of the scope that has the routes; Envoy's command operators in it are replaced.
         grpc: whether to count by gRPC method, and to let HTTP/1.1 clients call gRPC.
         on_demand: whether to ask for routes that are not there, and for the clusters that they name.
-        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default of 60.
+        max_request_headers_kb: limit of a request's headers; ``None`` for Envoy's default of 60.
     """
     filters = _grpc_filters() if grpc else []
     if on_demand:
@@ -83,11 +84,11 @@ def outbound(
 
 
 def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
-    """The manager of a public listener.
+    """Return the manager of a public listener.
 
     Its routes, and with them the intentions, come in the scope "inbound", the verification of tokens as an extension.
-    Were they part of the listener, a request on a connection that stands would go on being judged by those of before,
-    for as long as Envoy drains (ten minutes); and sidecars keep their connections.
+    If they were part of the listener, requests on established connections would be judged by the old intentions for as
+    long as Envoy drains (ten minutes), and sidecars keep their connections.
 
     Args:
         settings: of the sidecar.
@@ -113,7 +114,8 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
 
 
 def token_filter() -> manager.HttpFilter:
-    """What verifies the tokens that requests bring; how, comes as an extension.
+    """Return the filter that verifies the tokens of requests; its configuration comes as an extension. If Envoy rejects
+    that (because of keys in a missing file, say), it verifies none, and requests that need a token are denied.
 
     Where Envoy refuses that (keys in a file that is not there, say), it verifies none: what needs a token is denied.
     """
@@ -126,7 +128,7 @@ def token_filter() -> manager.HttpFilter:
 
 
 def normalize(found: Manager, mesh: MeshSettings) -> None:
-    """What a path means is settled before the intentions judge it, or ``/a/../b`` would be ``/a`` to them."""
+    """Normalize paths before the intentions judge them; otherwise ``/a/../b`` would count as ``/a``."""
     found.normalize_path.value = mesh.normalize_path
     found.merge_slashes = mesh.merge_slashes
     if mesh.escaped_slashes:
@@ -138,7 +140,7 @@ def normalize(found: Manager, mesh: MeshSettings) -> None:
 
 
 def plain(stat_prefix: str, routes: Iterable[route.Route]) -> Manager:
-    """A manager with nothing but routes, for any host."""
+    """Return a manager with nothing but routes, for any host."""
     found = _common(stat_prefix, [])
     host = route.VirtualHost(name=stat_prefix, domains=["*"], routes=routes)
     found.route_config.CopyFrom(route.RouteConfiguration(name=stat_prefix, virtual_hosts=[host]))
@@ -146,7 +148,8 @@ def plain(stat_prefix: str, routes: Iterable[route.Route]) -> Manager:
 
 
 def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter], *, by_cluster: bool = False) -> Manager:
-    """A manager that finds its routes by a header, and ``by_cluster`` clusters by another; only it can set these."""
+    """Return a manager that finds its routes by a header, and ``by_cluster`` clusters by another; only it can set
+    these."""
     headers: tuple[tuple[str, str], ...] = ((SCOPE_HEADER, scope),)
     if by_cluster:
         headers += ((CLUSTER_HEADER, names.requests_to(scope)),)

@@ -11,7 +11,7 @@ from xds.wire.envoy.type import matcher_pb2 as matcher
 
 
 def text(match: TextMatch) -> matcher.StringMatcher:
-    """A comparison with a text that is there."""
+    """Return a comparison with a text that is present."""
     match match.match:
         case Match.EXACT:
             found = matcher.StringMatcher(exact=match.text)
@@ -28,7 +28,8 @@ def text(match: TextMatch) -> matcher.StringMatcher:
 
 
 def header(match: HeaderMatch, *, missing_too: bool = False) -> route.HeaderMatcher:
-    """A comparison with a header's value.
+    """Return a comparison with a header's value. A missing header matches nothing, inverted or not, as in Envoy and so
+    in Consul; with ``missing_too`` it matches where the comparison is inverted.
 
     One that is not there matches nothing, inverted or not (Envoy's way, and so Consul's); with ``missing_too`` it does
     where the comparison is inverted.
@@ -52,7 +53,7 @@ def methods(names: tuple[str, ...]) -> route.HeaderMatcher:
 
 
 def query(match: QueryMatch) -> route.QueryParameterMatcher:
-    """A comparison with a query parameter."""
+    """Return a comparison with a query parameter."""
     if match.value.match is Match.PRESENT:
         return route.QueryParameterMatcher(name=match.name, present_match=True)
     return route.QueryParameterMatcher(name=match.name, string_match=text(match.value))

@@ -29,14 +29,15 @@ def service_cluster(service: str, datacenter: str, trust_domain: str, subset: st
 
 
 def dialed(at: VirtualAddress) -> str:
-    """What the outbound listener names the cluster, or the routes, of a connection to ``at``."""
+    """Return the name by which the outbound listener finds the cluster, or the routes, of a connection to ``at``."""
     if at.port == ANY_PORT:
         return f"vip:{at.ip}"
     return f"vip:[{at.ip}]:{at.port}" if ":" in at.ip else f"vip:{at.ip}:{at.port}"
 
 
 def requests_to(dialed: str) -> str:
-    """The cluster that all requests to an HTTP upstream without routes go to, by the name under which it is dialed.
+    """Return the name of the cluster for all requests to an HTTP upstream without routes, by the name under which it is
+    dialed. It differs from that for connections: while a service's protocol changes, both kinds exist.
 
     Not that of connections: while a service's protocol changes, each kind has its own.
     """
@@ -44,7 +45,7 @@ def requests_to(dialed: str) -> str:
 
 
 def address_of(name: str) -> VirtualAddress | None:
-    """The address that `dialed` named this after, ``None`` where it was not."""
+    """Return the address from which `dialed` made this name, ``None`` for other names."""
     if not name.startswith("vip:"):
         return None
     text, port = name.removeprefix("vip:"), ANY_PORT
@@ -55,12 +56,13 @@ def address_of(name: str) -> VirtualAddress | None:
 
 
 def failover_target(number: int, cluster: str) -> str:
-    """A member of an aggregate cluster."""
+    """Return the name of a member of an aggregate cluster."""
     return f"failover-target~{number}~{cluster}"
 
 
 def asked_as(cluster: str) -> str:
-    """The cluster that somebody asks for who needs this one: that of which it is a member, else itself."""
+    """Return the cluster that a proxy asks for when it needs this one: the aggregate that it is a member of, else
+    itself."""
     return re.sub(r"^failover-target~\d+~", "", cluster)
 
 
@@ -82,12 +84,12 @@ def destination(address: str, service: str, datacenter: str, trust_domain: str) 
 
 
 def egress(host: str, port: int | str) -> str:
-    """The cluster of a host outside the mesh."""
+    """Return the name of the cluster of a host outside the mesh."""
     return f"egress:{host}:{port}"
 
 
 def egress_scope(port: int | str) -> str:
-    """The routes of requests to hosts outside the mesh, at a port."""
+    """Return the name of the routes of requests to hosts outside the mesh, at a port."""
     return f"egress:{port}"
 
 
@@ -97,13 +99,13 @@ EGRESS_SCOPE = egress_scope("%DOWNSTREAM_LOCAL_PORT%")
 
 
 def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
-    """The identity in the certificate of a service."""
+    """Return the identity in the certificate of a service."""
     return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{in_path(service)}"
 
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneIdentity:
-    """The identity that a control plane with a certificate of the mesh has."""
+    """Identity of a control plane with a certificate of the mesh."""
 
     trust_domain: str
     datacenter: str = ""
@@ -123,7 +125,7 @@ class ControlPlaneIdentity:
 
 
 def in_path(service: str) -> str:
-    """A service's name as it stands in a SPIFFE ID: escaped as Go escapes the path of a URL."""
+    """Return a service's name as part of a SPIFFE ID: escaped as Go escapes the path of a URL."""
     return quote(service, safe="$&+,:;=@")
 
 
@@ -172,7 +174,7 @@ def encodings(character: str) -> tuple[str, ...]:
 
 
 def upstream_stat_prefix(service: str, datacenter: str) -> str:
-    """The stat prefix of a listener for an upstream."""
+    """Return the stat prefix of a listener for an upstream."""
     return f"upstream.{service}.default.default.{datacenter}"
 
 
@@ -187,10 +189,10 @@ def jwks_cluster(provider: str) -> str:
 
 
 def exposed_cluster(port: int, *, http2: bool) -> str:
-    """The application's port with exposed paths."""
+    """Return the name of the cluster for the application's port with exposed paths."""
     return f"exposed_cluster_{port}{'_http2' if http2 else ''}"
 
 
 def listener(base: str, address: str, port: int) -> str:
-    """A listener's name: its address is in it because Envoy can't bind a listener anew."""
+    """Return a listener's name. It contains the address, because Envoy can't move a listener to another address."""
     return f"{base}:{address}:{port}"

@@ -87,7 +87,7 @@ class Observation:
         routes: tuple[str, ...] = (),
         of_all_upstreams: bool = False,
     ) -> Resource:
-        """A listener, with its logs and traces, and what the extensions put into those of its direction.
+        """Encode a listener with its logs, its tracing, and the extensions for its direction.
 
         Args:
             made: the listener; it is changed.

@@ -55,7 +55,7 @@ KINDS = ("tcp", "http", "grpc")
 
 
 def kind(protocol: str) -> str:
-    """The kind of chain that carries a protocol."""
+    """Return the kind of filter chain that carries a protocol."""
     return "grpc" if protocol == "grpc" else "http" if protocol in HTTP_PROTOCOLS else "tcp"
 
 
@@ -70,7 +70,7 @@ def outbound(
     on_demand: bool = False,
     max_request_headers_kb: int | None = None,
 ) -> listener.Listener:
-    """The listener that the kernel redirects outbound connections to.
+    """Return the listener that the kernel redirects outbound connections to.
 
     Args:
         settings: what holds for every outbound listener.
@@ -122,14 +122,14 @@ def outbound(
 def outbound_clusters(
     settings: OperatorSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
 ) -> tuple[str, ...]:
-    """The clusters that the outbound listener names."""
+    """Return the clusters that the outbound listener names."""
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
     named = sorted(names.dialed(at) for at, protocol in listed.items() if kind(protocol) == "tcp")
     return (*past, *named, *sorted(host.cluster for host in hosts))
 
 
 def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()) -> tuple[str, ...]:
-    """The routes that the outbound listener names."""
+    """Return the routes that the outbound listener names."""
     named = {names.dialed(at) for at, protocol in listed.items() if kind(protocol) != "tcp"}
     return tuple(sorted(named | {names.egress_scope(host.port) for host in hosts if host.http}))
 
@@ -154,7 +154,7 @@ class Way:
         return self.on_demand or (self.mode is ClusterMode.AUTO and kind != "tcp")
 
     def chain(self, kind: str, *, by_port: bool) -> str:
-        """The name of the one that takes connections."""
+        """Return the name of the chain that accepts connections."""
         return _chain(kind, by_port, self.asks(kind))
 
 
@@ -216,7 +216,8 @@ def _by_destination(
 
 
 def _outside(hosts: Collection[EgressHost], past: OnMatch | None) -> OnMatch | None:
-    """What takes a connection that is no virtual IP's: by what it says of itself where a gateway leads to hosts."""
+    """Return the chains for connections that are not to a virtual IP, by server name or host where a gateway leads to
+    hosts."""
     ports = {}
     for port in sorted({each.port for each in hosts}):
         there = [each for each in hosts if each.port == port]
@@ -241,7 +242,7 @@ _PORT_INPUT = network_inputs_pb2.DestinationPortInput()
 _PROTOCOL_INPUT = network_inputs_pb2.ApplicationProtocolInput()
 _SERVER_NAME_INPUT = network_inputs_pb2.ServerNameInput()
 HTTP_INSPECTED = ("'http/1.0'", "'http/1.1'", "'h2c'")
-"""What the HTTP inspector says of a connection, as a matcher's input has it."""
+"""Results of the HTTP inspector, as a matcher's input has them."""
 
 
 def _exact(name: str, message: Message, chains: Mapping[str, str], otherwise: OnMatch | None) -> OnMatch:
@@ -264,7 +265,8 @@ def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, way
 
 
 def _range(encoded: Iterable[bytes], then: OnMatch) -> xds_matcher.IPMatcher.IPRangeMatcher:
-    """What these networks lead to, each of which is encoded as if it were the only one: repeated fields concatenate."""
+    """Return the matcher for these networks; each is encoded as if it were the only one, because repeated fields
+    concatenate."""
     found = xds_matcher.IPMatcher.IPRangeMatcher.FromString(b"".join(encoded))
     found.on_match.CopyFrom(then)
     return found
@@ -295,7 +297,8 @@ def _go_to(chain: str) -> OnMatch:
 
 
 def _picked_connection(name: str, stat_prefix: str, *, on_demand: bool = False) -> list[listener.Filter]:
-    """A connection to the cluster that is named after it. Where there is none of that name, it is reset."""
+    """Return the filter that connects to the cluster named after the connection's address; without such a cluster it
+    resets the connection."""
     return [_pick_cluster(name), tcp_proxy(stat_prefix, cluster="unset", on_demand=on_demand)]
 
 
@@ -312,7 +315,7 @@ def _pick_cluster(dialed: str) -> listener.Filter:
 
 
 def tcp_proxy(stat_prefix: str, cluster: str, *, on_demand: bool = False) -> listener.Filter:
-    """A chain's last filter, for connections whose contents are nobody's business."""
+    """Return a chain's last filter for connections whose contents Envoy does not inspect."""
     config = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix, cluster=cluster)
     if on_demand:
         config.on_demand.odcds_config.CopyFrom(ads_source())
@@ -321,7 +324,7 @@ def tcp_proxy(stat_prefix: str, cluster: str, *, on_demand: bool = False) -> lis
 
 
 def explicit_name(upstream: ExplicitUpstream) -> str:
-    """The name of an explicit upstream's listener, and of what is behind it."""
+    """Return the name of an explicit upstream's listener, and of the clusters and routes behind it."""
     if upstream.local_bind_socket_path:
         return f"{upstream.name}:{upstream.local_bind_socket_path}"
     return names.listener(upstream.name, upstream.local_bind_address, upstream.local_bind_port)
@@ -330,7 +333,7 @@ def explicit_name(upstream: ExplicitUpstream) -> str:
 def explicit(
     upstream: ExplicitUpstream, protocol: str, datacenter: str, *, max_request_headers_kb: int | None = None
 ) -> listener.Listener:
-    """A listener on the local address that a registration gives an upstream.
+    """Return a listener on the local address that a registration gives an upstream.
 
     Args:
         upstream: as the registration has it.

@@ -24,11 +24,11 @@ PREFIX = "type.googleapis.com/"
 
 
 class OverrideError(Exception):
-    """What was given can't be used; the message names the setting and says why."""
+    """Override that can't be used; the message names the setting and says why."""
 
 
 def decoded(setting: str, text: str, type_name: str) -> bytes:
-    """A message of Envoy's API, given as JSON, as bytes.
+    """Return a message of Envoy's API, given as JSON, as bytes.
 
     Args:
         setting: what it is called, for messages.
@@ -87,9 +87,9 @@ def load_type(setting: str, type_name: str) -> None:
 
 
 def cluster_from(setting: str, text: str, generated: Resource) -> Resource:
-    """A cluster that a user gives in place of ``generated``.
+    """Return a cluster that a user gives in place of ``generated``.
 
-    It keeps the generated one's name, by which listeners and routes know it, its TLS, and, where it wants EDS, its
+    It keeps the generated one's name, by which listeners and routes refer to it, its TLS, and, where it uses EDS, its
     endpoints.
 
     Raises:
@@ -113,7 +113,7 @@ def cluster_from(setting: str, text: str, generated: Resource) -> Resource:
 
 
 def listener_from(setting: str, text: str, name: str) -> listener.Listener:
-    """A listener that a user gives, as it is; ``name`` where it has none.
+    """Return a listener that a user gives, unchanged; ``name`` is used where it has none.
 
     Raises:
         OverrideError: it can't be used.
@@ -126,7 +126,8 @@ def listener_from(setting: str, text: str, name: str) -> listener.Listener:
 ELSEWHERE = (
     "default_filter_chain", "fcds_config", "udp_listener_config", "api_listener", "internal_listener", "deprecated_v1",
 )  # fmt: skip
-"""Where in a listener connections may go past its filter chains, or come from elsewhere than a TCP socket."""
+"""Fields of a listener by which connections could bypass its filter chains, or come from elsewhere than a TCP socket.
+"""
 
 
 def protected(
@@ -193,7 +194,7 @@ def protected(
 
 
 def _plain(key: str) -> str:
-    """A field's name without what makes no difference to the decoder: it takes many spellings for one."""
+    """Return a field's name without the differences in spelling that the JSON decoder ignores."""
     return re.sub("[^a-z0-9]", "", key.lower())
 
 

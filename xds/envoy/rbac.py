@@ -136,7 +136,8 @@ def _any_of(parts: list[rbac.Permission]) -> rbac.Permission:
 
 
 def _criteria(permission: Permission) -> list[rbac.Permission]:
-    """What a request has to be, its token apart.
+    """Return the conditions of a request, except its token. A missing header fulfils an inverted condition only where
+    that denies.
 
     Where a header is to be something else, and is not there: that denies, and does not allow.
     """
@@ -157,7 +158,7 @@ def _one_token(checks: tuple[TokenCheck, ...], providers: Mapping[str, TokenProv
 
 
 def _token(check: TokenCheck, provider: TokenProvider) -> list[rbac.Permission]:
-    """That the filter before this one verified a token of ``provider``, and that its claims are these."""
+    """Return the condition that the filter before this one verified a token of ``provider`` with these claims."""
     return [
         rbac.Permission(sourced_metadata=_payload(provider, (), matcher.ValueMatcher(present_match=True))),
         *(
@@ -168,7 +169,7 @@ def _token(check: TokenCheck, provider: TokenProvider) -> list[rbac.Permission]:
 
 
 def _holds(value: str) -> matcher.ValueMatcher:
-    """A claim that is ``value``, or a list that holds it."""
+    """Return the condition that a claim is ``value``, or a list that contains it."""
     same = matcher.ValueMatcher(string_match=matcher.StringMatcher(exact=value))
     listed = matcher.ValueMatcher(list_match=matcher.ListMatcher(one_of=same))
     return matcher.ValueMatcher(or_match=matcher.OrMatcher(value_matchers=[same, listed]))

@@ -32,36 +32,37 @@ TYPE_NAMES = {
     SCOPED_ROUTE: "routes",
     SECRET: "secrets",
 }
-"""What an operator calls each type."""
+"""Name of each type for operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One encoded resource. ``version`` names its bytes: equal versions, equal bytes."""
+    """Encoded resource. ``version`` names its bytes: equal versions, equal bytes."""
 
     type_url: str
     name: str
     version: str
     body: bytes
     endpoints: str = ""
-    """For an EDS cluster: the name of its endpoints, which Envoy waits for when the cluster changes."""
+    """Name of an EDS cluster's endpoints, which Envoy waits for when the cluster changes."""
     clusters: tuple[str, ...] = ()
     """The clusters that it names: listeners and routes need them before themselves, a cluster beside itself."""
     routes: tuple[str, ...] = ()
-    """For a listener: the routes that it names, likewise."""
+    """Routes that a listener names, likewise."""
     of_all_upstreams: bool = False
     """Whether its content is right only once all upstreams have been read."""
     head: bytes = field(init=False, repr=False, compare=False)
-    """What goes before ``body`` where it stands in a delta response, as one of its ``resources``."""
+    """Bytes before ``body`` where the resource stands in a delta response, as one of its ``resources``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head", _head(self.type_url, self.name, self.version, len(self.body)))
 
 
 def _head(type_url: str, name: str, version: str, size: int) -> bytes:
-    """The beginning of field 2 of a DeltaDiscoveryResponse, a Resource, up to the value of its Any, which is last.
+    """Return the beginning of field 2 of a DeltaDiscoveryResponse, a Resource, up to the value of its Any, which is
+    last.
 
-    That holds ``version`` (field 1), ``name`` (3) and ``resource`` (2), whose own fields are ``type_url`` (1) and
+    It contains ``version`` (field 1), ``name`` (3) and ``resource`` (2), whose own fields are ``type_url`` (1) and
     ``value`` (2).
     """
     any_head = text(1, type_url) + tag(2, size)
@@ -102,6 +103,6 @@ def encode_bytes(
     routes: tuple[str, ...] = (),
     of_all_upstreams: bool = False,
 ) -> Resource:
-    """A message that is encoded already."""
+    """Return a resource from a message that is encoded already."""
     version = hashlib.blake2b(body, digest_size=8).hexdigest()
     return Resource(type_url, name, version, body, endpoints, clusters, routes, of_all_upstreams)

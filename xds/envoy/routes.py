@@ -36,9 +36,9 @@ from xds.wire.envoy.config import route_pb2 as route
 
 SCOPE_HEADER = "x-gossamer-dialed"
 CLUSTER_HEADER = "x-gossamer-cluster"
-"""Where `SCOPE_HEADER` is and clusters come on demand: the cluster of requests to that address."""
+"""Header beside `SCOPE_HEADER` where clusters come on demand: the cluster of requests to that address."""
 OWN_HEADERS = (SCOPE_HEADER, CLUSTER_HEADER)
-"""What nobody but the sidecar itself is to see."""
+"""Headers that only the sidecar itself may see."""
 BY_ADDRESS = "by-address"
 """The name of the routes that upstreams without any share."""
 ANY_CLUSTER = BoolValue(value=False)
@@ -50,7 +50,7 @@ Added = core.HeaderValueOption.HeaderAppendAction
 
 
 def scope(name: str, configuration: route.RouteConfiguration, clusters: tuple[str, ...]) -> Resource:
-    """What holds for requests whose `SCOPE_HEADER` is ``name``; ``clusters`` are those that it names."""
+    """Return the scope for requests whose `SCOPE_HEADER` is ``name``; ``clusters`` are those that it names."""
     message = route.ScopedRouteConfiguration(
         name=name,
         key=_key(name),
@@ -65,7 +65,8 @@ def _key(name: str) -> route.ScopedRouteConfiguration.Key:
 
 @functools.lru_cache(maxsize=1 << 16)
 def pointer(scope: Resource) -> Resource:
-    """What stands for a scope where its clusters come on demand: the name of its routes.
+    """Return the scope that refers to routes by name, where clusters come on demand. Envoy asks for its own routes when
+    the first request needs them, and for `by_address` at once, once for all scopes.
 
     Those of its own are asked for when the first request needs them; `by_address` at once, and once for all scopes.
     """
@@ -81,7 +82,7 @@ def pointer(scope: Resource) -> Resource:
 
 @functools.lru_cache(maxsize=1 << 12)
 def pointed_to(scope: Resource) -> Resource | None:
-    """The routes in a scope, as they are asked for by `pointer`; ``None`` where it has none of its own."""
+    """Return the routes in a scope as `pointer` refers to them; ``None`` where it has none of its own."""
     if _is_straight(scope):
         return None
     message = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
@@ -90,7 +91,7 @@ def pointed_to(scope: Resource) -> Resource | None:
 
 
 def straight_scope(dialed: str, service: str) -> Resource:
-    """The scope of what is dialed as this and has no routes: all requests go to the cluster named after it."""
+    """Return the scope of an address without routes: all requests go to the cluster named after it."""
     cluster = names.requests_to(dialed)
     return scope(dialed, _everything(service, route.RouteAction(cluster=cluster)), (cluster,))
 
@@ -106,7 +107,7 @@ def _is_straight(scope: Resource) -> bool:
 
 @functools.cache
 def by_address() -> Resource:
-    """The routes that straight scopes share: to the cluster that `CLUSTER_HEADER` names."""
+    """Return the routes that scopes without routes share: to the cluster that `CLUSTER_HEADER` names."""
     action = route.RouteAction(cluster_header=CLUSTER_HEADER)
     return encode(ROUTE, BY_ADDRESS, _everything(BY_ADDRESS, action))
 
@@ -121,7 +122,7 @@ def divides(chain: DiscoveryChain) -> bool:
 
 
 def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str]) -> route.RouteConfiguration:
-    """The routes of a chain.
+    """Return the routes of a chain.
 
     Args:
         name: of the configuration and of its only virtual host.

@@ -33,7 +33,7 @@ def ads_source() -> core.ConfigSource:
 
 
 def leaf_secret(leaf: Leaf) -> Resource:
-    """The sidecar's own certificate chain and key."""
+    """Return the sidecar's own certificate chain and key as a secret."""
     secret = tls.Secret(
         name=names.LEAF_SECRET,
         tls_certificate=tls.TlsCertificate(
@@ -70,7 +70,7 @@ def identify_upstream(
 
 @functools.lru_cache(maxsize=64)
 def _upstream(parameters: TLSParameters, alpn: tuple[str, ...]) -> bytes:
-    """A context towards nobody in particular, which is what takes most of the time of making one."""
+    """Return the peer-independent part of the upstream TLS context, cached."""
     context = tls.UpstreamTlsContext(common_tls_context=_common(tls.CertificateValidationContext(), parameters, alpn))
     return context.SerializeToString(deterministic=True)
 

@@ -30,7 +30,7 @@ def members(target: Target, instances: Iterable[Instance]) -> list[Instance]:
 
 
 class UpstreamEncoder:
-    """Encodes one upstream.
+    """Encoder of one upstream.
 
     Args:
         chain: how it is reached.
@@ -54,7 +54,7 @@ class UpstreamEncoder:
         self._instances = instances
         self._owner = owner
         self.problems: list[str] = []
-        """What of its settings could not be followed, once it is encoded."""
+        """Problems of its settings, complete once it is encoded."""
 
     def refusal(self) -> str | None:
         """Why the chain can't be encoded, if so."""
@@ -93,7 +93,7 @@ class UpstreamEncoder:
         return self._chain.protocol in HTTP_PROTOCOLS
 
     def resources(self, dialed: Iterable[str]) -> Iterator[Resource]:
-        """What is needed for the upstream under each of these names."""
+        """Yield the resources that the upstream needs under each of these names."""
         if not self.is_http or not routes.divides(self._chain):
             for name in dialed:
                 resolver = self._chain.first_resolver()
@@ -128,7 +128,8 @@ class UpstreamEncoder:
             yield routes.straight_scope(dialed, self._chain.service)
 
     def outside(self, name: str, address: str, instances: Sequence[Instance]) -> Iterator[Resource]:
-        """A destination outside the mesh under a name of its own, through the terminating gateways ``instances``."""
+        """Yield the resources of a destination outside the mesh under a name of its own, through the terminating
+        gateways ``instances``."""
         service, here = self._chain.service, self._here
         consul_name = names.destination(address, service, here.datacenter, here.trust_domain)
         target = Target(service, external_sni=consul_name)
@@ -141,11 +142,12 @@ class UpstreamEncoder:
             yield routes.straight_scope(name, service)
 
     def _cluster_at(self, dialed: str) -> str:
-        """The cluster of what has no routes, by the name under which it is dialed."""
+        """Return the cluster of an upstream without routes, by the name under which it is dialed."""
         return names.requests_to(dialed) if self.is_http else dialed
 
     def _cluster_of(self, resolver: Resolver) -> str:
-        """The cluster of a resolver: Consul's name, marked where another upstream may have one of the same name.
+        """Return the cluster of a resolver: Consul's name, marked where another upstream may have a cluster of that
+        name. The mark ends with a slash, which no service name contains.
 
         The mark ends with a slash, which no service has in its name.
         """

@@ -11,23 +11,23 @@ import functools
 
 @functools.lru_cache(maxsize=4096)
 def tag(number: int, size: int) -> bytes:
-    """The tag of a length-delimited field of this number (wire type 2), and its length."""
+    """Return the tag and the length of a length-delimited field of this number (wire type 2)."""
     return _varint(number << 3 | 2) + _varint(size)
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A length-delimited field: bytes, or a message."""
+    """Return a length-delimited field that contains bytes or a message."""
     return tag(number, len(value)) + value
 
 
 def text(number: int, value: str) -> bytes:
-    """A text."""
+    """Return a field that contains a text."""
     return field(number, value.encode())
 
 
 @functools.lru_cache(maxsize=4096)
 def number(of_field: int, value: int) -> bytes:
-    """A number that is not negative, or an enum's (wire type 0)."""
+    """Return a field that contains a non-negative number or an enum's value (wire type 0)."""
     return _varint(of_field << 3) + _varint(value)
 
 

@@ -113,7 +113,7 @@ async def serve_grpc(name: str, port: int, address: str) -> None:
 
 
 async def _call(url: str) -> Any:
-    """What the server at ``url`` answers, or why it doesn't."""
+    """Return the response of the server at ``url``, or the reason why there is none."""
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(CALL_WITHIN_S):
@@ -129,23 +129,23 @@ async def _call(url: str) -> Any:
 
 
 TLS_ALERT = b"\x15\x03"
-"""What a server that wants TLS answers to plain text."""
+"""Beginning of the answer to plain text from a server that expects TLS."""
 
 
 class RefusedError(ConnectionError):
-    """The connection was closed before the server said its name."""
+    """Connection that was closed before the server sent its name."""
 
 
 @dataclass(slots=True)
 class Connection:
-    """A connection to a server of this kind, which has said its name: ``greeting``."""
+    """Connection to a server of this kind, which has sent its name: ``greeting``."""
 
     greeting: str
     _reader: asyncio.StreamReader
     _writer: asyncio.StreamWriter
 
     async def echo(self, text: str, within_s: float = 10.0) -> str:
-        """What comes back for ``text``."""
+        """Return what the server sends back for ``text``."""
         self._writer.write(f"{text}\n".encode())
         async with asyncio.timeout(within_s):
             line = await self._reader.readline()
@@ -207,7 +207,7 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
 
 
 async def who_answers(host: Host, address: str, port: int, within_s: float = 10.0, say: str = "") -> str | None:
-    """The name of the server that answers, ``None`` where the connection is refused."""
+    """Return the name of the server that answers, ``None`` where the connection is refused."""
     try:
         async with await dial(host, address, port, within_s, say) as connection:
             return connection.greeting
@@ -221,14 +221,14 @@ class Held:
     def __init__(self, host: Host, url: str) -> None:
         self._url = url
         self.requests = 0
-        """How many were answered."""
+        """Number of requests that were answered."""
         connector = aiohttp.TCPConnector(
             socket_factory=lambda info: host.socket(info[0], info[1]), limit=1, keepalive_timeout=3600
         )
         self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=10))
 
     async def ask(self) -> dict[str, Any]:
-        """The answer to one more request.
+        """Return the response to one more request.
 
         Raises:
             RefusedError: there was none.
@@ -255,7 +255,7 @@ class Held:
 
 
 async def ask(host: Host, url: str) -> dict[str, Any]:
-    """The answer to one request on a connection of its own.
+    """Return the response to one request on a connection of its own.
 
     Raises:
         RefusedError: there was none.

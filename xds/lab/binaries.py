@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 CACHED_CONSUL = Path(__file__).parents[2] / ".cache" / "consul" / "consul"
-"""Where ``make setup`` puts the one it fetched."""
+"""Path where ``make setup`` puts the binary that it fetched."""
 
 
 class MissingError(Exception):
-    """Something that the lab needs is not on this machine; the message says how to get it."""
+    """Something that the lab needs and this machine lacks; the message says how to get it."""
 
 
 def consul() -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Catalog(Protocol):
-    """What an operator does to a mesh, and how the commands are told where it is."""
+    """Operations of an operator on a mesh, and the arguments with which commands find it."""
 
     @property
     def transparent(self) -> bool:
@@ -20,13 +20,13 @@ class Catalog(Protocol):
         """Take it down."""
 
     def serve_arguments(self) -> list[str]:
-        """What ``gossamer serve`` is told of it."""
+        """Return the arguments of ``gossamer serve`` for this catalog."""
 
     def lookup_arguments(self, node: str) -> list[str]:
-        """What ``gossamer sidecar`` is told of it, for one that is registered on ``node``."""
+        """Return the arguments of ``gossamer sidecar`` for a service that is registered on ``node``."""
 
     async def token_for(self, service: str) -> str:
-        """A token that may be this service and nothing else."""
+        """Return a token that may act as this service only."""
 
     def credentials(self) -> dict[str, str]:
         """Every token that there is or was, by what it is."""
@@ -50,7 +50,7 @@ class Catalog(Protocol):
         """Take a config entry away."""
 
     async def virtual_ips(self, service: str) -> list[str]:
-        """The virtual IPs of a service."""
+        """Return the virtual IPs of a service."""
 
     async def rotate_ca(self) -> None:
         """Make a new root certificate, which the old one vouches for."""

@@ -16,7 +16,7 @@ XDS_PORT = 18000
 ADMIN_PORT = XDS_PORT + 1
 ENVOY_ADMIN_PORT = 19000
 ENVOY_ADMIN_SOCKET = "/run/envoy/admin.sock"
-"""In a container of a sidecar's own."""
+"""Path in a container of a sidecar's own."""
 
 
 def serve(source: Sequence[str], address: str, port: int = XDS_PORT) -> list[str]:
@@ -32,7 +32,8 @@ def serve(source: Sequence[str], address: str, port: int = XDS_PORT) -> list[str
 
 
 def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[str]:
-    """The redirection of a host, or of a namespace where one is given; ``exclude_inbound`` are reached past it."""
+    """Return the command that redirects a host, or a namespace where one is given; ``exclude_inbound`` are ports that
+    stay as they are."""
     return [
         "gossamer", "redirect-traffic", *(["--netns", netns] if netns else []), "--proxy-uid", str(ENVOY_UID),
         "--proxy-inbound-port", str(PUBLIC_PORT),
@@ -50,7 +51,7 @@ def sidecar(
     envoy: str = "",
     more: Sequence[str] = (),
 ) -> list[str]:
-    """A sidecar.
+    """Return the command of a sidecar.
 
     Args:
         proxy_id: its service ID.
@@ -75,7 +76,8 @@ def application(
     calls: Sequence[str] = (),
     address: str = "127.0.0.1",
 ) -> list[str]:
-    """An application that ``speaks`` tcp, http or grpc; ``calls`` as `xds.lab.application` takes them."""
+    """Return the command of an application that ``speaks`` tcp, http or grpc; ``calls`` as `xds.lab.application`
+    expects them."""
     return [
         "python", "-m", "xds.lab.application", name, str(port), "--address", address,
         *([f"--{speaks}"] if speaks != "tcp" else []), *(part for call in calls for part in ("--calls", call)),
@@ -93,11 +95,11 @@ def envoy_ready() -> list[str]:
 
 
 def here(command: Sequence[str]) -> list[str]:
-    """The same command by the interpreter that runs this."""
+    """Return the same command, run by this interpreter."""
     program = {"gossamer": [sys.executable, "-m", "xds"], "python": [sys.executable]}[command[0]]
     return [*program, *command[1:]]
 
 
 def gossamer(*arguments: str) -> list[str]:
-    """The command line of ``gossamer``, by the interpreter that runs this."""
+    """Return the command line of ``gossamer``, run by this interpreter."""
     return here(["gossamer", *arguments])

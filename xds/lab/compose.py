@@ -37,7 +37,7 @@ HEADER = """\
 
 
 def consul_configuration() -> dict[str, Any]:
-    """What Consul is started with: the shop's services, and who may call whom. Everybody else is denied."""
+    """Return Consul's configuration: the shop's services and its intentions, which deny everything else."""
     allowed: dict[str, list[str]] = {}
     for source, destination in shop.ALLOWED:
         allowed.setdefault(destination, []).append(source)
@@ -76,7 +76,7 @@ def _address(service: str, instance: str) -> str:
 
 
 def compose() -> dict[str, Any]:
-    """The compose file."""
+    """Return the compose file."""
     services: dict[str, Any] = {"consul": _consul(), "gossamer": _gossamer()}
     for service, instance in shop.INSTANCES:
         services |= _three(service, instance)
@@ -114,7 +114,7 @@ def _gossamer() -> dict[str, Any]:
 
 
 def _three(service: str, instance: str) -> dict[str, Any]:
-    """An application, its redirection and its sidecar."""
+    """Return an application, its redirection and its sidecar."""
     name, front = f"{service}-{instance}", service == FRONT
     names = {called: f"{called}.virtual.consul" for called in shop.CALLS[service]}
     image = {"image": "gossamer", "pull_policy": "never"}  # built for the service of that name
@@ -177,7 +177,7 @@ def _locked_down() -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes long text as a block, and nothing by reference."""
+    """YAML dumper that writes long text as a block, and nothing by reference."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the signature of yaml's
         return True
@@ -191,7 +191,7 @@ _Dumper.add_representer(str, _text)
 
 
 def text() -> str:
-    """The compose file's text."""
+    """Return the compose file's text."""
     return HEADER + "\n" + yaml.dump(compose(), Dumper=_Dumper, sort_keys=False, width=200, default_flow_style=None)
 
 

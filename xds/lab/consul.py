@@ -63,7 +63,7 @@ class LabConsul:
         self._accessors: dict[str, str] = {}
         """The tokens that were made here, and by what each is deleted."""
         self._made: list[str] = []
-        """Those that were deleted too."""
+        """Namespaces that were made, deleted ones included."""
 
     @property
     def transparent(self) -> bool:
@@ -113,11 +113,11 @@ class LabConsul:
         return config
 
     def serve_arguments(self) -> list[str]:
-        """What ``gossamer serve`` is told of it."""
+        """Return the arguments of ``gossamer serve`` for this catalog."""
         return ["--consul", self.url]
 
     def lookup_arguments(self, node: str) -> list[str]:
-        """What ``gossamer sidecar`` is told of it, for one that is registered on ``node``."""
+        """Return the arguments of ``gossamer sidecar`` for a service that is registered on ``node``."""
         return ["--consul", self.url, "--node-name", node]
 
     async def stop(self) -> None:
@@ -207,7 +207,7 @@ class LabConsul:
         await self.put("/v1/connect/ca/configuration", {"Provider": "consul", "Config": config})
 
     async def make_token(self, rules: str) -> str:
-        """A token with these ACL rules."""
+        """Make a token with these ACL rules."""
         name = f"policy-{secrets.token_hex(8)}"
         policy = await self.put("/v1/acl/policy", {"Name": name, "Rules": rules})
         token = await self.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
@@ -225,7 +225,7 @@ class LabConsul:
         await self.put(f"/v1/acl/token/{self._accessors.pop(secret)}", None, method="DELETE")
 
     async def token_for(self, service: str) -> str:
-        """A token that may be this service and nothing else; none where there are no ACLs."""
+        """Return a token that may act as this service only; an empty one where there are no ACLs."""
         if not self.token:
             return ""
         rules = f"""
@@ -236,7 +236,7 @@ class LabConsul:
         return await self.make_token(rules)
 
     async def virtual_ips(self, service: str) -> list[str]:
-        """The addresses that the instances of a service carry, as Consul tells everybody."""
+        """Return the addresses that the instances of a service have in Consul's answers."""
         reply: Reply = await self.client.read(f"/v1/health/connect/{service}")
         found = {
             tagged["Address"]: None

@@ -18,7 +18,7 @@ from xds.lab.binaries import MissingError
 
 _INSIDE = "GOSSAMER_DEMO_INSIDE"
 FOLDER = Path("/run/gossamer")
-"""Where the demo writes once it is inside."""
+"""Folder where the demo writes inside its namespaces."""
 _PREPARE = "mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/netns /run/gossamer"
 _PROBE = f"""
 set -e
@@ -66,7 +66,7 @@ def enter(arguments: list[str]) -> None:
 
 
 def _unshare() -> list[str]:
-    """The command line that makes the namespaces.
+    """Return the command line that makes the namespaces.
 
     Raises:
         MissingError: without root, a user namespace with more than one user can't be made here.

@@ -40,7 +40,7 @@ class Member:
 
 
 class LeakError(Exception):
-    """A run wrote a credential where others can read it; the message says which and where."""
+    """Credential that a run wrote where others can read it; the message says which and where."""
 
 
 class Lab:
@@ -161,19 +161,19 @@ class Lab:
             await self.gossamer.stop(how)
 
     async def sidecars(self) -> dict[str, Any]:
-        """What ``/v1/sidecars`` says, by sidecar ID."""
+        """Return the content of ``/v1/sidecars``, by sidecar ID."""
         _, found = await get(self.control, ADMIN_PORT, "/v1/sidecars")
         return {sidecar["id"]: sidecar for sidecar in found}
 
     async def stat(self, member: Member, name: str) -> int:
-        """A counter or gauge of a member's Envoy; 0 where it has none of that name."""
+        """Return a counter or gauge of a member's Envoy; 0 where it has none of that name."""
         _, text = await get(member.host, ENVOY_ADMIN_PORT, f"/stats?filter=^{name}$")
         return int(str(text).rpartition(":")[2] or 0)
 
     # -- members ----------------------------------------------------------------------------------------------------
 
     def host(self, name: str) -> Host:
-        """A host outside the mesh."""
+        """Add a host outside the mesh."""
         return self.network.host(name)
 
     async def run(self, name: str, host: Host, *command: str, uid: int | None = None, **environment: str) -> Process:
@@ -227,7 +227,7 @@ class Lab:
         sidecar: tuple[str, ...] = (),
         on: Host | None = None,
     ) -> Member:
-        """A new host with an application and its sidecar, all of it running where ``start`` says so.
+        """Add a host with an application and its sidecar, and run them where ``start`` says so.
 
         Args:
             service: the name in the catalog; the application says ``service-instance``.
@@ -304,7 +304,7 @@ class Lab:
         await self.start_sidecar(member)
 
     def redirect_command(self, member: Member, *more: str) -> list[str]:
-        """The command that redirects a member's traffic."""
+        """Return the command that redirects a member's traffic."""
         return here([*commands.redirect(netns=member.host.path, exclude_inbound=[ENVOY_ADMIN_PORT]), *more])
 
     async def redirect(self, member: Member, *more: str) -> None:
@@ -345,7 +345,7 @@ class Lab:
             await eventually(f"{member.sidecar_id} to be served", settled)
 
     async def virtual_ip(self, member: Member) -> str:
-        """The first virtual IP of a member's service."""
+        """Return the first virtual IP of a member's service."""
         return (await self.catalog.virtual_ips(member.service))[0]
 
 

@@ -36,18 +36,18 @@ class MeshFile:
         self.write()
 
     async def close(self) -> None:
-        """It goes with its folder."""
+        """Do nothing: the file is removed with its folder."""
 
     def serve_arguments(self) -> list[str]:
-        """What ``gossamer serve`` is told of it."""
+        """Return the arguments of ``gossamer serve`` for this catalog."""
         return ["--mesh", str(self.settings.mesh)]
 
     def lookup_arguments(self, node: str) -> list[str]:  # noqa: ARG002 - a file knows no nodes
-        """What ``gossamer sidecar`` is told of it."""
+        """Return the arguments of ``gossamer sidecar`` for this catalog."""
         return ["--mesh", str(self.settings.mesh)]
 
     async def token_for(self, service: str) -> str:
-        """The token of a service."""
+        """Return the token of a service."""
         return self._tokens.setdefault(service, str(uuid.uuid4()))
 
     def credentials(self) -> dict[str, str]:
@@ -98,7 +98,7 @@ class MeshFile:
         self.write()
 
     async def virtual_ips(self, service: str) -> list[str]:
-        """The virtual IPs of a service: those in the file, else the one that it was given."""
+        """Return the virtual IPs of a service: those in the file, otherwise the one that it was assigned."""
         registered = [
             each["tagged_addresses"]["virtual"]["address"]
             for each in self.services.values()

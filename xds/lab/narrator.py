@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import click
 
 PATIENCE_S = 2.0
-"""How often something that takes time says that it still does."""
+"""Seconds between two lines about something that takes time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was tried."""
+    """Check that a tour makes."""
 
     what: str
     seconds: float
@@ -24,7 +24,7 @@ class Step:
 
 
 class Narrator:
-    """Prints the steps and remembers how they went."""
+    """Printer of steps, and record of their results."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []

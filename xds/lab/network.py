@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 
 class NetworkError(Exception):
-    """The kernel or ``ip`` refused to make a host."""
+    """Refusal of the kernel or of ``ip`` to make a host."""
 
 
 def _ip(*arguments: str) -> None:
@@ -51,9 +51,9 @@ class Host:
         return str(_NETNS / self.namespace)
 
     def command(self, *arguments: str, uid: int | None = None) -> list[str]:
-        """A command line that runs ``arguments`` on this host, as the user ``uid`` where one is given.
+        """Return a command line that runs ``arguments`` on this host, as the user ``uid`` where one is given.
 
-        Another user keeps the right to read every file, since the checkout may be where only root can.
+        Another user keeps the right to read every file, since the checkout may be where only root can read.
         """
         enter = ["nsenter", f"--net={self.path}", "--"]
         if uid is None:
@@ -64,7 +64,8 @@ class Host:
         return [*enter, "setpriv", *user, f"--inh-caps={capability}", f"--ambient-caps={capability}", *arguments]
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
-        """A socket on this host. A socket stays in the namespace it was made in, so it can be used from anywhere."""
+        """Return a socket on this host. A socket stays in the namespace it was made in, so it can be used from
+        anywhere."""
         made: list[socket.socket | OSError] = []
 
         def make() -> None:
@@ -114,7 +115,7 @@ class Network:
         return namespace
 
     def host(self, name: str, address: str = "") -> Host:
-        """A new host with a default route (to nowhere), at the next free address where none is given."""
+        """Add a host with a default route (to nowhere), at the next free address where none is given."""
         number = len(self._hosts) + 1
         host = Host(self._namespace(name), name, address or f"{SUBNET}.{number}")
         port = f"host{number}"
@@ -141,7 +142,7 @@ def _remove(namespace: str) -> None:
 
 
 def temporary_folder() -> Path:
-    """A new folder for what a run writes; one that is left over is removed by a later run."""
+    """Make a new folder for what a run writes; a later run removes one that is left over."""
     return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-lab-"))
 
 

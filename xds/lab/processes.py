@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None)
 
 
 class ProcessError(Exception):
-    """A process that should be running is not; the message has the end of its log."""
+    """Process that should be running and is not; the message has the end of its log."""
 
 
 def _die_with_parent() -> None:
@@ -77,7 +77,7 @@ class Process:
         return True
 
     def tail(self, lines: int = 25) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     async def ended(self) -> int:
@@ -98,7 +98,7 @@ class Process:
 
 
 class CommandError(Exception):
-    """A command that should have succeeded failed; the message is what it said."""
+    """Command that failed and should not have; the message is its output."""
 
 
 async def run_to_end(*command: str) -> str:

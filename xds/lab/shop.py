@@ -14,16 +14,16 @@ from xds.lab.mesh import Lab, Member
 
 PORT = 80
 CALLS = {"web": ("api",), "api": ("payments", "db"), "payments": (), "db": ()}
-"""Who calls whom."""
+"""Calls between the services."""
 ALLOWED = tuple((source, destination) for source, calls in CALLS.items() for destination in calls)
 INSTANCES = (("web", "1"), ("api", "1"), ("api", "2"), ("payments", "1"), ("db", "1"))
 PLAIN_TCP = ("db",)
 VIRTUAL_IPS = {"web": "240.0.1.1", "api": "240.0.1.2", "payments": "240.0.1.3", "db": "240.0.1.4"}
-"""For where nothing gives them any (Consul before 1.11), and for where they have to be known beforehand."""
+"""Virtual IPs for a mesh that assigns none (Consul before 1.11), or where they must be known beforehand."""
 
 
 def calls(service: str, addresses: dict[str, str]) -> list[str]:
-    """What the application of ``service`` is told of those that it calls, as `xds.lab.application` takes it."""
+    """Return the calls of the application of ``service``, as `xds.lab.application` expects them."""
     return [f"{name}={url(name, addresses[name])}" for name in CALLS[service]]
 
 
@@ -37,7 +37,7 @@ class Shop:
     """The shop, running."""
 
     members: dict[str, Member]
-    """By instance: ``api-2``."""
+    """Members by instance: ``api-2``."""
     addresses: dict[str, str]
     """The virtual IPs, by service."""
 

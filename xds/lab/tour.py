@@ -62,7 +62,7 @@ class Traffic:
 
 
 class Tour:
-    """Runs the demo and prints it.
+    """Demo: runs its steps and prints them.
 
     Args:
         consul: take the tour on a real Consul, in place of a mesh file.
@@ -76,12 +76,12 @@ class Tour:
         self._folder = folder
         self._tell = Narrator()
         self.held = False
-        """Whether the tour is over, went as expected, and the mesh is held up."""
+        """Whether the tour is over, went as expected, and the mesh is kept running."""
         self._lab: Lab
         self._shop: Shop
 
     async def run(self) -> bool:
-        """The whole tour; whether everything was as expected.
+        """Run the whole tour.
 
         Raises:
             MissingError: this machine lacks something that it needs.
@@ -322,7 +322,8 @@ class Tour:
 
 
 async def certificate(host: Host, address: str) -> tuple[str, str]:
-    """What the sidecar at ``address`` shows who connects: its SPIFFE ID, and the name of the root that signed it."""
+    """Return what the sidecar at ``address`` presents to a client: its SPIFFE ID, and the name of the root that signed
+    it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # looked at, not trusted

@@ -17,7 +17,7 @@ WHOLE = 10000
 
 @dataclass(frozen=True, slots=True)
 class InstancesOf:
-    """Names the instances of a service in another datacenter, and its discovery chain as that one compiles it."""
+    """Key of the instances of a service in another datacenter, and of its discovery chain as compiled there."""
 
     service: str
     datacenter: str
@@ -25,40 +25,40 @@ class InstancesOf:
 
 @dataclass(frozen=True, slots=True)
 class GatewaysOf:
-    """Names the mesh gateways of a datacenter; of our own where it is empty."""
+    """Key of the mesh gateways of a datacenter; of this one where it is empty."""
 
     datacenter: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """Names what a prepared query finds."""
+    """Key of a prepared query's result."""
 
     query: str
 
 
 Elsewhere = InstancesOf | GatewaysOf | QueryResult
-"""What is read beside the services here."""
+"""Key of what is read beside the services here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Some instances of some service."""
+    """Set of instances of a service."""
 
     service: str
     datacenter: str = ""
     """Empty for the datacenter whose sidecars are served."""
     subset: str = ""
     filter: str = ""
-    """Which instances belong to the subset (a filter expression of Consul's)."""
+    """Filter expression of Consul's that selects the subset's instances."""
     only_passing: bool = False
     connect_timeout_ms: int = DEFAULT_CONNECT_TIMEOUT_MS
     external_sni: str = ""
-    """What to ask for in TLS in place of Consul's name."""
+    """Server name for TLS in place of Consul's."""
     mesh_gateway: str = ""
-    """How another datacenter is reached: ``local``, ``remote``, or directly."""
+    """Way to another datacenter: ``local``, ``remote``, or directly."""
     prepared_query: bool = False
-    """Whether ``service`` is a prepared query, which says whose instances these are."""
+    """Whether ``service`` is a prepared query, which determines the instances."""
 
     @property
     def is_here(self) -> bool:
@@ -73,7 +73,7 @@ class Target:
         return InstancesOf(self.service, self.datacenter) if self.datacenter else self.service
 
     def gateways(self, mode: str | None) -> GatewaysOf | None:
-        """The mesh gateways that lead there, if any do; ``mode`` counts before the target's own."""
+        """Return the mesh gateways that lead there, if any; ``mode`` takes precedence over the target's own."""
         if not self.datacenter or self.external_sni:
             return None
         match mode or self.mesh_gateway:
@@ -86,21 +86,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class HashPolicy:
-    """What a request is hashed by: a header, a cookie, a query parameter, or the address that it comes from."""
+    """Source of a request's hash: a header, a cookie, a query parameter, or the client's address."""
 
     header: str = ""
     query_parameter: str = ""
     cookie: str = ""
     cookie_path: str = ""
     cookie_ttl_ms: int | None = None
-    """How long the cookie that Envoy makes is kept; 0 for a session, ``None`` where it makes none."""
+    """Milliseconds for which the cookie that Envoy makes is kept; 0 for a session, ``None`` where it makes none."""
     source_ip: bool = False
     terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadBalancer:
-    """How an instance is picked."""
+    """Method by which an instance is picked."""
 
     policy: str = ""
     choice_count: int | None = None
@@ -116,7 +116,7 @@ class LoadBalancer:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Ends at a target, and at the ones after it when no instance of those before is healthy."""
+    """Resolver: a target, and further ones that are used while no instance of those before is healthy."""
 
     target: str
     failover: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Resolver:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A share of the requests; ``weight`` is out of `WHOLE`."""
+    """Share of the requests; ``weight`` is out of `WHOLE`."""
 
     weight: int
     node: str
@@ -136,7 +136,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Splitter:
-    """Divides the requests."""
+    """Division of the requests."""
 
     splits: tuple[Split, ...]
     load_balancer: LoadBalancer | None = None
@@ -144,17 +144,17 @@ class Splitter:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a request is tried once more, and how often."""
+    """Conditions and number of retries."""
 
     on: tuple[str, ...]
-    """In Envoy's words."""
+    """Conditions, in Envoy's words."""
     count: int | None = None
     status_codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where requests of one kind go."""
+    """Destination of the requests of one kind."""
 
     match: RequestMatch
     node: str
@@ -169,7 +169,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Picks the first route that matches."""
+    """Routes of which the first that matches is used."""
 
     routes: tuple[Route, ...]
 
@@ -179,7 +179,7 @@ Node = Router | Splitter | Resolver
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryChain:
-    """How a service is reached."""
+    """Chain of routes, splits and resolvers by which a service is reached."""
 
     service: str
     protocol: str = "tcp"
@@ -188,9 +188,10 @@ class DiscoveryChain:
     targets: Mapping[str, Target] = field(default_factory=dict)
     virtual_ips: tuple[str, ...] = ()
     refusal: str | None = None
-    """Why this chain can't be followed; its service is then set aside as an upstream rather than routed wrongly."""
+    """Reason why this chain can't be followed; its service is then set aside as an upstream rather than routed wrongly.
+    """
     problems: tuple[str, ...] = ()
-    """What of it is not followed, though the service is served."""
+    """Problems of the chain with which its service is served all the same."""
 
     @property
     def is_default(self) -> bool:
@@ -202,7 +203,7 @@ class DiscoveryChain:
         return target is not None and (target.service, target.subset, target.datacenter) == (self.service, "", "")
 
     def of(self, service: str) -> DiscoveryChain:
-        """The same for another service, where it `is_default`; but for the virtual IPs, which are its own."""
+        """Return the same chain for another service, where it `is_default`, except for the virtual IPs."""
         targets = {key: replace(target, service=service) for key, target in self.targets.items()}
         return replace(self, service=service, targets=targets, virtual_ips=())
 
@@ -217,7 +218,7 @@ class DiscoveryChain:
         return replace(self, targets=targets)
 
     def speaking(self, protocol: str | None) -> DiscoveryChain:
-        """The same chain for a caller that speaks ``protocol`` (Consul: ``Protocol`` of an upstream's settings)."""
+        """Return the chain for a caller that speaks ``protocol`` (Consul: ``Protocol`` of an upstream's settings)."""
         if protocol is None or protocol == self.protocol:
             return self
         if protocol not in HTTP_PROTOCOLS and self.first_resolver() is None:
@@ -227,13 +228,13 @@ class DiscoveryChain:
         return replace(self, protocol=protocol)
 
     def reads(self, mode: str | None) -> frozenset[str | Elsewhere]:
-        """What has to be read to know where it leads; ``mode`` as for `Target.gateways`."""
+        """Return what has to be read to know where the chain leads; ``mode`` as for `Target.gateways`."""
         found: set[str | Elsewhere] = {target.instances for target in self.targets.values()}
         gateways = (target.gateways(mode) for target in self.targets.values())
         return frozenset(found | {each for each in gateways if each is not None})
 
     def first_resolver(self) -> Resolver | None:
-        """The resolver that a TCP connection ends at: the one that the chain begins with."""
+        """Return the resolver that a TCP connection ends at: the one that the chain begins with."""
         node = self.nodes.get(self.start)
         return node if isinstance(node, Resolver) else None
 
@@ -241,7 +242,7 @@ class DiscoveryChain:
 def default_chain(
     service: str, protocol: str = "tcp", connect_timeout_ms: int = DEFAULT_CONNECT_TIMEOUT_MS
 ) -> DiscoveryChain:
-    """The chain of a service about which no config entry says anything: its own instances, all of them."""
+    """Return the chain of a service that no config entry is about: all of its own instances."""
     return DiscoveryChain(
         service,
         protocol,
@@ -252,7 +253,7 @@ def default_chain(
 
 
 def query_chain(query: str, protocol: str) -> DiscoveryChain:
-    """The chain of an upstream that is a prepared query: whatever that finds."""
+    """Return the chain of an upstream that is a prepared query: the query's result."""
     return DiscoveryChain(
         query,
         protocol,

@@ -14,7 +14,7 @@ from xds.mesh.settings import ProxySettings, UpstreamSettings
 
 
 class Health(enum.Enum):
-    """The worst of an instance's checks, its node's included (Consul: passing, warning, maintenance, critical)."""
+    """Worst of an instance's checks and its node's (Consul: passing, warning, maintenance, critical)."""
 
     PASSING = "passing"
     WARNING = "warning"
@@ -37,12 +37,12 @@ class ExplicitUpstream:
     prepared_query: bool = False
     """Whether ``name`` is a prepared query's."""
     refusal: str | None = None
-    """Why Gossamer can't serve it (an unsupported kind, say); ``None`` when it can."""
+    """Reason why Gossamer can't serve it (an unsupported kind, say); ``None`` when it can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """The proxy part of a registration: what an Envoy that shows this service ID is to become."""
+    """Proxy part of a registration: the configuration of an Envoy with this service ID."""
 
     service_id: str
     node: str
@@ -57,14 +57,14 @@ class Sidecar:
     settings: ProxySettings
     upstreams: tuple[ExplicitUpstream, ...] = ()
     problems: tuple[str, ...] = ()
-    """What the registration says that can't be followed, each a sentence for the operator."""
+    """Problems of the registration, each a sentence for the operator."""
 
 
 ANY_PORT = 0
 
 
 class VirtualAddress(NamedTuple):
-    """An address at which a service is dialed, and the port; `ANY_PORT` where that makes no difference.
+    """Address and port at which a service is dialed; `ANY_PORT` where the port makes no difference.
 
     A tuple, since thousands are sorted and looked up.
     """
@@ -72,14 +72,14 @@ class VirtualAddress(NamedTuple):
     ip: str
     port: int = ANY_PORT
     own: bool = False
-    """Whether it is one instance's own address, of which the mesh takes this one port."""
+    """Whether it is one instance's own address, of which the mesh uses this one port."""
     assigned: bool = False
-    """Whether it was given to the service, by Consul's servers or in a mesh file; else it is only claimed for it."""
+    """Whether Consul's servers or a mesh file assigned it to the service; otherwise it is only claimed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One way to reach a service through the mesh: a sidecar, or an application that speaks mutual TLS itself."""
+    """Instance of a service in the mesh: a sidecar, or an application that speaks mutual TLS itself."""
 
     service_id: str
     node: str
@@ -100,10 +100,10 @@ class Instance:
     node_address: str = ""
     node_meta: tuple[tuple[str, str], ...] = ()
     datacenter: str = ""
-    """Where it is, if that is said; else where it was asked for."""
+    """Datacenter of the instance if it is stated, otherwise the one that was asked."""
     problems: tuple[str, ...] = ()
     is_gateway: bool = False
-    """Whether it is a terminating gateway that the service is linked to, which takes an operator's rights."""
+    """Whether it is a terminating gateway that is linked to the service, which needs an operator's rights."""
 
     @property
     def service(self) -> str:
@@ -123,7 +123,7 @@ class ServiceInstances:
     service: str
     instances: tuple[Instance, ...] = ()
     problems: tuple[str, ...] = ()
-    """What of them is left out."""
+    """Problems: what is left out of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Roots:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LeafKey:
-    """A leaf certificate belongs to a service, and to the token that was allowed to fetch it."""
+    """Key of a leaf certificate: its service, and the token that was allowed to fetch it."""
 
     service: str
     token: str = field(repr=False)
@@ -159,9 +159,9 @@ CONTROL_PLANE_CERTIFICATE = "certificate of the xDS port"
 
 @dataclass(frozen=True, slots=True, order=True)
 class StreamKey:
-    """One stream of a proxy: who it says it is, and a number that no other stream has.
+    """Key of one stream of a proxy: who it says it is, and a number that no other stream has.
 
-    Whether its token may act for its service is asked for each stream anew: a token may have been deleted since.
+    Each stream is authorized anew, because a token may have been deleted since.
     """
 
     leaf: LeafKey
@@ -174,22 +174,22 @@ class StreamKey:
 
 @dataclass(frozen=True, slots=True)
 class Authorized:
-    """The token of a stream may act for its service."""
+    """Definite answer that the token of a stream may act for its service."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRefused:
-    """The definite answer that the client of a stream may not act for its service."""
+    """Definite answer that the client of a stream may not act for its service."""
 
     reason: str
     """The right that is missing and what to do, for the client; it holds no token."""
     unauthenticated: bool = False
-    """Whether it is not known who the client is, because its token is missing or unknown."""
+    """Whether the client is unknown, because its token is missing or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamUndecided:
-    """The reason why it can't be found out now whether the token of a stream may act for its service."""
+    """Reason why it is unknown at the moment whether the token of a stream may act for its service."""
 
     reason: str
 
@@ -206,6 +206,6 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class LeafRefused:
-    """A token may not act for a service, so it is given no certificate of it; ``reason`` says why and what to do."""
+    """Refusal of a certificate, because a token may not act for its service; ``reason`` says why and what to do."""
 
     reason: str

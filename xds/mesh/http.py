@@ -8,11 +8,11 @@ from dataclasses import dataclass
 HTTP_PROTOCOLS = ("http", "http2", "grpc")
 """The protocols whose requests can be told apart (Consul: "http-like"). Any other is carried as TCP."""
 MULTIPLEXED = ("http2", "grpc")
-"""Those that are HTTP/2 on every leg."""
+"""Protocols that are HTTP/2 from end to end."""
 
 
 class Match(enum.Enum):
-    """How a text is compared. ``PRESENT``: it is enough that there is one."""
+    """Kind of a comparison. ``PRESENT`` only requires that the value exists."""
 
     EXACT = "exact"
     PREFIX = "prefix"
@@ -24,7 +24,7 @@ class Match(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TextMatch:
-    """One comparison; a regular expression (RE2) has to match the whole text."""
+    """Comparison of a text; a regular expression (RE2) must match the whole text."""
 
     match: Match
     text: str = ""
@@ -33,7 +33,7 @@ class TextMatch:
 
 @dataclass(frozen=True, slots=True)
 class HeaderMatch:
-    """What a header has to be, or with ``invert`` must not be."""
+    """Condition on a header, or with ``invert`` its opposite."""
 
     name: str
     value: TextMatch
@@ -42,7 +42,7 @@ class HeaderMatch:
 
 @dataclass(frozen=True, slots=True)
 class QueryMatch:
-    """What a query parameter has to be."""
+    """Condition on a query parameter."""
 
     name: str
     value: TextMatch
@@ -50,7 +50,7 @@ class QueryMatch:
 
 @dataclass(frozen=True, slots=True)
 class RequestMatch:
-    """What a request has to be: all that is said here. One that says nothing is matched by every request."""
+    """Conditions on a request, all of which must hold. Without conditions every request matches."""
 
     path: TextMatch | None = None
     headers: tuple[HeaderMatch, ...] = ()
@@ -60,7 +60,7 @@ class RequestMatch:
 
 @dataclass(frozen=True, slots=True)
 class HeaderChanges:
-    """What is done to headers; each in the order of the names, so that equal changes are encoded equally.
+    """Changes of headers, each ordered by name so that equal changes are encoded equally.
 
     Values are Envoy's format strings, with no operators but those in `xds.policy.formats.OF_REQUESTS`.
     """

@@ -9,7 +9,7 @@ from xds.mesh.http import RequestMatch
 
 
 class Action(enum.Enum):
-    """What an intention does. ``PERMISSIONS``: it depends on the HTTP request."""
+    """Effect of an intention. ``PERMISSIONS``: it depends on the HTTP request."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -18,7 +18,7 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimCheck:
-    """What a claim of a JSON Web Token has to be, or hold where it is a list."""
+    """Condition on a claim of a JSON Web Token: its value, or a member of it where it is a list."""
 
     path: tuple[str, ...]
     value: str
@@ -26,7 +26,7 @@ class ClaimCheck:
 
 @dataclass(frozen=True, slots=True)
 class TokenCheck:
-    """A JSON Web Token that a request has to bring: of whom, and with which claims."""
+    """JSON Web Token that a request needs: its issuer and its claims."""
 
     provider: str
     claims: tuple[ClaimCheck, ...] = ()
@@ -34,7 +34,7 @@ class TokenCheck:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What holds for requests that match, and that bring one of ``tokens`` where any are named."""
+    """Permission for requests that match, and that bring one of ``tokens`` where any are named."""
 
     allow: bool
     request: RequestMatch
@@ -43,17 +43,17 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class Intention:
-    """One Service Intention between two services of this cluster; either name can be a wildcard."""
+    """Service Intention between two services of this cluster; either name can be a wildcard."""
 
     source: str
     destination: str
     action: Action
     permissions: tuple[Permission, ...] = ()
-    """In order: the first that matches decides."""
+    """Permissions in order: the first that matches decides."""
     tokens: tuple[TokenCheck, ...] = ()
-    """One of these has to be brought, or the request is denied."""
+    """Tokens, one of which a request needs; it is denied without one."""
     problems: tuple[str, ...] = ()
-    """What of it can't be followed; it denies then."""
+    """Problems because of which it denies."""
 
     @property
     def needs_requests(self) -> bool:
@@ -63,7 +63,7 @@ class Intention:
 
 @dataclass(frozen=True, slots=True)
 class RemoteKeys:
-    """Where the keys of a JWT provider are fetched from."""
+    """Address from which the keys of a JWT provider are fetched."""
 
     uri: str
     request_timeout_ms: int | None = None
@@ -80,7 +80,7 @@ class RemoteKeys:
 
 @dataclass(frozen=True, slots=True)
 class TokenLocation:
-    """Where in a request a token may be."""
+    """Place in a request where a token may be."""
 
     header: str = ""
     value_prefix: str = ""
@@ -90,7 +90,7 @@ class TokenLocation:
 
 @dataclass(frozen=True, slots=True)
 class TokenProvider:
-    """Who issues JSON Web Tokens, and how they are verified (Consul: ``jwt-provider``)."""
+    """Issuer of JSON Web Tokens, and how they are verified (Consul: ``jwt-provider``)."""
 
     name: str
     issuer: str = ""

@@ -30,7 +30,7 @@ Fact = TypeVar("Fact")
 
 
 class Kind(enum.StrEnum):
-    """What a key is about."""
+    """Subject of a key."""
 
     ROOTS = "roots"
     INTENTIONS = "intentions"
@@ -65,12 +65,12 @@ SERVICE_NAMES = Key(Kind.SERVICE_NAMES)
 CONFIG_ENTRIES = Key(Kind.CONFIG_ENTRIES)
 
 BASE_FACTS = (ROOTS, INTENTIONS, DEFAULT_ALLOW, DATACENTER, SERVICE_NAMES, CONFIG_ENTRIES)
-"""What must be known before any sidecar can be served."""
+"""Facts that must be known before any sidecar can be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a source is to read beside the base facts: only what some connected proxy serves, may call or needs."""
+    """Demand of a source beside the base facts: only what some connected proxy serves, may call or needs."""
 
     services: frozenset[str] = frozenset()
     """Their instances here and their discovery chains."""
@@ -80,7 +80,7 @@ class Demand:
     chains: frozenset[InstancesOf] = frozenset()
     """Discovery chains as other datacenters compile them."""
     streams: frozenset[StreamKey] = frozenset()
-    """Whether the tokens that these present may act for their services."""
+    """Streams whose tokens are checked for the right to act for their services."""
 
     def includes(self, key: Key) -> bool:
         """Whether the fact ``key`` is part of it."""
@@ -96,7 +96,7 @@ class Demand:
         return False
 
     def keys_beside(self, other: Demand) -> Iterator[Key]:
-        """The facts that it names and ``other`` does not."""
+        """Return the facts that this demand names and ``other`` does not."""
         services = self.services - other.services
         yield from (Key(Kind.INSTANCES, each) for each in services | (self.elsewhere - other.elsewhere))
         yield from (Key(Kind.CHAIN, each) for each in services | (self.chains - other.chains))
@@ -105,7 +105,7 @@ class Demand:
 
     @classmethod
     def union(cls, demands: Iterable[Demand]) -> Demand:
-        """What all of them name."""
+        """Return the union of all these demands."""
         many = list(demands)
         return cls(
             frozenset().union(*(each.services for each in many)),
@@ -133,7 +133,7 @@ class Mesh:
         return changed
 
     def missing(self) -> tuple[str, ...]:
-        """The base facts that have not been read yet, by name."""
+        """Return the names of the base facts that have not been read yet."""
         return tuple(key.kind.value for key in BASE_FACTS if key not in self._facts)
 
     def fact(self, key: Key) -> object | None:
@@ -174,11 +174,11 @@ class Mesh:
         return self._get(CONFIG_ENTRIES, ConfigEntries)
 
     def instances(self, service: str | Elsewhere) -> ServiceInstances | None:
-        """The instances of ``service``, here or elsewhere; ``None`` while they have not been read."""
+        """Return the instances of ``service``, here or elsewhere; ``None`` while they have not been read."""
         return self._get(Key(Kind.INSTANCES, service), ServiceInstances)
 
     def chain(self, service: str | InstancesOf) -> DiscoveryChain | None:
-        """The discovery chain of ``service``, here or elsewhere; ``None`` while it has not been read."""
+        """Return the discovery chain of ``service``, here or elsewhere; ``None`` while it has not been read."""
         return self._get(Key(Kind.CHAIN, service), DiscoveryChain)
 
     def authorization(self, key: StreamKey) -> Authorized | StreamRefused | StreamUndecided | None:
@@ -186,5 +186,5 @@ class Mesh:
         return cast("Authorized | StreamRefused | StreamUndecided | None", self._facts.get(Key(Kind.STREAM, key)))
 
     def leaf(self, key: LeafKey) -> Leaf | LeafRefused | None:
-        """The leaf certificate for ``key``, why it was refused, or ``None`` while nobody has answered."""
+        """Return the leaf certificate for ``key``, why it was refused, or ``None`` while there is no answer."""
         return cast("Leaf | LeafRefused | None", self._facts.get(Key(Kind.LEAF, key)))

@@ -70,7 +70,7 @@ def _cased() -> Mapping[str, tuple[str, ...]]:
 
 
 class Spellings:
-    """How each service is spelled; immutable.
+    """Spelling of each service; immutable.
 
     Args:
         names: the names that are known, the most authoritative first. Of several spellings of one name the first

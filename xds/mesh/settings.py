@@ -12,14 +12,14 @@ from xds.mesh.names import fold
 
 
 class ProxyMode(enum.Enum):
-    """How applications reach their upstreams through a sidecar (Consul: ``Proxy.Mode``)."""
+    """Mode in which applications reach their upstreams through a sidecar (Consul: ``Proxy.Mode``)."""
 
     TRANSPARENT = "transparent"
     DIRECT = "direct"
 
 
 class ClusterMode(enum.Enum):
-    """When a sidecar is sent the clusters of its implicit upstreams."""
+    """Time at which a sidecar is sent the clusters of its implicit upstreams."""
 
     EAGER = "eager"
     """At once, all of them."""
@@ -41,7 +41,7 @@ class ExposedPath:
 
 @dataclass(frozen=True, slots=True)
 class AccessLogs:
-    """Where and how connections and requests are logged (Consul: ``AccessLogs`` of the proxy-defaults)."""
+    """Destination and format of the logs of connections and requests (Consul: ``AccessLogs`` of the proxy-defaults)."""
 
     sink: str = "stdout"
     """``stdout``, ``stderr`` or ``file``."""
@@ -50,12 +50,12 @@ class AccessLogs:
     """JSON; empty for Consul's own format."""
     text_format: str = ""
     listener_logs: bool = True
-    """Whether connections that no filter chain takes are logged as well."""
+    """Whether connections that no filter chain accepts are logged as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassiveHealthCheck:
-    """When an instance is left alone because of what it answered; ``None`` leaves it to Envoy."""
+    """Conditions under which an instance is ejected because of its responses; ``None`` leaves them to Envoy."""
 
     interval_ms: int | None = None
     max_failures: int | None = None
@@ -66,7 +66,7 @@ class PassiveHealthCheck:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """How one service calls another. ``None`` and an empty text mean "not said here"."""
+    """Settings for one service's calls to another. ``None`` and an empty text mean "not given here"."""
 
     protocol: str | None = None
     connect_timeout_ms: int | None = None
@@ -80,13 +80,13 @@ class UpstreamSettings:
     cluster_json: str | None = None
 
     def over(self, lower: UpstreamSettings) -> UpstreamSettings:
-        """These settings, with what they leave open taken from ``lower``."""
+        """Return these settings, with what they leave open from ``lower``."""
         return _over(self, lower)
 
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One of Consul's Envoy extensions (``EnvoyExtensions``); its arguments as JSON."""
+    """Envoy extension of Consul's (``EnvoyExtensions``); its arguments as JSON."""
 
     name: str
     required: bool
@@ -118,7 +118,7 @@ class ProxySettings:
     balance_inbound_connections: bool | None = None
     max_request_headers_kb: int | None = None
     permissive_mtls: bool | None = None
-    """Whether connections that are not the mesh's reach the application as they are, on its own port."""
+    """Whether connections from outside the mesh reach the application on its own port unchanged."""
     access_logs: AccessLogs | None = None
     tracing_json: str | None = None
     public_listener_json: str | None = None
@@ -132,7 +132,7 @@ class ProxySettings:
     upstream_overrides: Mapping[str, UpstreamSettings] | None = None
 
     def over(self, lower: ProxySettings) -> ProxySettings:
-        """These settings, with what they leave open taken from ``lower``."""
+        """Return these settings, with what they leave open from ``lower``."""
         return _over(self, lower)
 
 
@@ -158,25 +158,25 @@ class TLSParameters:
 
 @dataclass(frozen=True, slots=True)
 class MeshSettings:
-    """What holds for the whole mesh (Consul: the ``mesh`` entry)."""
+    """Settings of the whole mesh (Consul: the ``mesh`` entry)."""
 
     destinations_only: bool = False
     allow_permissive_mtls: bool = False
     incoming_tls: TLSParameters = TLSParameters()
     outgoing_tls: TLSParameters = TLSParameters()
     sanitize_client_cert: bool = False
-    """Whether applications are not told, by ``x-forwarded-client-cert``, who calls them."""
+    """Whether ``x-forwarded-client-cert``, which names the caller, is kept from applications."""
     normalize_path: bool = True
     merge_slashes: bool = False
     escaped_slashes: str = ""
-    """What is done with ``%2F`` in a path, in Envoy's words."""
+    """Treatment of ``%2F`` in a path, in Envoy's words."""
     headers_with_underscores: str = ""
-    """What is done with such headers, in Envoy's words."""
+    """Treatment of such headers, in Envoy's words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where outside the mesh a service is, reached through a terminating gateway: IP addresses or host names."""
+    """Place outside the mesh where a service is, reached through a terminating gateway: IP addresses or host names."""
 
     addresses: tuple[str, ...]
     port: int
@@ -184,7 +184,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class EntryProblem:
-    """What can't be followed of a config entry; ``text`` begins with the field."""
+    """Problem of a config entry; ``text`` begins with the field."""
 
     kind: str
     name: str

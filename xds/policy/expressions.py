@@ -22,7 +22,7 @@ _OPTIONS.max_mem = LARGEST_BYTES
 
 
 class ExpressionError(Exception):
-    """A text is no regular expression, or one that is too large; the message says which."""
+    """Text that is no regular expression, or one that is too large; the message says which."""
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -44,7 +44,7 @@ def compiled(text: str) -> Any:
 
 
 class Allowance:
-    """How much the expressions of one configuration may still come to.
+    """Budget that the expressions of one configuration share.
 
     Args:
         instructions: of all their programs together.

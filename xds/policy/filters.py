@@ -20,7 +20,7 @@ Field = Callable[[Mapping[str, Any]], Any]
 
 
 class FilterError(Exception):
-    """An expression is no expression, or asks for what is not known; the message says which and where."""
+    """Text that is no filter expression, or uses unknown fields; the message says which and where."""
 
 
 FIELDS: Mapping[str, type] = {
@@ -36,7 +36,7 @@ FIELDS: Mapping[str, type] = {
     "Service.Weights.Passing": int,
     "Service.Weights.Warning": int,
 }
-"""What can be asked for."""
+"""Fields that a filter may use."""
 
 DEEPEST = 50
 LONGEST = 8192
@@ -112,7 +112,7 @@ def _parsed(expression: str) -> tuple[Predicate, int]:
 
 
 class _Parser:
-    """By descent: ``or`` binds weakest, then ``and``, then ``not``."""
+    """Recursive-descent parser: ``or`` binds weakest, then ``and``, then ``not``."""
 
     def __init__(self, expression: str) -> None:
         self._expression = expression
@@ -203,7 +203,7 @@ class _Parser:
         raise self._fail("a comparison such as '=='")
 
     def _holder(self, text: str) -> Field:
-        """A field that something can be in."""
+        """Return the object whose field a selector names."""
         if FIELDS.get(text) is int:
             raise FilterError(f"{self._expression!r}: {text} is a number, in which nothing is")
         return self._field(text)

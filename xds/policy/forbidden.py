@@ -27,7 +27,7 @@ UPSTREAM_OVERRIDES = {"listener_json": "envoy_listener_json", "cluster_json": "e
 
 
 class Allowed(NamedTuple):
-    """Settings without what is forbidden, and the names of what was."""
+    """Settings without what is forbidden, and the names of what was removed."""
 
     settings: ProxySettings
     gone: tuple[str, ...]
@@ -35,7 +35,7 @@ class Allowed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """Features that are forbidden; everything is allowed where nothing is said, as with Consul."""
+    """Features that are forbidden; by default everything is allowed, as in Consul."""
 
     extensions: bool = False
     """``EnvoyExtensions`` of service-defaults. A required one keeps its service's sidecars from being served."""

@@ -27,7 +27,7 @@ class Argument(enum.Enum):
 
 
 class FormatError(Exception):
-    """A text is no format string that may be used; the message says which operator and why."""
+    """Text that is no permitted format string; the message says which operator and why."""
 
 
 _PLAIN = """

@@ -28,10 +28,10 @@ def precedence(intention: Intention) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What holds for every source of one destination.
+    """Decisions about every source of one destination.
 
     ``exact`` holds the sources that some intention singles out, as the catalog spells them, with that intention;
-    ``otherwise`` is for all other sources, ``None`` when no intention speaks for them and the default decides.
+    ``otherwise`` is for all other sources, ``None`` when no intention is about them and the default decides.
     """
 
     exact: dict[str, Intention]
@@ -60,10 +60,10 @@ def grants_everything(intention: Intention) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Whom a source may call, so that a thousand sources with one rule for everybody share that rule.
+    """Destinations that a source may call, in a form that a thousand sources with one rule for everybody share.
 
-    Names are folded. ``own`` speaks of the destinations that intentions of this very source name; ``shared`` of
-    those that intentions of every source do, and is one object for all; ``others`` of every other one.
+    Names are folded. ``own`` holds the destinations that intentions of this very source name; ``shared`` those that
+    intentions of every source name, and is one object for all; ``others`` is the verdict for every other one.
     """
 
     own: Mapping[str, bool]
@@ -80,14 +80,14 @@ class Reach:
 
 
 class IntentionIndex:
-    """All intentions of a mesh, ready to answer for one source or one destination. A change costs what changed."""
+    """Index of all intentions of a mesh by source and by destination. A change costs only what it is about."""
 
     def __init__(self, intentions: Iterable[Intention] = ()) -> None:
         self._all: frozenset[Intention] = frozenset()
         self._by_source: dict[str, dict[str, Intention]] = {}
         self._by_destination: dict[str, dict[str, Intention]] = {}
         self.shared: Mapping[str, bool] = {}
-        """What holds for every source, by the destinations that its intentions name."""
+        """Verdicts for every source, by the destinations that its intentions name."""
         self.replace(intentions)
 
     def replace(self, intentions: Iterable[Intention]) -> tuple[frozenset[str], frozenset[str]]:
@@ -127,7 +127,7 @@ class IntentionIndex:
         return Reach(_verdicts(mine), self.shared, others)
 
     def sources_named_by(self, destination: str) -> Iterable[str]:
-        """The sources, folded, that an intention to ``destination`` itself names."""
+        """Return the sources, folded, that an intention to ``destination`` itself names."""
         return self._by_destination.get(fold(destination), {}).keys() - {WILDCARD}
 
     def destinations_of(self, source: str) -> Iterable[Intention]:
@@ -173,17 +173,18 @@ def _verdicts(by_destination: Mapping[str, Intention]) -> dict[str, bool]:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionPolicy:
-    """Who may open a TCP connection to a service.
+    """Policy that decides who may open a TCP connection to a service.
 
     One answer holds for most sources and the opposite one for ``exceptions``. As in Consul, the RBAC filter that is
-    made of it lists what departs from the default: ``allow`` is that filter's action, and it matches either just the
+    made of it lists what differs from the default: ``allow`` is that filter's action, and it matches either only the
     exceptions or ``every`` source but them.
     """
 
     allow: bool
     every: bool = False
     exceptions: tuple[str, ...] = ()
-    """As the catalog spells them. Permitted ones are so in this spelling alone, denied ones are so in every one."""
+    """Exceptions as the catalog spells them. Permitted ones are permitted in this spelling only, denied ones in every
+    one."""
 
     @property
     def others_permitted(self) -> bool:
@@ -209,7 +210,7 @@ def connection_policy(decisions: Decisions, *, default_allow: bool) -> Connectio
 
 
 def admission_problems(decisions: Decisions, protocol: str, missing_providers: Iterable[str]) -> Iterator[str]:
-    """What of the intentions to a service of this protocol can't be followed, so that they deny.
+    """Return the problems of the intentions to a service of this protocol, because of which they deny.
 
     Args:
         decisions: what the intentions say of its callers.
@@ -230,12 +231,12 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What holds for the requests of some sources.
+    """Rule for the requests of some sources.
 
     Without one of ``tokens``, where any are named, a request is denied. Then the first permission whose criteria the
     request meets decides: a request that lacks the token which that permission requires is denied, whatever later
     permissions and the default say (Consul, ``agent/xds/rbac.go``, ``removePermissionPrecedence``; where the default
-    allows, Consul lets it through). Where no permission matches it is ``otherwise``.
+    allows, Consul lets it through). Where no permission matches, ``otherwise`` applies.
     """
 
     otherwise: bool
@@ -248,14 +249,14 @@ ALLOWED, DENIED = Rule(True), Rule(False)
 
 @dataclass(frozen=True, slots=True)
 class RequestPolicy:
-    """Who may send which requests to a service that speaks HTTP."""
+    """Policy that decides who may send which requests to a service that speaks HTTP."""
 
     default_allow: bool
-    """What holds where no intention matches; an RBAC filter lists what departs from it."""
+    """Default where no intention matches; an RBAC filter lists what differs from it."""
     exact: tuple[tuple[str, Rule], ...]
-    """By the sources that some intention singles out, as the catalog spells them; sorted."""
+    """Rules by source, for the sources that some intention singles out, as the catalog spells them; sorted."""
     otherwise: Rule
-    """For every other source."""
+    """Rule for every other source."""
 
     def other_spellings(self, rule: Rule) -> Rule:
         """Return what holds for sources that are spelled otherwise than one for which ``rule`` holds."""
@@ -263,7 +264,7 @@ class RequestPolicy:
 
 
 def request_policy(decisions: Decisions, *, default_allow: bool) -> RequestPolicy:
-    """The policy of a destination from what its intentions decide about each source."""
+    """Return the policy of a destination from what its intentions decide about each source."""
     exact = tuple((name, _rule(intention, default_allow)) for name, intention in sorted(decisions.exact.items()))
     otherwise = Rule(default_allow) if decisions.otherwise is None else _rule(decisions.otherwise, default_allow)
     return RequestPolicy(default_allow, exact, otherwise)

@@ -22,17 +22,17 @@ class OperatorSettings:
 
     virtual_ranges: tuple[IPNetwork, ...] = (CONSUL_VIRTUAL_IPS,)
     destinations_only: bool = False
-    """No way past the mesh: a connection to any address that is not a virtual IP is closed."""
+    """Whether connections to any address that is not a virtual IP are closed."""
     strict_ports: bool = False
-    """Whether a service answers only at the port of its virtual address, where that carries one."""
+    """Whether a service answers only at the port of its virtual address, where that has one."""
     probe_sources: tuple[IPNetwork, ...] = ()
-    """From where exposed paths may be asked for; from everywhere where none are named."""
+    """Networks that may use exposed paths; empty for all."""
     passthrough_connect_timeout_ms: int = 5000
-    """How long a connection to an address outside the mesh may take."""
+    """Milliseconds that a connection to an address outside the mesh may take."""
     quotas: Quotas = DEFAULT_QUOTAS
     """Limits of what one service may ask of its callers."""
     clusters: ClusterMode = ClusterMode.EAGER
-    """When the clusters of implicit upstreams are sent, where a sidecar's registration says nothing else."""
+    """Time at which the clusters of implicit upstreams are sent, unless a sidecar's registration says otherwise."""
     forbidden: Forbidden = NOTHING_FORBIDDEN
     """Features that the owners of services may not use."""
 

@@ -11,10 +11,10 @@ from xds.mesh.settings import ConfigEntries, Extension, ProxyMode, ProxySettings
 
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:
-    """The settings of ``sidecar``: its registration, else the service-defaults, else the proxy-defaults.
+    """Return the settings of ``sidecar``: its registration, else the service-defaults, else the proxy-defaults.
 
     The mode is Consul's ``Mode`` of those three in that order and only then ``Config["mode"]``, which is for a Consul
-    before 1.10; a sidecar of which nobody says anything is in direct mode.
+    before 1.10. A sidecar without any of them is in direct mode.
     """
     defaults = entries.defaults_of(sidecar.service)
     merged = sidecar.settings.over(defaults).over(entries.proxy_defaults)
@@ -33,7 +33,8 @@ def is_dialed_directly(sidecar: Sidecar, entries: ConfigEntries) -> bool:
 
 
 def extensions_of(service: str, entries: ConfigEntries) -> tuple[Extension, ...]:
-    """The extensions of the sidecars of a service: of the proxy-defaults, then of its service-defaults."""
+    """Return the extensions of the sidecars of a service: those of the proxy-defaults, then those of its
+    service-defaults."""
     own = entries.defaults_of(service)
     return (*(entries.proxy_defaults.extensions or ()), *(own.extensions or ()))
 
@@ -50,10 +51,11 @@ def implicit_settings(service: str, entries: ConfigEntries) -> tuple[UpstreamSet
 
 
 def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[ExplicitUpstream, ...]:
-    """The upstreams of a registration, each with what its settings come to.
+    """Return the upstreams of a registration, each with its resulting settings.
 
-    Its own, else the ``Overrides`` of the sidecar's service, else the registration's ``MeshGateway``, else the
-    ``Defaults`` (Consul, ``agent/configentry/resolve.go``). Prepared queries have their own alone, as in Consul.
+    Its own settings take precedence, then the ``Overrides`` of the sidecar's service, the registration's
+    ``MeshGateway``, and the ``Defaults`` (Consul, ``agent/configentry/resolve.go``). Prepared queries have only their
+    own, as in Consul.
     """
     if not sidecar.upstreams:
         return ()  # most have none, and this is asked of every sidecar
@@ -68,14 +70,14 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
 
 
 def _defaults(said: ProxySettings, registered_gateway: str | None, entries: ConfigEntries) -> UpstreamSettings:
-    """What holds for every upstream; the order of the mesh gateway's mode has more levels than the rest."""
+    """Return the settings for every upstream; the mode of the mesh gateway has more levels than the others."""
     general = UpstreamSettings(mesh_gateway=said.mesh_gateway or entries.proxy_defaults.mesh_gateway)
     defaults = (said.upstream_defaults or UpstreamSettings()).over(general)
     return UpstreamSettings(mesh_gateway=registered_gateway).over(defaults)
 
 
 class Differing:
-    """What two versions of the config entries differ in, so that a change costs only what it is about."""
+    """Difference between two versions of the config entries, so that a change costs only what it is about."""
 
     def __init__(self, before: ConfigEntries, after: ConfigEntries) -> None:
         self._before = before

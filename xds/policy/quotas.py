@@ -17,7 +17,7 @@ DEFAULT_RING = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """The limits; each is named as ``gossamer serve --quota`` names it."""
+    """Limits; each has the name that ``gossamer serve --quota`` uses."""
 
     routes: int = 500
     """Routes of one router."""

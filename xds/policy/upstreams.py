@@ -20,7 +20,7 @@ GENERAL_KEPT = 4
 
 
 class Candidates:
-    """The names that could be upstreams; immutable. Intentions find them whatever the case they are written in.
+    """Names that can be upstreams; immutable. Intentions match them regardless of case.
 
     Args:
         catalog: the names in the catalog.

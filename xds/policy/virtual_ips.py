@@ -33,16 +33,16 @@ from xds.mesh.facts import ANY_PORT, Instance, ServiceInstances, VirtualAddress
 NEVER = 1 << 63
 """Later than any Consul index: a claim whose beginning is unknown."""
 Rank = tuple[bool, int, str]
-"""Of a claim, the lowest wins: whether it is not assigned, since when there is one, the service."""
+"""Rank of a claim, of which the lowest wins: whether it is not assigned, since when it exists, the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a service claims, each with the index since which it does, and what it can't have."""
+    """Claims of a service, each with the index since which it exists, and the claims that it can't have."""
 
     since: Mapping[VirtualAddress, int]
     malformed: tuple[str, ...] = ()
-    """What is no IP address."""
+    """Claims that are no IP addresses."""
     outside: tuple[str, ...] = ()
     """Addresses outside the ranges for virtual IPs that nobody assigned."""
 
@@ -87,7 +87,7 @@ def claims(
 
 
 class VirtualIPTable:
-    """Who owns which address, kept as claims come and go; a change costs the addresses it is about.
+    """Owner of each address, kept as claims come and go; a change costs only the addresses that it is about.
 
     ``strict``: a service answers only at the port that it claims an address for.
     """
@@ -96,7 +96,7 @@ class VirtualIPTable:
         self._strict = strict
         self._claims: dict[str, Mapping[VirtualAddress, int]] = {}
         self._claimants: dict[str, dict[str, Mapping[VirtualAddress, int]]] = {}
-        """By IP and service, what it claims there."""
+        """Claims by IP and service."""
 
     def claim(self, service: str, since: Mapping[VirtualAddress, int]) -> frozenset[str]:
         """Replace what ``service`` claims; the services whose addresses may differ now, itself included."""

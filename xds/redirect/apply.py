@@ -14,18 +14,18 @@ from xds.redirect.rules import Rules
 
 
 class RedirectError(Exception):
-    """The rules could not be read or changed; the message has the tool's own words and what to do."""
+    """Failure to read or change the rules; the message has the tool's own words and what to do."""
 
 
 class Backend(enum.Enum):
-    """What speaks to the kernel."""
+    """Program that changes the kernel's rules."""
 
     NFT = "nft"
     IPTABLES = "iptables"
 
 
 def installed_backends() -> list[Backend]:
-    """What is installed, nft first: it is preferred.
+    """Return the installed backends, the preferred nft first.
 
     Raises:
         RedirectError: nothing is.
@@ -40,7 +40,7 @@ _TOOLS = {Backend.NFT: "nft", Backend.IPTABLES: "iptables-restore"}
 
 
 class Redirector:
-    """Applies rules with one backend.
+    """Applier of rules with one backend.
 
     Args:
         backend: which.
@@ -53,7 +53,7 @@ class Redirector:
         self._prefix = ["nsenter", f"--net={path}", "--"] if netns else []
 
     def text(self, rules: Rules) -> str:
-        """What would be applied."""
+        """Return the text that would be applied."""
         if self._backend is Backend.NFT:
             return nftables.transaction(rules)
         return "".join(iptables.restore(rules, version, "") for version in (4, 6))
@@ -142,7 +142,7 @@ def _hint(words: str) -> str:
 
 
 def _comparable(listing: str) -> list[Any]:
-    """A table as nft lists it, without the numbers that differ from one listing to the next."""
+    """Return a table as nft lists it, without the numbers that differ between listings."""
     entries: list[Any] = []
     for entry in json.loads(listing)["nftables"]:
         for kind in ("chain", "rule"):

@@ -20,7 +20,7 @@ CHAINS = (
 
 
 def wanted(rules: Rules, version: int) -> list[str]:
-    """The rules for one family, ``version`` being 4 or 6, as ``iptables-save`` would print them."""
+    """Return the rules for one family, with ``version`` 4 or 6, as ``iptables-save`` would print them."""
     host = "127.0.0.1/32" if version == 4 else "::1/128"
     lines: list[str] = []
     dns = _dns(rules, version)
@@ -67,18 +67,18 @@ def _dns(rules: Rules, version: int) -> dict[str, str]:
 
 
 def ours(saved: str) -> list[str]:
-    """The lines of an ``iptables-save`` that are ours: rules in our chains and jumps to them."""
+    """Return the lines of an ``iptables-save`` that belong to Gossamer: rules in its chains and jumps to them."""
     return [line for line in saved.splitlines() if line.startswith("-A") and any(chain in line for chain in CHAINS)]
 
 
 def restore(rules: Rules, version: int, saved: str) -> str:
-    """What ``iptables-restore --noflush`` is given, ``saved`` being what stands in the nat table now."""
+    """Return the input of ``iptables-restore --noflush``; ``saved`` is the current nat table."""
     declared = [f":{chain} - [0:0]" for chain in CHAINS]
     return "\n".join(["*nat", *declared, *_jumps_removed(saved), *wanted(rules, version), "COMMIT"]) + "\n"
 
 
 def undo(saved: str) -> str:
-    """Takes the chains and the jumps to them away; empty when there is nothing to take away."""
+    """Return the input that removes the chains and the jumps to them; empty when there is nothing to remove."""
     standing = [chain for chain in CHAINS if f":{chain} " in saved]
     if not standing:
         return ""

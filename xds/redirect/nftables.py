@@ -10,7 +10,7 @@ UNDO = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 
 
 def chains(rules: Rules) -> dict[str, list[str]]:
-    """The rules of each chain, in order. The chain's hook, where it has one, comes first."""
+    """Return the rules of each chain, in order. A chain's hook, where it has one, comes first."""
     output: list[str] = ["type nat hook output priority -100; policy accept;"]
     if rules.dns is not None:
         output += _dns(rules)
@@ -59,7 +59,7 @@ def _network(network: object) -> str:
 
 
 def transaction(rules: Rules) -> str:
-    """What ``nft -f`` is given: the old table goes and the new one comes in one step."""
+    """Return the input of ``nft -f`` that replaces the table in one step."""
     lines = [UNDO.rstrip(), f"table inet {TABLE} {{"]
     # A chain must be there before a rule can jump to it.
     for chain, content in sorted(chains(rules).items(), key=lambda item: not item[0].startswith("proxy_")):

@@ -19,10 +19,10 @@ DNS_PORT = 53
 
 @dataclass(frozen=True, slots=True)
 class DnsRedirect:
-    """Where DNS queries go.
+    """Destination of DNS queries.
 
-    Without ``port``, every query to port 53 goes to ``address``:53. With it, only those that were sent to
-    ``address`` are, and go to its port ``port`` (Consul's two forms).
+    Without ``port``, every query to port 53 goes to ``address``:53. With it, only queries that were sent to ``address``
+    are redirected, to its port ``port`` (Consul's two forms).
     """
 
     address: IPAddress
@@ -31,7 +31,7 @@ class DnsRedirect:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """One host's redirection."""
+    """Redirection of one host."""
 
     proxy_uid: int
     inbound_port: int
@@ -42,4 +42,4 @@ class Rules:
     exclude_uids: tuple[int, ...] = ()
     dns: DnsRedirect | None = None
     sidecar_dns_port: int | None = None
-    """Where the sidecar answers the host's DNS queries over UDP, but for its own and those of excluded users."""
+    """Port where the sidecar answers the host's DNS queries over UDP, except its own and those of excluded users."""

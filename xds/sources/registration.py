@@ -14,12 +14,12 @@ from xds.sources import decode
 
 
 class NotRegisteredError(Exception):
-    """There is no such sidecar, or more than one; the message says what was looked for and where."""
+    """Sidecar that is not registered, or ambiguous; the message says what was looked for and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A sidecar's registration, and what its settings come to."""
+    """Sidecar's registration, and the settings that result from it."""
 
     sidecar: Sidecar
     settings: ProxySettings
@@ -27,13 +27,14 @@ class Registration:
     plain_ports: tuple[int, ...]
     """Ports of the sidecar that are not part of the mesh: those of exposed paths."""
     token: str = ""
-    """What it has to present, where the registration says so."""
+    """Token that it must present, where the registration states it."""
     roots: Roots | None = None
     """The certificate authorities of the mesh, where they were asked for."""
 
 
 def choose(services: Iterable[Any], proxy_id: str, sidecar_for: str, where: str, hint: str = "") -> Any:
-    """The one sidecar among ``services`` (Consul's JSON) with ID ``proxy_id``, or of the service ID ``sidecar_for``.
+    """Return the one sidecar among ``services`` (Consul's JSON) with ID ``proxy_id``, or of the service ID
+    ``sidecar_for``.
 
     Args:
         services: what is registered.

@@ -18,7 +18,7 @@ _LENGTH = struct.Struct(">Q")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """To a worker, first of all: what to serve."""
+    """First message to a worker: what to serve."""
 
     outbound: OperatorSettings
     address: str
@@ -28,7 +28,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """From a worker: it serves, or why it can't."""
+    """Message from a worker: it serves, or why it can't."""
 
     port: int
     refusal: str = ""
@@ -36,28 +36,28 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """To a worker."""
+    """Message to a worker: facts."""
 
     batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """From a worker: what its sidecars need."""
+    """Message from a worker: what its sidecars need."""
 
     demand: Demand
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """To a worker: end the streams over at most so many seconds, then end."""
+    """Message to a worker: end the streams over at most so many seconds, then exit."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """To a worker: tell of your sidecars, or of what you count."""
+    """Message to a worker: describe your sidecars, or your metrics."""
 
     number: int
     about: str
@@ -66,14 +66,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """From a worker."""
+    """Message from a worker: an answer."""
 
     number: int
     data: Any
 
 
 class Link:
-    """One end of the socket."""
+    """End of the socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -90,7 +90,7 @@ class Link:
         self._writer.write(_LENGTH.pack(len(body)) + body)
 
     async def hear(self) -> object | None:
-        """What the other end said next; ``None`` once it has gone."""
+        """Return the other end's next message; ``None`` once it has gone."""
         try:
             head = await self._reader.readexactly(_LENGTH.size)
             body = await self._reader.readexactly(_LENGTH.unpack(head)[0])

@@ -31,7 +31,7 @@ class _Kind:
 
 
 class LineLimit(logging.Filter):
-    """A limit of lines; those of the debug level are all kept.
+    """Limit on the number of lines of one kind; those of the debug level are all kept.
 
     Args:
         clock: the time in seconds.

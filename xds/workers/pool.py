@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
 """Before a worker that ended is replaced: longer for one that does so again and again."""
 LIVED_S = 30.0
-"""Who lived as long did not fail at once."""
+"""Seconds after which a worker's end does not count as failing at once."""
 ANSWER_WITHIN_S = 10.0
 ENDING_S = 5.0
 """Seconds that a worker has to end."""
 
 
 class Worker:
-    """One of them, as long as its process lives."""
+    """Worker process, as long as it runs."""
 
     def __init__(self, link: Link, process: asyncio.subprocess.Process) -> None:
         self.link = link
@@ -51,7 +51,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Serves from ``count`` worker processes.
+    """Pool of ``count`` worker processes that serve.
 
     Args:
         outbound: what holds for the outbound listeners of the whole mesh.
@@ -180,7 +180,7 @@ class WorkerPool:
                 worker.link.say(Facts(told))
 
     def _take_demand(self, worker: Worker, demand: Demand) -> None:
-        """A worker needs something else: tell it what is known of that, and have the rest read."""
+        """Take the changed demand of a worker: send it what is known, and have the rest read."""
         before, worker.demand = worker.demand, demand
         told: dict[Any, object] = {key: self._mesh.fact(key) for key in demand.keys_beside(before)}
         told = {key: fact for key, fact in told.items() if fact is not None}
@@ -193,7 +193,7 @@ class WorkerPool:
             self._on_demand(together)
 
     def missing(self) -> tuple[str, ...]:
-        """The base facts that have not been read yet, by name."""
+        """Return the names of the base facts that have not been read yet."""
         missing = self._mesh.missing()
         waits = isinstance(self._tls, MeshTls) and not self._certified
         return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
@@ -221,12 +221,12 @@ class WorkerPool:
         return sorted(itertools.chain(*await self._ask("sidecars")), key=lambda each: (each["id"], each["address"]))
 
     async def families(self) -> Iterable[Metric]:
-        """What all of them count, added up."""
+        """Return the metrics of all workers, added up."""
         return added_up([list(self.metrics.registry.collect()), *await self._ask("families")])
 
 
 def added_up(everybody: Iterable[Iterable[Metric]]) -> list[Metric]:
-    """The metrics of several processes as those of one; a time at which something began is the earliest one's."""
+    """Return the metrics of several processes as those of one; times at which something began are the earliest ones."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for metrics in everybody:

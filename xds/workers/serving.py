@@ -28,13 +28,14 @@ from xds.workers.grpc_log import GrpcLog
 log = logging.getLogger(__name__)
 
 GARBAGE = (50_000, 2, 500)
-"""How many more objects there have to be before the young are looked through; after how many times the middle-aged are,
-and after how many of those the old. Everything stands still meanwhile: 30 ms for the young, a tenth of a second for the
-middle-aged, which with a usual ten or twenty would be more and take three times as long.
+"""Garbage-collection thresholds for generations 0, 1 and 2.
+
+A collection pauses the event loop: 30 ms for generation 0, 100 ms for generation 1. With the usual thresholds of ten or
+twenty, the latter takes three times as long.
 """
 OWN_CERTIFICATE = Key(Kind.LEAF, CONTROL_PLANE_LEAF)
 LATER_S = 0.25
-"""How long what is done again and again rests between."""
+"""Minimum interval between throttled runs, in seconds."""
 
 
 def prepare_process() -> None:
@@ -48,7 +49,7 @@ def prepare_process() -> None:
 
 
 class Serving:
-    """Serves from here. Facts come by `apply`; what has to be read is told to ``on_demand``.
+    """Server in this process. Facts come by `apply`; what has to be read is reported to ``on_demand``.
 
     Where TLS is the mesh's, the leaf certificate of the control plane is a fact like others, and is demanded like
     others. The port is listened at once it is there.
@@ -156,7 +157,7 @@ class Serving:
         await self._ads.drain(seconds)
 
     def missing(self) -> tuple[str, ...]:
-        """The base facts that have not been read yet, by name."""
+        """Return the names of the base facts that have not been read yet."""
         missing = self.plane.mesh.missing()
         waits = isinstance(self._tls, MeshTls) and not self._certified.is_set()
         return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
@@ -169,5 +170,5 @@ class Serving:
         return status.sidecars(self.plane)
 
     async def families(self) -> Iterable[Metric]:
-        """What is counted here."""
+        """Return the metrics."""
         return list(self.metrics.registry.collect())

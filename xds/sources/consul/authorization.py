@@ -39,7 +39,7 @@ LOOK_INTERVAL = 1.0
 
 
 class StreamAuthorizer:
-    """Authorizes the streams that there are.
+    """Authorizer of the streams that are open.
 
     Args:
         client: the Consul to ask.

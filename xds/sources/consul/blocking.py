@@ -27,11 +27,11 @@ LAST_BACKOFF_S = 5.0
 FORBIDDEN_BACKOFF_S = 10.0
 EARLY_MARGIN_S = 0.25
 BURST = 3
-"""How many reads in a row the pace lets through."""
+"""Reads in a row that the pace permits."""
 
 
 class IndexRules:
-    """What to ask for next. Pure: time comes in as an argument."""
+    """Rules for the next query's index. Pure: time is an argument."""
 
     def __init__(self) -> None:
         self.index: int | None = None
@@ -63,7 +63,7 @@ class Backoff:
         self._next_s = FIRST_BACKOFF_S
 
     def reset(self) -> None:
-        """An answer came."""
+        """Note that an answer came: the next wait is the first one again."""
         self._next_s = FIRST_BACKOFF_S
 
     def after(self, error: ConsulError) -> float:
@@ -77,7 +77,7 @@ class Backoff:
 
 
 class Pace:
-    """At most one read each ``every_s`` seconds on average; a few in a row that came after a pause don't wait."""
+    """Limit of one read each ``every_s`` seconds on average; a few in a row that come after a pause do not wait."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -91,14 +91,14 @@ class Pace:
 
 @dataclass(slots=True)
 class WatchState:
-    """How a watch is doing, for `/ready` and the logs."""
+    """State of a watch, for `/ready` and the logs."""
 
     answered: bool = False
     error: str | None = None
 
 
 class Watch:
-    """Keeps one blocking query going and hands every answer to ``deliver``.
+    """Blocking query that is repeated forever; every answer goes to ``deliver``.
 
     Args:
         name: what is watched, for logs.
@@ -141,7 +141,7 @@ class Watch:
         self._backoff = Backoff(chance)
         self._again = asyncio.Event()
         self._blocking: asyncio.Timeout | None = None
-        """What a query that blocks can be interrupted by."""
+        """Timeout by which a blocking query can be interrupted."""
 
     def read_again(self) -> None:
         """Read without blocking, now."""
@@ -197,7 +197,7 @@ class Watch:
             self._on_failed(error)
 
     async def _interruptible(self, wait_s: float) -> Reply | None:
-        """The answer, or ``None`` when a fresh read was asked for meanwhile."""
+        """Return the answer, or ``None`` when a fresh read was requested meanwhile."""
         if self._rules.index is None:
             return await self._read(None, wait_s)  # it does not block, so there is nothing to interrupt
         try:

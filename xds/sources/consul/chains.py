@@ -23,11 +23,11 @@ RETRY_S = 5.0
 EVERY_S = 30.0
 """Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
 LOOKS_A_SECOND = 2.0
-"""For all services together: with many, each is looked at less often."""
+"""Lookups in a second for all services together: with many, each is looked up less often."""
 
 
 class ChainReader:
-    """Reads the chains of the services that are watched.
+    """Reader of the chains of the services that are watched.
 
     Args:
         client: where to read.
@@ -79,7 +79,7 @@ class ChainReader:
         self._errors.pop(service, None)
 
     def entries_changed(self, spoken_of: frozenset[str]) -> None:
-        """Some config entry differs, so every chain may; the entries that make chains speak of these services."""
+        """Note that some config entry differs, so every chain may; those that make chains name these services."""
         self._spoken_of, self._plain = frozenset(map(fold, spoken_of)), None
         self._refresh(self._watched)
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
-"""For an answer that does not block. Consul itself holds a request 7 s while it has no leader."""
+"""Seconds for an answer that does not block. Consul itself holds a request for 7 s while it has no leader."""
 
 QUESTIONS_AT_ONCE = 64
 """Consul refuses to judge more permissions in one request."""
@@ -42,7 +42,7 @@ Params = Sequence[tuple[str, str | int]]
 
 
 class ConsulError(Exception):
-    """Consul did not answer, or not with what was asked for. ``status`` is the HTTP status, if it answered."""
+    """Failure of Consul to answer, or an unexpected answer. ``status`` is the HTTP status, if it answered."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -75,13 +75,13 @@ class Reply:
     default_policy: str = ""
     """X-Consul-Default-ACL-Policy, where Consul sends it."""
     body: bytes = b""
-    """As it came, where that was asked for."""
+    """Body as it was received, where that was asked for."""
     size: int = 0
     """Bytes of the body."""
     facts: Any = None
-    """What it was decoded into by whoever read it, where that is done before it is delivered."""
+    """Decoded form of the answer, where the reader decodes it before it is delivered."""
     same: bool = False
-    """Whether the body is the one that is known already. ``data`` is empty then."""
+    """Whether the body is the known one. ``data`` is empty then."""
 
 
 class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is not typed
@@ -296,7 +296,8 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
 
     @staticmethod
     async def awaited(answer: Awaitable[Any]) -> Any:
-        """What an endpoint class of the library returns: it is not typed, and awaitable only over this transport."""
+        """Return the result of one of the library's endpoints, which is not typed and awaitable over this transport
+        only."""
         return await answer
 
 

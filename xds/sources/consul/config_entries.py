@@ -40,7 +40,7 @@ READ_AT_ONCE = 8
 async def read_kind(
     client: Consul, kind: str, index: int | None = None, wait_s: float = 0.0, *, known: bool = False
 ) -> Reply:
-    """The entries of one kind; none where this Consul does not know that kind yet.
+    """Read the entries of one kind; none where this Consul does not know that kind yet.
 
     Args:
         client: where to read.
@@ -81,7 +81,7 @@ async def read_all(client: Consul, kinds: Iterable[str], *, whole: bool = False)
 
 
 class ConfigEntryReader:
-    """Takes the entries of each kind as they come, and hands them over once every kind has been read.
+    """Collector of the entries of each kind, which delivers them once every kind has been read.
 
     Args:
         client: where to read.

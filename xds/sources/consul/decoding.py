@@ -21,7 +21,7 @@ async def off_loop(size: int, decode: Callable[[Unpack[Arguments]], Decoded], *a
 
 
 class Remembered(Generic[Decoded]):
-    """Decodes the entries of a list one by one, and those again that are not as they were.
+    """Decoder of the entries of a list that decodes only those that changed.
 
     They are compared as a whole: an index may be the same after a Consul was restored, and the entry another.
 

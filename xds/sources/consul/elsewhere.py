@@ -20,14 +20,14 @@ from xds.sources.consul.client import Consul, ConsulError, Reply, understanding
 from xds.sources.consul.services import PACE_S, MakeWatch
 
 QUERIES_EVERY_S = 30.0
-"""As Consul itself does (``defaultPreparedQueryPollInterval``)."""
+"""Seconds between two queries, as in Consul itself (``defaultPreparedQueryPollInterval``)."""
 GATEWAYS_EVERY_S = 10.0
 RETRY_S = 5.0
 MESH_GATEWAY = "mesh-gateway"
 
 
 class ElsewhereReader:
-    """Reads what a demand names beside the services here."""
+    """Reader of what a demand names in other datacenters, of gateways and of prepared queries."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class ElsewhereReader:
         self._watches: dict[Key, Watch] = {}
         self._polls: dict[Key, asyncio.Task[None]] = {}
         self._gateways_read: dict[tuple[str, str], list[object]] = {}
-        """By datacenter and name, the instances of a mesh gateway that were read last."""
+        """Instances of a mesh gateway that were read last, by datacenter and name."""
 
     def watches(self) -> list[Watch]:
-        """The blocking queries that there are."""
+        """Return the blocking queries."""
         return list(self._watches.values())
 
     def follow(self, demand: Demand, tasks: asyncio.TaskGroup) -> None:
@@ -130,7 +130,7 @@ class ElsewhereReader:
         return decode.query_result(of.query, reply.data)
 
     async def _gateways(self, of: GatewaysOf) -> ServiceInstances:
-        """The kinds of services are in Consul's answer for its own web page alone; it has no query for a kind."""
+        """Read the kinds of services from Consul's answer for its own web page; there is no query for a kind."""
         where = of.datacenter
         listed = await self._client.read("/v1/internal/ui/services", datacenter=where)
         gateways = {each["Name"] for each in listed.data or () if each.get("Kind") == MESH_GATEWAY}

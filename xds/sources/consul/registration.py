@@ -20,13 +20,13 @@ async def find(
     node_name: str = "",
     with_roots: bool = False,
 ) -> Registration:
-    """The sidecar with service ID ``proxy_id``, or the one of the service with ID ``sidecar_for``.
+    """Return the sidecar with service ID ``proxy_id``, or the one of the service with ID ``sidecar_for``.
 
-    Looked up on the agent, or in the catalog when ``node_name`` names the node; the mesh's authorities are read
-    ``with_roots``.
+    It is looked up on the agent, or in the catalog when ``node_name`` names the node; ``with_roots``, the mesh's
+    authorities are read too.
 
     Raises:
-        NotRegisteredError: none, or several.
+        NotRegisteredError: there is none, or several.
         ConsulError: Consul can't be read.
     """
     consul = Consul(settings)

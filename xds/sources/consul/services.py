@@ -29,17 +29,18 @@ CHAINS_AT_ONCE = 4
 """Reads that do not block, over all services: a cold start must not be a storm. Chains don't queue behind instances:
 the first that is read tells all the others, as their instances come."""
 CONNECTIONS_A_SECOND = 1000
-"""For the queries that block, each of which has one to itself; those begin when everything has been read once."""
+"""New connections in a second for blocking queries, each of which has its own; they begin when everything has been read
+once."""
 PARKED_S = 60.0
-"""How long a parked name is not looked at, at the most."""
+"""Seconds after which a parked name is looked up again, at most."""
 LOOKS_A_SECOND = 2.0
 """At parked names, all together: where there are many, each is looked at less often."""
 PROXY_SUFFIX = "-sidecar-proxy"
-"""What Consul calls a sidecar that is given no name."""
+"""Suffix that Consul gives a sidecar without a name."""
 
 
 class MakeWatch(Protocol):
-    """Makes a watch: its name, how it reads, who takes the answers, its pace, and who is told of failures."""
+    """Factory of watches: name, reader, receiver of the answers, pace, and receiver of failures."""
 
     def __call__(
         self,
@@ -72,7 +73,7 @@ class ServiceWatches:
         self._parked: dict[str, asyncio.Event] = {}
         self._nodes: dict[str, frozenset[str]] = {}
         self._proxies_of: dict[str, frozenset[str]] = {}
-        """By service, the names that its sidecars are registered under."""
+        """Names under which a service's sidecars are registered, by service."""
         self._to_be_read: set[str] = set()
         """The services whose first read is still to come; not those that look like a proxy's own."""
         self._all_read = asyncio.Event()
@@ -88,7 +89,7 @@ class ServiceWatches:
         return len(self._watches)
 
     def watches(self) -> list[Watch]:
-        """The watches that there are."""
+        """Return the watches."""
         return list(self._watches.values())
 
     def follow(self, wanted: frozenset[str], tasks: asyncio.TaskGroup) -> None:
@@ -106,7 +107,7 @@ class ServiceWatches:
             tasks.create_task(self._keep(service, self._watches[service], tasks))
 
     def names_changed(self, names: frozenset[str]) -> None:
-        """The catalog's names are these: parked services are looked at again."""
+        """Take the catalog's names: parked services are looked up again."""
         moved = names ^ (self._names or frozenset())
         self._names = names
         self._names_known.set()

@@ -15,12 +15,12 @@ AGENT_ROOTS_PATH = "/v1/agent/connect/ca/roots"
 
 
 class SettingsError(Exception):
-    """A setting that can't be used; the message names the flag or variable, its value and what was expected."""
+    """Setting that can't be used; the message names the flag or variable, its value and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsulSettings:
-    """How to reach Consul. Empty strings mean "not given"."""
+    """Settings of the connection to Consul. Empty strings mean "not given"."""
 
     address: str = DEFAULT_ADDRESS
     token: str = ""
@@ -35,7 +35,8 @@ class ConsulSettings:
 
     @classmethod
     def resolve(cls, flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ConsulSettings:
-        """Settings from ``flags`` (by field name) and, where a flag is not given, Consul's environment variables.
+        """Return settings from ``flags`` (by field name) and, where a flag is not given, from Consul's environment
+        variables.
 
         Raises:
             SettingsError: the address is not one, a file is not there, or two settings contradict each other.
@@ -75,7 +76,7 @@ class ConsulSettings:
         return without_credentials(self.address)
 
     def ssl_context(self) -> ssl.SSLContext | bool:
-        """What aiohttp takes as ``ssl``.
+        """Return the value of aiohttp's parameter ``ssl``.
 
         Raises:
             SettingsError: a certificate or key can't be loaded.
@@ -94,7 +95,7 @@ class ConsulSettings:
         return context
 
     def read_token(self) -> str:
-        """The token: from the file, which may change at any time, else the one given.
+        """Return the token: from the file, which may change at any time, otherwise the one that was given.
 
         Raises:
             SettingsError: the token file can't be read.

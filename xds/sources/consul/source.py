@@ -39,7 +39,7 @@ from xds.sources.consul.services import ServiceWatches
 log = logging.getLogger(__name__)
 
 SHARED_PACE_S = 0.1
-"""Between two reads of one list that every change of its kind wakes."""
+"""Seconds between two reads of one list that every change of its kind wakes."""
 NAMES_PACE_S = 1.0
 """The catalog's names wake on every change of any instance, and cost the whole catalog each time."""
 AGENT_EVERY_S = 60.0
@@ -47,7 +47,7 @@ LEAST_WAIT_S = 30.0
 MOST_WAIT_S = 600.0
 """Consul's own limit for a blocking query."""
 QUERIES_A_SECOND = 10.0
-"""As many are asked again where nothing changes, if that lets each wait long enough."""
+"""Blocking queries that return in a second where nothing changes, provided that each waits long enough."""
 FIRST_LEAVES_AT_ONCE = 16
 """Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
 
@@ -58,11 +58,11 @@ _OWN_REMEDY = (
 
 
 class FollowingError(Exception):
-    """The control plane failed on facts; not to be taken for an answer of Consul's that makes no sense."""
+    """Failure of the control plane on facts, as opposed to an answer of Consul's that makes no sense."""
 
 
 class ConsulSource:
-    """Reads a mesh from one Consul.
+    """Source that reads a mesh from one Consul.
 
     Args:
         client: where to read.
@@ -149,7 +149,7 @@ class ConsulSource:
         await self._client.close()
 
     def troubles(self) -> dict[str, str]:
-        """What can't be read right now, with Consul's words."""
+        """Return what can't be read at the moment, with Consul's words."""
         states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent_state}
         if CONTROL_PLANE_LEAF in self._leaves:
             states[CONTROL_PLANE_CERTIFICATE] = self._leaves[CONTROL_PLANE_LEAF].state
@@ -165,7 +165,7 @@ class ConsulSource:
         pace_s: float,
         on_failed: Callable[[ConsulError], None] | None = None,
     ) -> Watch:
-        """A watch whose answers are taken by ``deliver``; one that makes no sense counts as a failure."""
+        """Return a watch whose answers go to ``deliver``; an answer that makes no sense counts as a failure."""
 
         def take(reply: Reply) -> None:
             with understanding():
@@ -248,11 +248,12 @@ class ConsulSource:
     # -- base facts -----------------------------------------------------------------------------------------------
 
     async def _read_intentions(self, index: int | None, wait_s: float) -> Reply:
-        """The list of intentions, and the certainty that it is whole.
+        """Read the list of intentions, and make sure that it is complete.
 
         A token without the right to read intentions gets an empty list and no error. Under a default of allow that
-        would open everything; so would a list that lacks some. So the first list, and any that lost an intention, is
-        believed only if the token may ask what matches an arbitrary service, which is refused outright without it.
+        would open everything, and so would an incomplete list. Therefore the first list, and every list that lost an
+        intention, is believed only if the token may ask which intentions match an arbitrary service; Consul refuses
+        that outright without the right.
         """
         reply = await self._client.read("/v1/connect/intentions", index=index, wait_s=wait_s)
         if reply.filtered:
@@ -327,7 +328,8 @@ class ConsulSource:
         self.deliver({ROOTS: decode.roots(reply.data)})
 
     async def _follow_agent(self) -> None:
-        """The datacenter and the default policy, from the agent's own description; it has no blocking query."""
+        """Follow the datacenter and the default policy in the agent's own description; there is no blocking query for
+        it."""
         backoff = Backoff(self._chance)
         while True:
             try:
@@ -375,7 +377,7 @@ class ConsulSource:
         self.deliver(batch)
 
     async def _without_agent(self, error: Exception) -> dict[Key, object]:
-        """What to go by when the agent's description can't be read: deny, the closed one of the two."""
+        """Return the facts to use when the agent's description can't be read: deny, the closed default."""
         reply = await self._client.read("/v1/connect/ca/roots")
         if self._default_allow is None and not reply.default_policy and not self._agent_state.answered:
             log.error(

@@ -27,9 +27,9 @@ _WHERE = attrgetter("node", "service_id")
 CLAIMED = frozenset[str]()
 """The tags that assign virtual IPs, where none do: Consul before 1.11 keeps every tag as somebody registered it."""
 BY_CONSUL = frozenset(("consul-virtual",))
-"""From Consul 1.11 on: its servers overwrite this one (``agent/consul/state/catalog.go``)."""
+"""Tags that Consul's servers overwrite, from 1.11 on (``agent/consul/state/catalog.go``)."""
 BY_FILE = frozenset(("consul-virtual", "virtual"))
-"""In a mesh file, which has one author."""
+"""Tags in a mesh file, which has one author."""
 
 
 def service_instances(
@@ -53,7 +53,7 @@ def service_instances(
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
-"""What decoding raises on an answer that is not as expected."""
+"""Errors of decoding an answer that is not as expected."""
 
 
 def _named(entry: Any, at: int) -> str:
@@ -126,7 +126,7 @@ def _health(checks: Any) -> Health:
 
 
 def sidecar(node: str, registered: Any) -> Sidecar:
-    """The proxy part of a registration (a service of kind ``connect-proxy``)."""
+    """Decode the proxy part of a registration (a service of kind ``connect-proxy``)."""
     proxy = fields(registered, "Proxy")
     problems: list[str] = []
     named = [as_fields(each, "Upstreams") for each in items(proxy.get("Upstreams"), "Upstreams")]
@@ -151,7 +151,7 @@ LONGEST_SOCKET_PATH = 107
 ITS_OWN = frozenset(
     ("DestinationServiceName", "DestinationServiceID", "LocalServiceAddress", "LocalServicePort", "Upstreams")
 )
-"""What differs from sidecar to sidecar of one kind and makes no settings."""
+"""Fields that differ between sidecars of one kind and are no settings."""
 
 
 def _settings(proxy: Any, problems: list[str]) -> ProxySettings:
@@ -171,13 +171,13 @@ def _settings_of(said: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
 
 
 def _read_settings(proxy: Any) -> tuple[ProxySettings, tuple[str, ...]]:
-    """The settings in a ``Proxy``, and what of it can't be followed."""
+    """Return the settings in a ``Proxy``, and its problems."""
     problems = list[str]()
     return proxy_settings(proxy, fields(proxy, "Config"), problems.append), tuple(problems)
 
 
 def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
-    """An upstream of a registration; what keeps it from being served is its refusal, what does not is ``minor``."""
+    """Decode an upstream of a registration. Its refusal keeps it from being served; ``minor`` problems do not."""
     name = text(upstream, "DestinationName", "")
     problems: list[str] = []
     port, kind = number(upstream, "LocalBindPort"), text(upstream, "DestinationType", "") or "service"
@@ -220,7 +220,7 @@ def _explicit_upstream(upstream: Any, minor: list[str]) -> ExplicitUpstream:
 
 
 def _with_gateway(settings: UpstreamSettings, upstream: Any) -> UpstreamSettings:
-    """The upstream's own ``MeshGateway`` has the last word (Consul, ``agent/configentry/resolve.go``)."""
+    """Apply the upstream's own ``MeshGateway``, which takes precedence (Consul, ``agent/configentry/resolve.go``)."""
     mode = fields(upstream, "MeshGateway").get("Mode")
     return replace(settings, mesh_gateway=mode) if mode in ("none", "local", "remote") else settings
 

@@ -31,7 +31,7 @@ POLICIES = ("random", "round_robin", "least_request", "ring_hash", "maglev")
 
 
 def chain(service: str, data: Any, *, elsewhere: bool = False, quotas: Quotas = DEFAULT_QUOTAS) -> DiscoveryChain:
-    """A chain as Consul compiled it, or the reason why it can't be followed, with kind, entry and field.
+    """Decode a chain that Consul compiled, or return the reason why it can't be followed, with kind, entry and field.
 
     Args:
         service: whose it is.
@@ -130,7 +130,7 @@ def _node(node: Any, problem: Problem, minor: Problem, limits: Limits) -> Node:
 
 
 def _service_of(name: str) -> str:
-    """The service in the name of a node: what stands before the namespace, the datacenter or the subset's service."""
+    """Return the service in a node's name: the part before the namespace, the datacenter or the subset's service."""
     return name.removesuffix(".default.default").partition(".default.")[0]
 
 
@@ -176,7 +176,7 @@ def _split(fields: Fields, split: Any) -> Split:
 
 
 def _whole(splits: list[Split]) -> tuple[Split, ...]:
-    """What rounding lost goes to the first split, as in Consul."""
+    """Add what rounding lost to the first split, as Consul does."""
     missing = WHOLE - sum(split.weight for split in splits)
     if splits and missing:
         first = splits[0]

@@ -116,7 +116,7 @@ def _claim(fields: Fields) -> ClaimCheck:
 
 
 def token_provider(entry: Any, problem: Problem) -> TokenProvider | None:
-    """A ``jwt-provider`` entry; ``None``, with the reason told, where it can't be used."""
+    """Decode a ``jwt-provider`` entry; ``None``, with the reason reported, where it can't be used."""
     wrong: list[str] = []
     fields = Fields(entry, "", wrong.append)
     keys = fields.part("JSONWebKeySet")

@@ -69,7 +69,7 @@ LARGEST_HEADERS_KB = 8192
 
 
 def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem: Problem) -> ProxySettings:
-    """What a registration's ``Proxy``, the service-defaults or the proxy-defaults say about a sidecar.
+    """Decode the settings of sidecars in a registration's ``Proxy``, the service-defaults or the proxy-defaults.
 
     Args:
         source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts.
@@ -216,7 +216,7 @@ def upstream_settings(fields: Fields) -> UpstreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class EntryFacts:
-    """What one config entry says; one that shapes no sidecar says nothing here."""
+    """Facts of one config entry; empty for an entry that is not about sidecars."""
 
     kind: str
     name: str

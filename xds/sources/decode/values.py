@@ -22,7 +22,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def milliseconds(text: str) -> int | None:
-    """A Go duration (``1m30s``) in milliseconds, ``None`` if it is none. A negative one is -1."""
+    """Return a Go duration (``1m30s``) in milliseconds, ``None`` if it is none. A negative one is -1."""
     total = exact_milliseconds(text)
     if total is None:
         return None
@@ -39,12 +39,12 @@ def exact_milliseconds(text: str) -> float | None:
 
 
 def header_name(text: str) -> str | None:
-    """What is wrong with the name of a header (RFC 9110, 5.1), ``None`` where nothing is."""
+    """Return the problem with the name of a header (RFC 9110, 5.1), ``None`` where there is none."""
     return None if _HEADER_NAME.fullmatch(text) else f"{text!r} can't be the name of a header"
 
 
 class Limits:
-    """What one configuration, of one owner, may come to while it is read."""
+    """Limits on the configuration of one owner while it is read."""
 
     def __init__(self, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.quotas = quotas
@@ -52,14 +52,14 @@ class Limits:
 
 
 class Fields:
-    """One object of Consul's JSON.
+    """Object of Consul's JSON.
 
     Args:
-        data: the object; anything else is told of and taken for an empty one.
+        data: the object; anything else is reported and treated as an empty one.
         where: its place in its entry, as an operator would write it; empty for the entry itself.
-        problem: told what is not understood.
-        minor: told what is left out, where the rest goes on without it; ``problem`` where there is no difference.
-        limits: what one configuration may come to; the default ones where none are given.
+        problem: called with what is not understood.
+        minor: called with what is left out, where the rest works without it; ``problem`` where there is no difference.
+        limits: limits of one configuration; the default ones where none are given.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Fields:
         return bool(self._data)
 
     def at(self, field: str) -> str:
-        """The place of a field."""
+        """Return the place of a field."""
         return f"{self.where}.{field}" if self.where else field
 
     def tell(self, field: str, what: str) -> None:
@@ -97,12 +97,12 @@ class Fields:
         self.minor(f"{self.at(field)}: {what}; it is left out")
 
     def raw(self, field: str) -> Any:
-        """A field as it is, ``None`` where it isn't."""
+        """Return a field as it is, ``None`` where it is missing."""
         self._read.add(field)
         return self._data.get(field)
 
     def text(self, field: str) -> str:
-        """A text, empty where there is none."""
+        """Return a text, empty where there is none."""
         value = self.raw(field)
         if value is None or isinstance(value, str):
             return value or ""
@@ -110,7 +110,7 @@ class Fields:
         return ""
 
     def texts(self, field: str) -> tuple[str, ...]:
-        """A list of texts."""
+        """Return a list of texts."""
         value = self.raw(field) or []
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             return tuple(value)
@@ -126,7 +126,7 @@ class Fields:
         return False
 
     def number(self, field: str, most: int = LARGEST) -> int | None:
-        """A number from 0 to ``most``; ``None`` where there is none."""
+        """Return a number from 0 to ``most``; ``None`` where there is none."""
         value = self.raw(field)
         if value is None:
             return None
@@ -140,11 +140,12 @@ class Fields:
         return number
 
     def percent(self, field: str) -> int | None:
-        """A number from 0 to 100; ``None`` where there is none."""
+        """Return a number from 0 to 100; ``None`` where there is none."""
         return self.number(field, 100)
 
     def positive(self, field: str) -> int | None:
-        """A duration of at least a millisecond; ``None`` where there is none, or one of 0, which stands for none."""
+        """Return a duration of at least a millisecond; ``None`` where there is none, or one of 0, which stands for
+        none."""
         found = self.duration(field)
         if found is not None and found < 0:
             self.tell(field, f"expected no negative duration, not {self.raw(field)!r}; taken as not given")
@@ -152,7 +153,7 @@ class Fields:
         return found or None
 
     def port(self, field: str) -> int | None:
-        """A port; 0 is none."""
+        """Return a port; 0 is none."""
         port = self.number(field)
         if not port:
             return None
@@ -162,7 +163,8 @@ class Fields:
         return port
 
     def duration(self, field: str) -> int | None:
-        """A duration (Go's ``1m30s``, or nanoseconds) in milliseconds; -1 for any negative one, ``None`` for none."""
+        """Return a duration (Go's ``1m30s``, or nanoseconds) in milliseconds; -1 for any negative one, ``None`` for
+        none."""
         value = self.raw(field)
         if value in (None, "", 0):
             return None
@@ -174,7 +176,7 @@ class Fields:
         return found
 
     def limit(self, field: str) -> int | None:
-        """A time limit in milliseconds: 0 lifts it (any negative duration, as from Consul 1.18 on)."""
+        """Return a time limit in milliseconds; 0 lifts it (any negative duration, as from Consul 1.18 on)."""
         found = self.duration(field)
         return None if not found else max(found, 0)
 
@@ -187,11 +189,11 @@ class Fields:
         return value
 
     def part(self, field: str) -> Fields:
-        """An object in it."""
+        """Return an object in this one."""
         return Fields(self.raw(field), self.at(field), self.problem, self.minor, self.limits)
 
     def each(self, field: str) -> Iterator[Fields]:
-        """The objects of a list in it."""
+        """Return the objects of a list in this one."""
         value = self.raw(field) or []
         if not isinstance(value, list):
             self.tell(field, f"expected a list, not {value!r}")
@@ -200,7 +202,7 @@ class Fields:
             yield Fields(item, f"{self.at(field)}[{number}]", self.problem, self.minor, self.limits)
 
     def named(self, field: str) -> Iterator[tuple[str, Fields]]:
-        """The objects of a map in it."""
+        """Return the objects of a map in this one."""
         value = self.raw(field) or {}
         if not isinstance(value, Mapping):
             self.tell(field, f"expected fields, not {value!r}")
@@ -209,7 +211,7 @@ class Fields:
             yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem, self.minor, self.limits)
 
     def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
-        """A map of texts, sorted."""
+        """Return a map of texts, sorted."""
         value = self.raw(field) or {}
         if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
             return tuple(sorted(value.items()))
@@ -217,7 +219,7 @@ class Fields:
         return ()
 
     def skip(self, *fields: str) -> None:
-        """These are known and don't matter here."""
+        """Ignore these fields, which are known and do not matter here."""
         self._read.update(fields)
 
     def done(self) -> None:

@@ -27,7 +27,7 @@ ROOT_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(hours=72)
 BACKDATED = timedelta(minutes=1)
 RENEWED_BETWEEN = (0.6, 0.9)
-"""Of a leaf's life, as Consul does; the spread keeps all leaves from being renewed at once."""
+"""Part of a leaf's life after which it is renewed, as in Consul; the spread keeps leaves from being renewed at once."""
 OLD_ROOT_TRUSTED = 2 * LEAF_LIFE
 
 
@@ -43,7 +43,7 @@ class OldRoot:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A certificate authority: its trust domain, its active root with the key, and the roots before it."""
+    """Certificate authority: its trust domain, its active root with the key, and the previous roots."""
 
     trust_domain: str
     certificate: str
@@ -52,7 +52,7 @@ class Authority:
     """The latest first."""
 
     def trusted(self, now: datetime) -> Roots:
-        """What proxies trust."""
+        """Return the roots that proxies trust."""
         return Roots(self.trust_domain, (self.certificate, *(root.certificate for root in self._still(now))))
 
     def _still(self, now: datetime) -> tuple[OldRoot, ...]:
@@ -88,7 +88,7 @@ class IssuedLeaf:
 
 
 def new_authority(now: datetime, trust_domain: str = "") -> Authority:
-    """A new authority, with a trust domain of its own where none is given."""
+    """Make an authority, with a trust domain of its own where none is given."""
     domain = trust_domain or f"{uuid.uuid4()}.consul"
     key = ec.generate_private_key(ec.SECP256R1())
     name = _root_name(domain)
@@ -97,9 +97,9 @@ def new_authority(now: datetime, trust_domain: str = "") -> Authority:
 
 
 def rotated(authority: Authority, now: datetime, *, distrust_old: bool = False) -> Authority:
-    """The same authority with a new root, which the root before it vouches for.
+    """Return the same authority with a new root, which the previous root signs as well.
 
-    With ``distrust_old`` it does not, and no root before the new one is trusted any more: for a key that others have.
+    With ``distrust_old`` it does not, and no previous root is trusted any more: for a key that others have.
     """
     if distrust_old:
         return new_authority(now, authority.trust_domain)
@@ -114,7 +114,7 @@ def rotated(authority: Authority, now: datetime, *, distrust_old: bool = False) 
 
 
 def issue(authority: Authority, service: str, datacenter: str, now: datetime, chance: float) -> IssuedLeaf:
-    """A leaf certificate for a service.
+    """Issue a leaf certificate for a service.
 
     Args:
         authority: who signs it.

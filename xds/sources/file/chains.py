@@ -28,15 +28,15 @@ from xds.sources.file.models import (
 )
 
 SPACE = "default.default"
-"""Of the Community Edition: namespace and partition."""
+"""Namespace and partition of the Community Edition."""
 
 
 class CompileError(Exception):
-    """A chain does not compile; the message says why, with kind, entry and field."""
+    """Chain that does not compile; the message says why, with kind, entry and field."""
 
 
 class Target(NamedTuple):
-    """Some instances of a service."""
+    """Set of instances of a service."""
 
     service: str
     subset: str
@@ -62,7 +62,7 @@ class ChainEntries:
     defaults: Mapping[str, ServiceDefaults] = field(default_factory=dict)
     proxy_defaults: ProxyDefaults | None = None
     spelled: Callable[[str], str] = as_written
-    """How the file spells a service, whatever an entry calls it."""
+    """Function that returns how the file spells a service, whatever an entry calls it."""
 
     @classmethod
     def of(cls, entries: Iterable[Entry], spelled: Callable[[str], str]) -> ChainEntries:
@@ -78,7 +78,8 @@ class ChainEntries:
         )
 
     def protocol(self, service: str) -> str:
-        """The protocol of a service: of its service-defaults where there are any, else of the proxy-defaults."""
+        """Return the protocol of a service: that of its service-defaults if there are any, otherwise of the
+        proxy-defaults."""
         own = self.defaults.get(service)
         if own is not None:
             return own.Protocol.lower() or "tcp"
@@ -87,7 +88,7 @@ class ChainEntries:
 
 
 def compile_chain(service: str, entries: ChainEntries, datacenter: str) -> dict[str, Any]:
-    """The chain of ``service`` in Consul's JSON, without virtual IPs.
+    """Return the chain of ``service`` in Consul's JSON, without virtual IPs.
 
     Raises:
         CompileError: the entries make none.
@@ -96,7 +97,7 @@ def compile_chain(service: str, entries: ChainEntries, datacenter: str) -> dict[
 
 
 class _Compiler:
-    """One compilation: the nodes and targets that were met so far."""
+    """Compilation of one chain: the nodes and targets met so far."""
 
     def __init__(self, service: str, entries: ChainEntries, datacenter: str) -> None:
         self._service = service
@@ -309,7 +310,7 @@ def _rewritten(target: Target, service: str, subset: str, datacenter: str, peer:
 
 
 def _through(outer: dict[str, Any], weight: float, inner: dict[str, Any]) -> dict[str, Any]:
-    """A split of an inner splitter as one of the outer: a request passes the outer first, its response last."""
+    """Return a split of an inner splitter as one of the outer: requests pass the outer first, responses last."""
     definition = dict(inner["Definition"])
     for name, first, then in (
         ("RequestHeaders", outer.get("RequestHeaders") or {}, definition.get("RequestHeaders") or {}),

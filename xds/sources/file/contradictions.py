@@ -20,7 +20,7 @@ from xds.sources.file.models.intentions import JWTProvider
 from xds.sources.file.registered import CONNECT_PROXY, Registered
 
 Found = tuple[Path, str]
-"""Where it is, and what it is."""
+"""Path and description of a thing in the file."""
 
 
 def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found]:
@@ -72,7 +72,7 @@ def _shared_addresses(services: list[Registered]) -> Iterator[Found]:
 
 
 def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
-    """A path that is exposed where a sidecar or an application listens, or another sidecar exposes paths."""
+    """Yield the paths that are exposed at a port where a sidecar, an application or another exposed path is."""
     there = {(service.address, service.port): service.id for service in services if service.port}
     for service in services:
         for number, path in enumerate(service.proxy.expose.paths):
@@ -121,7 +121,7 @@ def _incomplete_sidecars(services: list[Registered]) -> Iterator[Found]:
 
 
 def _partial_tokens(services: list[Registered]) -> Iterator[Found]:
-    """A service without a token beside others with one would give its key to anybody."""
+    """Yield services without a token beside others with one: anybody would be given their keys."""
     destinations: dict[str, Registered] = {}
     with_token: set[str] = set()
     for service in services:

@@ -29,13 +29,13 @@ DEEPEST = 50
 """Consul's own entries nest some ten levels."""
 
 _SURROGATE = re.compile(r"\\u[dD]")
-"""What a character beyond the first 65536 is escaped as in JSON: two of these."""
+"""Escape in JSON of half a character beyond the first 65536, which takes two of these."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, and not always there
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a file."""
+    """Problem of a file."""
 
     line: int
     """Counted from 1; 0 is the file as a whole."""
@@ -43,7 +43,7 @@ class Problem:
 
 
 class RefusedError(Exception):
-    """A mesh file can't be used; ``problems`` says why, the message as ``FILE:LINE: REASON``, one a line."""
+    """Mesh file that can't be used; ``problems`` says why, the message as ``FILE:LINE: REASON``, one a line."""
 
     def __init__(self, file: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
@@ -57,7 +57,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A checked mesh file, and where in its text everything is."""
+    """Checked mesh file, and the places in its text."""
 
     file: str
     mesh: MeshFile
@@ -137,7 +137,7 @@ def other_format(text: str) -> str | None:
 
 
 def _load_json(text: str) -> tuple[Lines, Any] | None:
-    """A text that is JSON and nothing is wrong with; ``None``: to be read as YAML, which has a word for what is."""
+    """Parse a text that is valid JSON; ``None`` if it is not, so that the YAML parser reports the problem."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -233,7 +233,7 @@ def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[Problem]:
 
 
 def _explained(lines: Lines, data: Any, error: ErrorDetails) -> Problem:
-    """A validation error in the words of this file's readers."""
+    """Return a validation error in the vocabulary of mesh files."""
     path = error["loc"]
     where = _written(data, path)
     match error["type"]:
@@ -277,7 +277,7 @@ LONGEST_SHOWN = 200
 
 
 def _given(error: ErrorDetails) -> str:
-    """What the file has there, where that can be shown."""
+    """Return the value that the file has there, where it can be shown."""
     secret = not {"token", "config", "Config"}.isdisjoint(error["loc"])
     plain = not secret and isinstance(error["input"], str | int | float | bool)
     if not plain:
@@ -287,7 +287,7 @@ def _given(error: ErrorDetails) -> str:
 
 
 def _written(data: Any, path: Path) -> str:
-    """A path as a reader would write it, without the steps that the text does not have."""
+    """Return a path as a reader would write it, without the steps that the text does not have."""
     written = ""
     for number, step in enumerate(path):
         if isinstance(step, int):
@@ -305,7 +305,7 @@ def _written(data: Any, path: Path) -> str:
 
 
 def _fields_at(path: Path) -> list[str]:
-    """The names of the fields that there are where ``path`` ends, in their own spelling."""
+    """Return the names of the fields at ``path``, in their own spelling."""
     model: Any = MeshFile
     models = [model]
     for step in path[:-1]:

@@ -26,7 +26,7 @@ BOOKKEEPING = {"CreateIndex", "ModifyIndex", "Hash", "Namespace", "Partition", "
 
 
 async def export(settings: ConsulSettings) -> tuple[dict[str, Any], list[str]]:
-    """The mesh of a Consul as a mesh file's data, and what could not be taken along.
+    """Return the mesh of a Consul as a mesh file's data, and what could not be exported.
 
     Raises:
         ConsulError: Consul can't be read.
@@ -51,7 +51,7 @@ async def export(settings: ConsulSettings) -> tuple[dict[str, Any], list[str]]:
 
 
 async def _whole(consul: Consul, path: str) -> Reply:
-    """An answer that lacks nothing: a mesh without some of its intentions would let in whom they keep out."""
+    """Return a complete answer: a mesh without some of its intentions would let in callers that they keep out."""
     reply = await consul.read(path)
     if reply.filtered:
         raise ConsulError(f"the token may not see all of {path}: it needs what 'gossamer serve' needs", 403)
@@ -70,7 +70,7 @@ async def _agent(consul: Consul) -> Any:
 def document(
     agent: Any, instances: Iterable[Any], entries: Collection[Any], intentions: Iterable[Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A mesh file's data from what Consul answers, and what could not be taken along.
+    """Return a mesh file's data from Consul's answers, and what could not be exported.
 
     Args:
         agent: ``/v1/agent/self``, ``None`` where it may not be read.
@@ -138,7 +138,7 @@ def _services(instances: list[Any], left_out: list[str]) -> list[Any]:
 
 
 def service_definition(registered: Any, address: str) -> dict[str, Any]:
-    """A service at ``address`` as ``consul services register`` takes it, from Consul's JSON."""
+    """Return a service at ``address`` as ``consul services register`` takes it, from Consul's JSON."""
     weights = registered.get("Weights") or {}
     tagged = registered.get("TaggedAddresses") or {}
     found: dict[str, Any] = {

@@ -54,7 +54,7 @@ from xds.sources.file.virtual_ips import Given
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """Everything that a mesh file says, but for virtual IPs that it leaves to be given and certificates."""
+    """Facts of a mesh file, except the virtual IPs that it leaves to be assigned, and certificates."""
 
     datacenter: str
     default_allow: bool
@@ -66,7 +66,7 @@ class FileFacts:
     made: tuple[str, ...]
     """The services that a router, a splitter or a resolver speaks of, with or without instances."""
     tokens: Mapping[str, frozenset[str]]
-    """By each service in the mesh, the tokens that may have its certificate."""
+    """Tokens that may have the certificate of each service in the mesh."""
 
     def base(self, roots: Roots) -> dict[Key, object]:
         """Return the facts that are about the whole mesh (`xds.mesh.mesh.BASE_FACTS`)."""
@@ -93,20 +93,20 @@ class FileFacts:
         return any(self.tokens.values())
 
     def without_virtual_ip(self) -> list[str]:
-        """The services in the mesh for which the file names no virtual IP, in its order.
+        """Return the services in the mesh for which the file names no virtual IP, in its order.
 
-        Those that only a router, a splitter or a resolver makes are among them, after the others.
+        Services that exist only because of a router, a splitter or a resolver are among them, after the others.
         """
         return [service for service in dict.fromkeys([*self.instances, *self.made]) if not self.claimed(service)]
 
     def claimed(self, service: str) -> tuple[str, ...]:
-        """The virtual IPs that the file names for a service."""
+        """Return the virtual IPs that the file names for a service."""
         if service not in self.instances:
             return ()
         return tuple(dict.fromkeys(at.ip for at in claims(self.instances[service], None, ()).since))
 
     def protocols(self, service: str) -> set[str]:
-        """What the sidecars of a service speak."""
+        """Return the protocols of the sidecars of a service."""
         known = self.instances.get(service)
         sidecars = (instance.sidecar for instance in (known.instances if known else ()) if instance.sidecar)
         # What is said alike is one object.
@@ -209,7 +209,7 @@ def _intentions(mesh: MeshFile) -> Iterator[Any]:
 def _chains(
     mesh: MeshFile, names: Iterable[str], spelled: Callable[[str], str], quotas: Quotas
 ) -> Iterator[DiscoveryChain]:
-    """The chain of each of these services. One that does not compile is set aside alone."""
+    """Return the chain of each of these services. One that does not compile is set aside alone."""
     entries = ChainEntries.of(mesh.config_entries.bootstrap, spelled)
     for name in names:
         try:
@@ -219,7 +219,7 @@ def _chains(
 
 
 def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
-    """What is allowed and may still not be meant, each with its line; ``facts`` are those of ``document``."""
+    """Yield what is allowed and may still not be intended, each with its line; ``facts`` are those of ``document``."""
     mesh, services = document.mesh, document.services
     spelled = Spellings(facts.service_names).of
     known = {*facts.service_names, WILDCARD}

@@ -14,17 +14,17 @@ from typing import Protocol
 import yaml
 
 Path = tuple[str | int, ...]
-"""Where something is in a document: keys and list indices."""
+"""Place in a document: keys and list indices."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
 
 
 class Lines(Protocol):
-    """Knows the line of everything in a text."""
+    """Lines of everything in a text."""
 
     def of(self, path: Path) -> int:
-        """The line of what is at ``path``, or of the nearest thing around it that the text has, counted from 1."""
+        """Return the line of ``path``, or of the nearest thing around it that the text has, counted from 1."""
 
 
 class YAMLLines:

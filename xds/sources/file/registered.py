@@ -23,7 +23,7 @@ NODE = "mesh-file"
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One service or sidecar."""
+    """Registered service or sidecar."""
 
     id: str
     name: str
@@ -38,9 +38,9 @@ class Registered:
     tags: tuple[str, ...]
     meta: dict[str, str]
     definition: ServiceBase
-    """What the file says of it."""
+    """Definition in the file."""
     path: tuple[str | int, ...]
-    """Where it says so."""
+    """Place of the definition in the file."""
 
     @property
     def destination(self) -> str | None:
@@ -134,7 +134,7 @@ def registered(mesh: MeshFile) -> list[Registered]:
 
 
 def _with_token(sidecar: Registered, by_id: Mapping[str, str], by_name: Mapping[str, str]) -> Registered:
-    """A sidecar that says no token has that of its service, as a nested one does."""
+    """Return a sidecar with the token of its service where it has none, as a nested one does."""
     if sidecar.kind != CONNECT_PROXY or sidecar.token:
         return sidecar
     proxy = sidecar.proxy

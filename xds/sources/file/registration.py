@@ -16,16 +16,16 @@ from xds.sources.registration import Registration, choose, registration
 
 
 class NoRootsError(Exception):
-    """The roots of a mesh file's certificate authority can't be read; the message says why and what to do."""
+    """Roots of a mesh file's certificate authority that can't be read; the message says why and what to do."""
 
 
 def find(mesh: Path, *, proxy_id: str = "", sidecar_for: str = "", with_roots: bool = False) -> Registration:
-    """The sidecar with service ID ``proxy_id``, or the one of the service with ID ``sidecar_for``.
+    """Return the sidecar with service ID ``proxy_id``, or the one of the service with ID ``sidecar_for``.
 
     ``with_roots``, the certificate authorities are read that ``gossamer serve`` publishes beside the file.
 
     Raises:
-        NotRegisteredError: none, or several.
+        NotRegisteredError: there is none, or several.
         RefusedError: the file can't be used.
         NoRootsError: the authorities can't be read.
     """

@@ -44,14 +44,15 @@ log = logging.getLogger(__name__)
 SETTLE_MS = 100
 """An edit is read once nothing has been written for this long."""
 LOOK_ANYWAY_MS = 500
-"""Where the file system tells nothing (a network mount, a link to elsewhere), a change is found this late."""
+"""Milliseconds after which a change is found where the file system reports nothing (a network mount, a link to
+elsewhere)."""
 RENEWAL_LOOK_S = 60.0
 ROOT_WARNING = timedelta(days=90)
 
 
 @dataclass(frozen=True, slots=True)
 class FileSettings:
-    """Where a mesh without a Consul is kept."""
+    """Paths of a mesh without a Consul."""
 
     mesh: Path
     state: Path
@@ -59,7 +60,7 @@ class FileSettings:
 
     @classmethod
     def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
-        """The settings for a mesh file; its state is kept beside it where no folder is named."""
+        """Return the settings for a mesh file; its state is kept beside it where no folder is named."""
         return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
 
 
@@ -70,13 +71,13 @@ def roots_file(mesh: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class LoadedMesh:
-    """What the file and the state folder come to."""
+    """Mesh from the file and the state folder."""
 
     facts: FileFacts
     given: Given
     authority: Authority
     warnings: tuple[str, ...]
-    """What is allowed and may still not be meant."""
+    """Warnings about what is allowed and may still not be intended."""
 
 
 def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
@@ -136,7 +137,7 @@ def load(
 
 
 def read_text(file: Path) -> str:
-    """The text of a mesh file.
+    """Return the text of a mesh file.
 
     Raises:
         RefusedError: it can't be read.
@@ -154,7 +155,7 @@ def _same(token: str, presented: str) -> bool:
 
 
 class FileSource:
-    """Serves a mesh from a file.
+    """Source that serves a mesh from a file.
 
     Args:
         settings: where it is.
@@ -336,7 +337,7 @@ class FileSource:
 
     @staticmethod
     def _elsewhere(wanted: Iterable[Elsewhere], chains: Iterable[InstancesOf]) -> dict[Key, object]:
-        """A mesh file is one datacenter, and has no prepared queries: there is nothing elsewhere."""
+        """Return empty facts: a mesh file is one datacenter, and has no prepared queries."""
         batch: dict[Key, object] = {Key(Kind.INSTANCES, each): ServiceInstances("") for each in wanted}
         for key in chains:
             refusal = f"there is no datacenter {key.datacenter!r}: a mesh file is one alone"
@@ -372,7 +373,7 @@ class FileSource:
     # -- certificates ---------------------------------------------------------------------------------------------
 
     def _certificates(self, keys: frozenset[LeafKey], *, anew: bool = False) -> dict[Key, object]:
-        """The leaf of each key, or why there is none; those that there are already are kept unless ``anew``."""
+        """Return the leaf of each key, or the reason why there is none; existing ones are kept unless ``anew``."""
         return {Key(Kind.LEAF, key): self._certificate(key, anew=anew) for key in keys}
 
     def _certificate(self, key: LeafKey, *, anew: bool) -> Leaf | LeafRefused:

@@ -33,18 +33,18 @@ NOTHING_GIVEN = Given()
 
 
 class StateError(Exception):
-    """The state folder can't be used; the message says which file, why, and what to do."""
+    """State folder that can't be used; the message says which file, why, and what to do."""
 
 
 class StateFolder:
-    """The folder ``path``, which is made when something has to be kept."""
+    """State folder ``path``, which is made when something has to be kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.authority_file = path / AUTHORITY
 
     def authority(self, now: datetime, *, known: Authority | None = None) -> Authority:
-        """The certificate authority; a new one where there is none yet.
+        """Return the certificate authority; make one where there is none yet.
 
         Args:
             now: the time, in UTC.
@@ -90,7 +90,7 @@ class StateFolder:
             return found
 
     def virtual_ips(self) -> Given:
-        """The virtual IPs that were given.
+        """Return the virtual IPs that were assigned.
 
         Raises:
             StateError: their file can't be read, or holds something else.

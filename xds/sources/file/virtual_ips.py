@@ -16,19 +16,19 @@ LAST = ipaddress.IPv4Address("255.255.255.254")
 
 
 class ExhaustedError(Exception):
-    """There is no virtual IP left to give."""
+    """Range without a free virtual IP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The virtual IPs that were given."""
+    """Virtual IPs that were assigned."""
 
     by_service: Mapping[str, str] = field(default_factory=dict)
     last: ipaddress.IPv4Address = ipaddress.IPv4Address("240.0.0.0")
     """The highest one that was ever given."""
 
     def to(self, services: Iterable[str], taken: Mapping[str, str]) -> Given:
-        """What is given once each of ``services`` has one.
+        """Assign a virtual IP to each of ``services`` that has none.
 
         Args:
             services: who needs one, in the order in which new ones are given.

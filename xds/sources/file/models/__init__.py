@@ -28,7 +28,7 @@ __all__ = [
 
 
 class OtherEntry(BaseModel):
-    """A config entry that Gossamer does not follow yet, whatever its fields."""
+    """Config entry of a kind that Gossamer does not follow yet, whatever its fields."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
@@ -69,12 +69,12 @@ class MeshFile(Exact):
 
     datacenter: str = Field("dc1", pattern="^[A-Za-z0-9_-]+$")
     default_intention_policy: Literal["allow", "deny"]
-    """What holds where no intention matches."""
+    """Default where no intention matches."""
     services: list[Service]
     """Services and sidecars, as ``consul services register`` takes them."""
     config_entries: ConfigEntries = ConfigEntries()
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a mesh file."""
+    """Return the JSON Schema of a mesh file."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **MeshFile.model_json_schema()}

@@ -23,7 +23,7 @@ from xds.sources.file.models.values import (
 
 
 class HeaderChanges(Exact):
-    """What is done to headers."""
+    """Changes of headers."""
 
     Add: dict[HeaderText, str] = {}
     Set: dict[HeaderText, str] = {}
@@ -31,7 +31,7 @@ class HeaderChanges(Exact):
 
 
 class QueryParamMatch(Exact):
-    """What a query parameter has to be: one of these."""
+    """Condition on a query parameter: one of these."""
 
     Name: str = Field(min_length=1)
     Present: bool = False
@@ -46,13 +46,13 @@ class QueryParamMatch(Exact):
 
 
 class HTTPRouteMatch(Paths):
-    """Which requests: those that are all of this."""
+    """Conditions on requests, all of which must hold."""
 
     QueryParam: list[QueryParamMatch] = []
 
 
 class RouteMatch(Exact):
-    """Which requests."""
+    """Conditions on requests."""
 
     HTTP: HTTPRouteMatch = HTTPRouteMatch()
 
@@ -61,11 +61,11 @@ RetryCondition = Literal[
     "5xx", "gateway-error", "reset", "connect-failure", "envoy-ratelimited", "retriable-4xx", "refused-stream",
     "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
 ]  # fmt: skip
-"""When a request is tried once more (Consul, ``isValidRetryCondition``)."""
+"""Conditions for a retry (Consul, ``isValidRetryCondition``)."""
 
 
 class RouteDestination(Exact):
-    """Where requests go, and how."""
+    """Destination of requests, and how they are sent there."""
 
     Service: str = ""
     """The service; the router's own where none is given."""
@@ -84,7 +84,7 @@ class RouteDestination(Exact):
 
 
 class ServiceRoute(Exact):
-    """One route."""
+    """Route of requests."""
 
     Match: RouteMatch = RouteMatch()
     Destination: RouteDestination | None = None
@@ -98,7 +98,7 @@ class ServiceRoute(Exact):
 
 
 class ServiceRouter(EntryBase):
-    """Where requests to a service go, by what is in them; the first route that matches counts."""
+    """Routes of requests to a service by their content; the first route that matches counts."""
 
     Kind: Literal["service-router"]
     Name: ServiceName
@@ -109,7 +109,7 @@ class ServiceSplit(Exact):
     """A share of the requests."""
 
     Weight: Annotated[float, Field(ge=0, le=100, strict=False)]
-    """In percent."""
+    """Percent of the requests."""
     Service: str = ""
     """The service; the splitter's own where none is given."""
     ServiceSubset: str = ""
@@ -120,7 +120,7 @@ class ServiceSplit(Exact):
 
 
 class ServiceSplitter(EntryBase):
-    """How requests to a service are divided."""
+    """Division of the requests to a service."""
 
     Kind: Literal["service-splitter"]
     Name: ServiceName
@@ -147,16 +147,16 @@ SubsetName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[
 
 
 class Subset(Exact):
-    """Some instances of a service."""
+    """Subset of the instances of a service."""
 
     Filter: FilterText = ""
-    """Which ones (a filter expression), as in ``Service.Meta.version == v2``."""
+    """Filter expression that selects the instances, as in ``Service.Meta.version == v2``."""
     OnlyPassing: bool = False
     """Whether a warning takes an instance out as well."""
 
 
 class RedirectEntry(Exact):
-    """Where a service is found in place of its own instances."""
+    """Service whose instances are used in place of its own."""
 
     Service: str = ""
     ServiceSubset: str = ""
@@ -168,7 +168,7 @@ class RedirectEntry(Exact):
 
 
 class FailoverTarget(Exact):
-    """Where to turn to."""
+    """Alternative for failover."""
 
     Service: str = ""
     ServiceSubset: str = ""
@@ -179,7 +179,7 @@ class FailoverTarget(Exact):
 
 
 class FailoverEntry(Exact):
-    """Where to turn to when no instance is healthy."""
+    """Alternatives when no instance is healthy."""
 
     Service: str = ""
     ServiceSubset: str = ""
@@ -199,7 +199,7 @@ class CookieConfigEntry(Exact):
 
 
 class HashPolicyEntry(Exact):
-    """What requests are hashed by."""
+    """Source of a request's hash."""
 
     Field: Literal["", "header", "cookie", "query_parameter"] = ""
     FieldValue: str = ""
@@ -220,20 +220,20 @@ class HashPolicyEntry(Exact):
 
 
 class LeastRequestConfigEntry(Exact):
-    """For the policy ``least_request``."""
+    """Settings of the policy ``least_request``."""
 
     ChoiceCount: Count = 0
 
 
 class RingHashConfigEntry(Exact):
-    """For the policy ``ring_hash``."""
+    """Settings of the policy ``ring_hash``."""
 
     MinimumRingSize: Count = 0
     MaximumRingSize: Count = 0
 
 
 class LoadBalancerEntry(Exact):
-    """How an instance is picked."""
+    """Method by which an instance is picked."""
 
     Policy: Literal["", "random", "round_robin", "least_request", "ring_hash", "maglev"] = ""
     RingHashConfig: RingHashConfigEntry | None = None
@@ -252,7 +252,7 @@ class LoadBalancerEntry(Exact):
 
 
 class ServiceResolver(EntryBase):
-    """How a service is resolved to instances."""
+    """Resolution of a service to instances."""
 
     Kind: Literal["service-resolver"]
     Name: ServiceName
@@ -262,7 +262,7 @@ class ServiceResolver(EntryBase):
     Subsets: dict[SubsetName, Subset] = {}
     Redirect: RedirectEntry | None = None
     Failover: dict[str, FailoverEntry] = {}
-    """By subset; ``*`` is any."""
+    """Failover by subset; ``*`` is any."""
     LoadBalancer: LoadBalancerEntry | None = None
     PrioritizeByLocality: Anything = {}
 

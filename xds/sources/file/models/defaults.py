@@ -24,7 +24,7 @@ from xds.sources.file.models.values import (
 
 
 class TransparentProxyEntry(Exact):
-    """How transparent sidecars listen, unless their registration says otherwise."""
+    """Listener of transparent sidecars, unless their registration says otherwise."""
 
     OutboundListenerPort: Port = 0
     DialedDirectly: bool = False
@@ -41,20 +41,20 @@ class ExposedPathEntry(Exact):
 
 
 class ExposeEntry(Exact):
-    """What is reached past mutual TLS."""
+    """Paths that are reached without mutual TLS."""
 
     Checks: bool = False
     Paths: list[ExposedPathEntry] = []
 
 
 class MeshGatewayEntry(Exact):
-    """How services in other datacenters are reached."""
+    """Way to services in other datacenters."""
 
     Mode: Literal["", "none", "local", "remote"] = ""
 
 
 class EnvoyExtensionEntry(Exact):
-    """One of Consul's Envoy extensions."""
+    """Envoy extension of Consul's."""
 
     Name: str = Field(min_length=1)
     Required: bool = False
@@ -64,7 +64,7 @@ class EnvoyExtensionEntry(Exact):
 
 
 class UpstreamLimitsEntry(Exact):
-    """How much is asked of an upstream at once."""
+    """Limits on concurrent calls of an upstream."""
 
     MaxConnections: Count | None = None
     MaxPendingRequests: Count | None = None
@@ -72,7 +72,7 @@ class UpstreamLimitsEntry(Exact):
 
 
 class PassiveHealthCheckEntry(Exact):
-    """When an instance is left alone because of what it answered."""
+    """Conditions under which an instance is ejected because of its responses."""
 
     Interval: PositiveDuration = ""
     MaxFailures: Count = 0
@@ -82,7 +82,7 @@ class PassiveHealthCheckEntry(Exact):
 
 
 class UpstreamSettingsEntry(Exact):
-    """How an upstream is called."""
+    """Settings for calls of an upstream."""
 
     Name: str = ""
     Namespace: str = ""
@@ -99,7 +99,7 @@ class UpstreamSettingsEntry(Exact):
 
 
 class UpstreamConfigEntry(Exact):
-    """How a service calls its upstreams."""
+    """Settings for calls of a service's upstreams."""
 
     Defaults: UpstreamSettingsEntry | None = None
     Overrides: list[UpstreamSettingsEntry] = []
@@ -116,7 +116,7 @@ class UpstreamConfigEntry(Exact):
 
 
 class AccessLogsEntry(Exact):
-    """Where and how connections and requests are logged."""
+    """Destination and format of the logs of connections and requests."""
 
     Enabled: bool = False
     DisableListenerLogs: bool = False
@@ -163,7 +163,7 @@ HostOrIP = Annotated[str, AfterValidator(_host_or_ip)]
 
 
 class DestinationEntry(Exact):
-    """Where outside the mesh the service is, reached through a terminating gateway."""
+    """Place outside the mesh where the service is, reached through a terminating gateway."""
 
     Addresses: Annotated[list[HostOrIP], AfterValidator(_different)] = Field(min_length=1)
     """IP addresses or host names."""
@@ -210,10 +210,10 @@ class ProxyDefaults(_ProxyDefaultsBase):
 
 
 class MeshTransparentProxy(Exact):
-    """What holds for transparent sidecars."""
+    """Settings of transparent sidecars."""
 
     MeshDestinationsOnly: bool = False
-    """No way past the mesh: a connection to any other address is refused."""
+    """Whether connections to any address outside the mesh are refused."""
 
 
 TLSVersion = Literal["", "TLS_AUTO", "TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"]
@@ -237,14 +237,14 @@ class MeshTLSDirection(Exact):
 
 
 class MeshTLS(Exact):
-    """What TLS between sidecars has to be."""
+    """Requirements of TLS between sidecars."""
 
     Incoming: MeshTLSDirection = MeshTLSDirection()
     Outgoing: MeshTLSDirection = MeshTLSDirection()
 
 
 class RequestNormalizationEntry(Exact):
-    """What is settled about a path or a header before the intentions judge it."""
+    """Normalization of paths and headers before the intentions judge them."""
 
     InsecureDisablePathNormalization: bool = False
     MergeSlashes: bool = False
@@ -256,20 +256,20 @@ class RequestNormalizationEntry(Exact):
 
 
 class MeshHTTPIncoming(Exact):
-    """Of requests that come in."""
+    """Settings of incoming requests."""
 
     RequestNormalization: RequestNormalizationEntry = RequestNormalizationEntry()
 
 
 class MeshHTTP(Exact):
-    """What holds for HTTP between sidecars."""
+    """Settings of HTTP between sidecars."""
 
     SanitizeXForwardedClientCert: bool = False
     Incoming: MeshHTTPIncoming = MeshHTTPIncoming()
 
 
 class MeshEntry(EntryBase):
-    """What holds for the whole mesh."""
+    """Settings of the whole mesh."""
 
     Kind: Literal["mesh"]
     TransparentProxy: MeshTransparentProxy = MeshTransparentProxy()

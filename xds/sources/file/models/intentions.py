@@ -25,7 +25,7 @@ from xds.sources.file.models.values import (
 
 
 class HeaderMatch(Exact):
-    """What a header has to be: one of these."""
+    """Condition on a header: one of these."""
 
     Name: HeaderText
     Present: bool = False
@@ -61,27 +61,27 @@ class Paths(Exact):
 
 
 class ClaimVerification(Exact):
-    """What a claim of a token has to be, or hold where it is a list."""
+    """Condition on a claim of a token: its value, or a member of it where it is a list."""
 
     Path: list[str] = Field(min_length=1)
     Value: str = ""
 
 
 class JWTProviderUse(Exact):
-    """A token that a request has to bring."""
+    """Token that a request needs."""
 
     Name: Name
     VerifyClaims: list[ClaimVerification] = []
 
 
 class JWTRequirement(Exact):
-    """The tokens of which a request has to bring one."""
+    """Tokens of which a request needs one."""
 
     Providers: list[JWTProviderUse] = []
 
 
 class HTTPPermission(Paths):
-    """Which requests: those that are all of this."""
+    """Conditions on requests, all of which must hold."""
 
     @model_validator(mode="after")
     def _says_something(self) -> HTTPPermission:
@@ -91,7 +91,7 @@ class HTTPPermission(Paths):
 
 
 class Permission(Exact):
-    """What holds for some requests."""
+    """Permission for some requests."""
 
     Action: Literal["allow", "deny"]
     HTTP: HTTPPermission
@@ -99,14 +99,14 @@ class Permission(Exact):
 
 
 class SourceIntention(Exact):
-    """Who may, or may not, call the service that the entry is named after."""
+    """Source that may, or may not, call the service that the entry is named after."""
 
     Name: NameOrWildcard
     Action: Literal["", "allow", "deny"] = ""
     Permissions: list[Permission] = []
-    """On HTTP requests, in order: the first that matches decides. A TCP connection is denied by them."""
+    """Permissions for HTTP requests, in order: the first that matches decides. With any, TCP connections are denied."""
     Peer: str = ""
-    """Of a service elsewhere; it matches none of this mesh."""
+    """Peer of a source elsewhere; it matches no service of this mesh."""
     SamenessGroup: str = ""
     Namespace: str = ""
     Partition: str = ""
@@ -126,7 +126,7 @@ class SourceIntention(Exact):
 
 
 class ServiceIntentions(EntryBase):
-    """Which services may call the one that this is named after; ``*`` is every service."""
+    """Services that may call the one that this is named after; ``*`` is every service."""
 
     Kind: Literal["service-intentions"]
     Name: NameOrWildcard
@@ -155,7 +155,7 @@ class JWTLocationNamed(Exact):
 
 
 class JWTLocation(Exact):
-    """Where in a request a token may be: one of these."""
+    """Place of a token in a request: one of these."""
 
     Header: JWTLocationHeader | None = None
     QueryParam: JWTLocationNamed | None = None
@@ -169,14 +169,14 @@ class JWTLocation(Exact):
 
 
 class JWTForwarding(Exact):
-    """How the claims are handed to the application."""
+    """Way in which the claims are passed to the application."""
 
     HeaderName: HeaderText
     PadForwardPayloadHeader: bool = False
 
 
 class JWTCacheConfig(Exact):
-    """How many verified tokens are remembered."""
+    """Number of verified tokens that are cached."""
 
     Size: Count = 0
 
@@ -200,7 +200,7 @@ class LocalJWKS(Exact):
 
 
 class JWKSRetryPolicyBackOff(Exact):
-    """How long to wait before another try."""
+    """Pause before another try."""
 
     BaseInterval: GoDuration = ""
     MaxInterval: GoDuration = ""
@@ -214,7 +214,7 @@ class JWKSRetryPolicyBackOff(Exact):
 
 
 class JWKSRetryPolicy(Exact):
-    """How often to try again."""
+    """Number of further tries."""
 
     NumRetries: Count = 0
     RetryPolicyBackOff: JWKSRetryPolicyBackOff | None = None
@@ -228,7 +228,7 @@ class JWKSTLSCertProviderInstance(Exact):
 
 
 class JWKSTLSCertTrustedCA(Exact):
-    """Whom to trust: one of these."""
+    """Trusted authorities: one of these."""
 
     Filename: str = ""
     EnvironmentVariable: str = ""
@@ -243,7 +243,7 @@ class JWKSTLSCertTrustedCA(Exact):
 
 
 class JWKSTLSCertificate(Exact):
-    """Whom to trust: one of these."""
+    """Trusted authorities: one of these."""
 
     CaCertificateProviderInstance: JWKSTLSCertProviderInstance | None = None
     TrustedCA: JWKSTLSCertTrustedCA | None = None
@@ -256,7 +256,7 @@ class JWKSTLSCertificate(Exact):
 
 
 class JWKSClusterEntry(Exact):
-    """How the server of the keys is reached."""
+    """Connection to the server of the keys."""
 
     DiscoveryType: Literal["", "STATIC", "STRICT_DNS", "LOGICAL_DNS", "EDS", "ORIGINAL_DST"] = ""
     ConnectTimeout: GoDuration = ""
@@ -289,7 +289,7 @@ class JSONWebKeySetEntry(Exact):
 
 
 class JWTProvider(EntryBase):
-    """Who issues JSON Web Tokens, and how they are verified."""
+    """Issuer of JSON Web Tokens, and how they are verified."""
 
     Kind: Literal["jwt-provider"]
     Name: Name

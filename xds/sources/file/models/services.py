@@ -37,17 +37,15 @@ class TaggedAddress(Exact):
 
 
 class Weights(Exact):
-    """How much traffic an instance gets, compared with the others of its service."""
+    """Share of traffic of an instance, compared with the others of its service."""
 
     passing: Count = 1
     warning: Count = 1
 
 
 class Check(Exact):
-    """A health check. Nobody runs it here: it counts as its ``status``. Consul wants to know what it would run: one of
-    ``ttl``, ``http``, ``tcp``, ``udp``, ``grpc``, ``h2ping``, ``args``, ``alias_service``, ``alias_node``,
-    ``os_service``.
-    """
+    """Health check. It is not run: it counts as its ``status``. Consul needs to know what it would run: one of ``ttl``,
+    ``http``, ``tcp``, ``udp``, ``grpc``, ``h2ping``, ``args``, ``alias_service``, ``alias_node``, ``os_service``."""
 
     id: str = ""
     name: str = ""
@@ -104,7 +102,7 @@ class Upstream(Exact):
     datacenter: str = ""
     local_bind_address: IP = ""
     local_bind_port: Port = 0
-    """Where the application dials it, at ``local_bind_address``, 127.0.0.1 where none is given."""
+    """Port at which the application dials it, at ``local_bind_address``, by default 127.0.0.1."""
     local_bind_socket_path: str = ""
     local_bind_socket_mode: str = ""
     config: Anything = {}
@@ -112,7 +110,7 @@ class Upstream(Exact):
 
 
 class TransparentProxy(Exact):
-    """How a transparent sidecar listens."""
+    """Listener of a transparent sidecar."""
 
     outbound_listener_port: Port = 0
     """The port that the kernel redirects outbound connections to; 15001 where none is given."""
@@ -129,14 +127,14 @@ class ExposedPath(Exact):
 
 
 class Expose(Exact):
-    """What is reached past mutual TLS."""
+    """Paths that are reached without mutual TLS."""
 
     checks: bool = False
     paths: list[ExposedPath] = []
 
 
 class Proxy(Exact):
-    """What a sidecar is to do."""
+    """Settings of a sidecar."""
 
     destination_service_name: str = ""
     destination_service_id: str = ""
@@ -155,22 +153,22 @@ class Proxy(Exact):
 
 
 class ServiceBase(Exact):
-    """What a service and its nested sidecar have in common."""
+    """Fields that a service and its nested sidecar have in common."""
 
     id: str = ""
-    """What tells it from other instances; its name, where none is given."""
+    """ID that distinguishes instances; by default the name."""
     tags: list[str] = []
     address: IP = ""
-    """Where it is reached; 127.0.0.1 where none is given."""
+    """Address at which it is reached; by default 127.0.0.1."""
     tagged_addresses: Annotated[dict[str, TaggedAddress], AfterValidator(_virtual_ips_are_there)] = {}
     """``virtual`` is the virtual IP; a service that has none is given one from 240.0.0.0/4."""
     meta: MetaTexts = {}
     port: Port = 0
-    """Where it listens; 21000 for a nested sidecar that says none."""
+    """Port at which it listens; 21000 for a nested sidecar that states none."""
     check: Check | None = None
     checks: list[Check] = []
     token: str = ""
-    """What the sidecar has to present to get this service's certificate."""
+    """Token that the sidecar must present to get this service's certificate."""
     weights: Weights = Weights()
     enable_tag_override: bool = False
     socket_path: str = ""
@@ -185,7 +183,7 @@ class SidecarService(ServiceBase):
 
 
 class Connect(Exact):
-    """How a service takes part in the mesh."""
+    """Part of a service in the mesh."""
 
     native: bool = False
     """The application speaks mutual TLS itself."""
@@ -196,5 +194,5 @@ class Service(ServiceBase):
     """An instance of a service, or a sidecar on its own (``kind: connect-proxy``)."""
 
     name: Name
-    """What it is called in the mesh. Several instances share it."""
+    """Name in the mesh. Several instances share it."""
     connect: Connect = Connect()

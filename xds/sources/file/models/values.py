@@ -36,7 +36,7 @@ Mode = Literal["", "transparent", "direct"]
 
 
 class Exact(BaseModel):
-    """Refuses what it does not know, and takes no string for a number. A field without a value is not given."""
+    """Model that refuses unknown fields, and strings in place of numbers. A field without a value is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False, use_attribute_docstrings=True)
 

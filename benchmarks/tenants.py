@@ -16,13 +16,13 @@ from typing import Any
 
 from benchmarks.stage import Stage
 from xds.ads.codec import Node
-from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
 from xds.mesh.mesh import CONFIG_ENTRIES, INTENTIONS, SERVICE_NAMES, Key, Kind
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.file.document import Document, parse
 from xds.sources.file.facts import FileFacts, facts_of
 from xds.workers.serving import prepare_process
@@ -93,7 +93,7 @@ class Mesh:
     """A control plane with the sidecars of other services, and one of the tenant's."""
 
     def __init__(self, before: FileFacts) -> None:
-        self.plane = ControlPlane(OperatorSettings(), lambda _: None, Metrics(), self._soon, self._soon)
+        self.plane = ControlPlane(MeshWideSettings(), lambda _: None, Metrics(), self._soon, self._soon)
         self.names = frozenset({TENANT, *(f"other-{number}" for number in range(OTHERS))})
         batch = before.base(Roots("benchmark.consul", ("",))) | {SERVICE_NAMES: self.names}
         instance = before.instances[TENANT].instances[0]

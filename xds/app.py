@@ -11,10 +11,10 @@ from typing import Protocol
 from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls, TlsFiles
-from xds.control.metrics import Metrics
 from xds.mesh.addresses import is_loopback, join_host_port
 from xds.mesh.mesh import Batch, Demand
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
@@ -35,7 +35,7 @@ class ServeSettings:
     listen: tuple[str, int] = ("127.0.0.1", 18000)
     """Address where Envoys connect. Port 0 takes a free one."""
     admin: tuple[str, int] = ("127.0.0.1", 18001)
-    outbound: OperatorSettings = OperatorSettings()
+    outbound: MeshWideSettings = MeshWideSettings()
     default_allow: bool | None = None
     """Default where no intention matches; ``None`` takes the source's."""
     insecure: bool = False

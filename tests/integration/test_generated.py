@@ -30,7 +30,7 @@ from xds.lab.network import temporary_folder
 from xds.lab.processes import Process, eventually
 from xds.mesh.facts import Authorized, LeafKey
 from xds.mesh.mesh import SERVICE_NAMES, Demand, Key, Kind
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.file import models
 from xds.sources.file.authority import issue, new_authority
 from xds.sources.file.document import RefusedError, parse
@@ -62,7 +62,7 @@ class Live:
 
     def __init__(self) -> None:
         self.authority = new_authority(NOW)
-        self.serving = Serving(OperatorSettings(), self._demanded)
+        self.serving = Serving(MeshWideSettings(), self._demanded)
         self.processes: list[Process] = []
         self.numbers = itertools.count(1)
         self.ports = {service: free_port() for service in ("web", "api", "db")}

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.helpers import answers
 from tests.integration.requests import Answer, request, until
-from xds.control.views import LARGE
+from xds.control.service_view import LARGE
 from xds.lab.application import Held, who_answers
 from xds.lab.commands import ADMIN_PORT
 from xds.lab.mesh import Lab, Member, get

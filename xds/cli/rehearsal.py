@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from xds.ads.codec import Node
-from xds.control.metrics import Metrics
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.control.upstreams import UpstreamCatalog
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
 from xds.mesh.mesh import Key, Kind
 from xds.mesh.settings import UpstreamSettings
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.upstreams import Candidates
 from xds.sources.file.facts import FileFacts
 from xds.sources.file.virtual_ips import Given
@@ -32,7 +32,7 @@ def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:
         facts: of the mesh.
         given: the virtual IPs that were given to services that name none.
     """
-    outbound = OperatorSettings()
+    outbound = MeshWideSettings()
     plane = ControlPlane(outbound, lambda _: None, Metrics(), lambda then: then(), lambda then: then())
     plane.apply(_everything(facts, given))
     catalog = UpstreamCatalog(plane.mesh, outbound)

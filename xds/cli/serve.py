@@ -12,7 +12,7 @@ from xds.cli.common import HostPort, Network, PemFile, consul_flags, mesh_flag, 
 from xds.mesh.addresses import IPNetwork, is_loopback
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
-from xds.policy.operator import CONSUL_VIRTUAL_IPS, OperatorSettings
+from xds.policy.mesh_wide_settings import CONSUL_VIRTUAL_IPS, MeshWideSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings
@@ -220,7 +220,7 @@ def serve(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
         listen=listen,
         admin=admin,
-        outbound=OperatorSettings(
+        outbound=MeshWideSettings(
             virtual_ranges=(CONSUL_VIRTUAL_IPS, *ranges),
             destinations_only=mesh_destinations_only,
             strict_ports=strict_ports,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xds.control.tables import ResourcesByType
+from xds.control.changes import ResourcesByType
 from xds.envoy import names
 from xds.envoy.inbound import Admission, inbound_routes, public, public_address
 from xds.envoy.resource import LISTENER, SCOPED_ROUTE, Resource, encode

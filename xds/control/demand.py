@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from xds.control.proxy import Proxy
+from xds.control.service_view import ServiceView
 from xds.control.upstreams import UpstreamCatalog
-from xds.control.views import ServiceView
 from xds.mesh.chains import Elsewhere, InstancesOf
 from xds.mesh.facts import LeafKey, StreamKey
 from xds.mesh.mesh import Demand

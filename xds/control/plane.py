@@ -1,29 +1,29 @@
-"""The control plane: takes batches of facts, and brings every connected proxy up to date by them.
+"""The control plane: takes batches of facts, and brings every connected proxy up to date.
 
-What depends on what, all of it:
+What is updated for which fact:
 
 ======================================== =====================================================================
-a fact that changes                      what is done again
+a fact that changes                      what is updated
 ======================================== =====================================================================
-the instances or the chain of a service  its encoding as an upstream (and of services that share a virtual IP
-                                         with it), told to those that may call it; its own sidecars; sidecars
-                                         that name it as explicit upstream
-intentions                               whom the sources that they name may call; what the sidecars of the
-                                         destinations that they name admit
+the instances or the chain of a service  its encoding as an upstream (and that of services that share a virtual
+                                         IP with it) for those that may call it; its own sidecars; sidecars that
+                                         name it as explicit upstream
+intentions                               the upstreams of the sources that they name; the admission of the
+                                         destinations that they name
 service names                            the names that came or went, for those that may call them
 trust domain, datacenter                 every upstream, every sidecar
-config entries                           the upstreams and the sidecars that the entries are about which differ
-roots, default                           every sidecar's own resources; for the default, whom everybody may call
-a leaf certificate                       the sidecars whose it is
+config entries                           the upstreams and the sidecars that differing entries are about
+roots, default                           every sidecar's own resources; for the default, every service's upstreams
+a leaf certificate                       the sidecars that use it
 an authorization                         the sidecar whose stream it is about
 ======================================== =====================================================================
 
 A change that is about one service costs that service's callers, whatever the size of the mesh: nothing here walks all
-proxies, or all services, on its account. Everything runs on the event loop and waits for nothing.
+proxies or all services because of it. Everything runs on the event loop and waits for nothing.
 
-A change that is about everybody is worked through in slices, so that what is about few is followed meanwhile. Whoever
-has not had its turn is as it was: whom it may call is its view's to say, and that changes in one step. Nothing that
-says who may call whom is taken before the work on what did so before is finished.
+A change that is about every service is processed in slices, so that smaller changes are followed meanwhile. A service
+that has not been processed yet keeps its earlier view, which changes in one step. Facts that say who may call whom are
+taken only when the work on earlier ones is finished.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from dataclasses import replace
 
 from xds.ads.messages import Received
 from xds.ads.session import describe
-from xds.control.callers import Callers
-from xds.control.demand import DemandTracker
-from xds.control.inputs import Blocker, OwnInputs
-from xds.control.metrics import Metrics
+from xds.control.connected import ConnectedProxies
+from xds.control.demand import DemandTracker, Readable
+from xds.control.inputs_builder import Blocker, InputsBuilder
 from xds.control.proxy import Client, Proxy
-from xds.control.slices import Rests, Slices
+from xds.control.service_views import ServiceViews
 from xds.control.upstreams import UpstreamCatalog, here
+from xds.control.work_queue import Throttle, WorkQueue
 from xds.envoy import names
-from xds.mesh.chains import Elsewhere
 from xds.mesh.facts import Authorized, LeafKey, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
@@ -57,33 +56,32 @@ from xds.mesh.mesh import (
 )
 from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import ConfigEntries
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import Differing
 from xds.policy.upstreams import Candidates
 
 log = logging.getLogger(__name__)
 
-REFUSED_KEPT = 256
-"""Proxies that were refused which `/v1/sidecars` shows."""
 SHAPING = frozenset((INTENTIONS, DEFAULT_ALLOW, SERVICE_NAMES, CONFIG_ENTRIES))
-"""The facts that say who may call whom."""
+"""Facts that say who may call whom."""
 
 
 class ControlPlane:
     """Control plane: facts in, resources out.
 
     Args:
-        outbound: what holds for the outbound listeners of the whole mesh.
-        on_demand: told whenever what has to be read changes.
-        metrics: where to count.
-        soon: runs something once all that is waiting to happen has happened, so that a thousand sidecars that come at
+        mesh_wide: the settings of the whole mesh.
+        on_demand: called with what has to be read whenever that changes.
+        metrics: the counters to use.
+        soon: calls a function once everything that waits to run has run, so that a thousand sidecars that connect at
             once make one demand.
-        later: runs something a moment later, for what is not worth doing each time that it could be.
+        later: calls a function after a pause, for work that is throttled.
     """
 
     def __init__(
         self,
-        outbound: OperatorSettings,
+        mesh_wide: MeshWideSettings,
         on_demand: Callable[[Demand], None],
         metrics: Metrics,
         soon: Callable[[Callable[[], None]], object],
@@ -91,35 +89,31 @@ class ControlPlane:
     ) -> None:
         self.mesh = Mesh()
         self.metrics = metrics
-        self._forbidden = outbound.forbidden
+        self.connected = ConnectedProxies()
+        self._forbidden = mesh_wide.forbidden
         self._soon = soon
-        self._catalog = UpstreamCatalog(self.mesh, outbound)
-        self._slices = Slices(soon)
-        self._relisting = Rests(self._relist, later)
-        self._proxies: dict[str, set[Proxy]] = {}
-        self._left: dict[str, dict[str, Proxy]] = {}
-        """Proxies that may reconnect, by service and service ID."""
-        self._news: dict[str, int] = {}
+        self._catalog = UpstreamCatalog(self.mesh, mesh_wide)
+        self._queue = WorkQueue(soon)
+        self._relisting = Throttle(self._relist, later)
+        self._changes: dict[str, int] = {}
         """Number of changes of its sidecars' inputs, by service."""
-        self._refused: dict[str, Proxy] = {}
-        """Proxies that were refused a moment ago, by service ID."""
         self._rejecting: set[Proxy] = set()
-        """The proxies that rejected something that is meant for them."""
-        self._callers = Callers(self.mesh, self._catalog, outbound, self._proxies, self._relisting.waiting)
-        self._inputs = OwnInputs(self.mesh, self._catalog, outbound, self._callers.index, self._callers.views)
+        """Proxies that rejected something that is meant for them."""
+        self._views = ServiceViews(self.mesh, self._catalog, mesh_wide, self.connected, self._relisting.is_waiting)
+        self._inputs = InputsBuilder(self.mesh, self._catalog, mesh_wide, self._views.index, self._views.by_service)
         self._demand = DemandTracker(
-            self._catalog, self._callers.views, self._inputs.chains_elsewhere, on_demand, self._after_work
+            self._catalog, self._views.by_service, self._inputs.chains_elsewhere, on_demand, self._after_work
         )
 
-    # -- proxies come and go --------------------------------------------------------------------------------------
+    # -- proxies connect and leave ------------------------------------------------------------------------------------
 
     def attach(self, client: Client) -> Proxy:
         """Add a proxy that connected. It is served as soon as everything about it is known."""
         service = self._catalog.candidates.identity(client.node.cluster)
         if service != client.node.cluster:
             client = replace(client, node=replace(client.node, cluster=service))
-        proxy = Proxy(client, self._callers.add(service))
-        self._proxies.setdefault(service, set()).add(proxy)
+        proxy = Proxy(client, self._views.add(service))
+        self.connected.add(proxy)
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         self._demand.add_stream(proxy)
         self._update(proxy)
@@ -129,8 +123,8 @@ class ControlPlane:
     def _admit(self, proxy: Proxy) -> None:
         """Read for a proxy that may act for its service, and take over what was made for it on an earlier stream."""
         self._demand.add_leaf(proxy)
-        self._refused.pop(proxy.client.node.id, None)
-        before = self._left.get(proxy.service, {}).pop(proxy.client.node.id, None)
+        self.connected.admit(proxy)
+        before = self.connected.take_back(proxy)
         if before is not None:
             if before.leaf is not None and self.mesh.leaf(proxy.leaf_key) == before.leaf:
                 proxy.resume(before)
@@ -142,7 +136,7 @@ class ControlPlane:
             own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
             proxy.certified = own in proxy.client.spiffe_ids
             if proxy.certified:
-                self._demand.remove_stream(proxy)  # nothing is asked about its token
+                self._demand.remove_stream(proxy)  # its token need not be checked
         answer = Authorized() if proxy.certified else self.mesh.authorization(proxy.stream_key)
         if isinstance(answer, StreamRefused) and proxy.client.spiffe_ids:
             certified = " and ".join(sorted(proxy.client.spiffe_ids))
@@ -153,10 +147,7 @@ class ControlPlane:
             case StreamRefused() if proxy.admitted is not False:
                 proxy.blocked_by(f"it may not act for service {proxy.service!r}: {answer.reason}")
                 self.metrics.refused.inc()
-                self._refused.pop(proxy.client.node.id, None)
-                self._refused[proxy.client.node.id] = proxy
-                if len(self._refused) > REFUSED_KEPT:
-                    del self._refused[next(iter(self._refused))]
+                self.connected.refuse(proxy)
                 log.warning(
                     "sidecar %r from %s may not act for service %r: %s",
                     proxy.client.node.id, proxy.client.peer, proxy.service, answer.reason,
@@ -164,22 +155,15 @@ class ControlPlane:
         if isinstance(answer, Authorized | StreamRefused):
             proxy.decide(answer)
 
-    def forget_refusal(self, proxy: Proxy) -> None:
-        """Show a proxy that was refused no longer."""
-        if self._refused.get(proxy.client.node.id) is proxy:
-            del self._refused[proxy.client.node.id]
-
     def detach(self, proxy: Proxy) -> None:
         """Remove a proxy whose stream ended; what was made for it is kept until `let_go`, since most reconnect."""
-        self._proxies[proxy.service].discard(proxy)
+        self.connected.remove(proxy)
         self._demand.remove_stream(proxy)
         self._rejecting.discard(proxy)
         self.metrics.rejecting.set(len(self._rejecting))
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
-        left = self._left.setdefault(proxy.service, {})
         if proxy.admitted:
-            older = left.get(proxy.client.node.id)
-            left[proxy.client.node.id] = proxy
+            older = self.connected.keep(proxy)
             if older is not None:
                 self._demand.remove(older)
         else:
@@ -188,32 +172,28 @@ class ControlPlane:
         self._demand.update_soon()
 
     def let_go(self, proxy: Proxy) -> None:
-        """Forget a proxy that left a while ago and did not reconnect."""
-        left = self._left.get(proxy.service, {})
-        if left.get(proxy.client.node.id) is not proxy:
-            return
-        del left[proxy.client.node.id]
-        self._demand.remove(proxy)
-        self._forget_service(proxy.service)
-        self._demand.update_soon()
+        """Forget a proxy that left a while ago, unless it reconnected."""
+        if not proxy.admitted:
+            self.connected.forget_refusal(proxy)
+        elif self.connected.forget(proxy):
+            self._demand.remove(proxy)
+            self._forget_service(proxy.service)
+            self._demand.update_soon()
 
     def _forget_service(self, service: str) -> None:
-        """Forget a service of which no proxy is connected or may come again."""
-        if self._left.get(service) or self._proxies[service]:
-            return
-        self._left.pop(service, None)
-        del self._proxies[service]
-        self._callers.drop(service)
-        self._demand.remove_service(service)
-        self._news.pop(service, None)
+        """Forget a service of which no proxy is connected or may reconnect."""
+        if self.connected.forget_service(service):
+            self._views.drop(service)
+            self._demand.remove_service(service)
+            self._changes.pop(service, None)
 
     def proxies(self) -> list[Proxy]:
         """Return the connected proxies, ordered by ID."""
-        return _by_id(proxy for siblings in self._proxies.values() for proxy in siblings)
+        return _by_id(self.connected)
 
     def refused(self) -> list[Proxy]:
-        """Proxies that were refused a moment ago, by ID."""
-        return _by_id(self._refused.values())
+        """Return the proxies that were refused a moment ago, ordered by ID."""
+        return _by_id(self.connected.refused())
 
     def note(self, proxy: Proxy, received: Received) -> None:
         """Log and count what a proxy answered."""
@@ -221,7 +201,7 @@ class ControlPlane:
             self.metrics.acknowledged[received.acknowledged].inc()
         if received.unexplained is not None:
             log.error(
-                "sidecar %r rejected a response without saying what of it: %r (each resource is tried alone)",
+                "sidecar %r rejected a response without naming a resource: %r (each resource is tried alone)",
                 proxy.client.node.id, received.unexplained,
             )  # fmt: skip
         for rejection in received.rejections:
@@ -238,95 +218,93 @@ class ControlPlane:
             self._rejecting.discard(proxy)
         self.metrics.rejecting.set(len(self._rejecting))
 
-    # -- facts change ---------------------------------------------------------------------------------------------
+    # -- facts change -------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts and bring every proxy that depends on them up to date."""
         if not batch.keys().isdisjoint(SHAPING):
-            self._slices.finish()  # what is left to do is about the mesh as it was until now
-        callers, names_before, entries_before = self._callers, self._catalog.candidates, self.mesh.config_entries
-        assigned, before = callers.is_assignable(), (callers.changed, self._catalog.led)
+            self._queue.finish()  # what is left to do is about the mesh as it was until now
+        views, entries_before = self._views, self.mesh.config_entries
+        was_assignable, before = views.is_assignable(), (views.changes, self._catalog.leads_changes)
         changed = self.mesh.apply(self._forbidden.applied(batch))
         if not changed:
             return
         self.metrics.facts_changed.inc(len(changed))
-        moved: set[str | Elsewhere] = {
-            key.of for key in changed if key.of and not isinstance(key.of, LeafKey | StreamKey)
-        }
-        asked = [
+        moved: set[Readable] = {key.of for key in changed if key.of and not isinstance(key.of, LeafKey | StreamKey)}
+        authorized = [
             proxy
             for key in changed
             if isinstance(key.of, StreamKey) and (proxy := self._demand.of_stream(key.of)) is not None
         ]
         stale, respelled = set[str](), set[str]()
-        """The services whose sidecars' own resources may differ."""
+        """Services whose sidecars' own resources may differ; services that are spelled differently."""
         if changed & {INTENTIONS, SERVICE_NAMES, CONFIG_ENTRIES}:
-            self._catalog.candidates = callers.candidates(names_before)
-            stale |= callers.rename(names_before)
-            respelled, more = callers.respelled(names_before)
+            names_before = self._catalog.update_candidates()
+            stale |= views.rename(names_before)
+            respelled, more = views.respelled(names_before)
             stale |= more
-            self._part_with(names_before)
+            self._end_respelled(names_before)
             moved |= names_before.names ^ self._catalog.candidates.names
         sources, destinations = frozenset[str](), frozenset[str]()
         if INTENTIONS in changed:
-            sources, destinations = callers.index.replace(self.mesh.intentions or ())
-        if callers.is_assignable():
-            everybody = not assigned or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
-            if everybody:
-                self._slices.run(callers.hold, callers.not_held())
-            waiting = callers.to_assign(callers.views if everybody else callers.having(sources) | respelled)
-            self._slices.run(self._assign, waiting, in_order=True)
-        if not assigned or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
-            stale |= self._proxies.keys()
-        stale |= callers.having(destinations)
+            sources, destinations = views.index.replace(self.mesh.intentions or ())
+        if views.is_assignable():
+            all_services = not was_assignable or changed & {DEFAULT_ALLOW, CONFIG_ENTRIES} or WILDCARD in sources
+            if all_services:
+                self._queue.run(views.include, views.not_included())
+            waiting = views.to_assign(views.by_service if all_services else views.having(sources) | respelled)
+            self._queue.run(self._assign, waiting, in_order=True)
+        if not was_assignable or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
+            stale |= self.connected.services()
+        stale |= views.having(destinations)
         if changed & {ROOTS, DATACENTER}:
             moved |= self._demand.services
         if CONFIG_ENTRIES in changed:
             about = Differing(entries_before or ConfigEntries(), self.mesh.config_entries or ConfigEntries())
             moved |= {each for each in self._demand.services if about.as_upstream(each)}
-            stale |= {each for each in self._proxies if about.as_sidecar(each)}
-        touched, more = callers.refresh(moved, self._demand.services)
-        if before != (callers.changed, self._catalog.led):
+            stale |= {each for each in self.connected.services() if about.as_sidecar(each)}
+        touched, more = views.refresh(moved, self._demand.services)
+        if before != (views.changes, self._catalog.leads_changes):
             self._demand.services_changed()
         moved |= touched
-        # Who still waits for other upstreams will soon have more addresses to list, in a cold start thousands; who has
-        # waited for this one is brought up to date before it is served.
-        unread = {service for service in more if not callers.views[service].is_known()}
+        # A service that still waits for other upstreams will soon have more addresses to list, thousands of them in a
+        # cold start. One that waited for this upstream alone is brought up to date before it is served.
+        unread = {service for service in more if not views.by_service[service].is_known()}
         stale |= (more - unread) | {each for each in moved if isinstance(each, str)}
-        proxies = {proxy for service in stale for proxy in self._proxies.get(service, ())}
+        proxies = self.connected.of_services(stale)
         for key in changed:
             if isinstance(key.of, LeafKey):
                 proxies |= self._demand.with_leaf(key.of)
         for read in moved:
             proxies |= self._demand.readers(read)
         for service in stale | {proxy.service for proxy in proxies}:
-            self._news[service] = self._news.get(service, 0) + 1
-        for proxy in asked:
+            self._changes[service] = self._changes.get(service, 0) + 1
+        for proxy in authorized:
             self._authorize(proxy)
-        self._slices.run(self._update, proxies.union(asked))
+        self._queue.run(self._update, proxies.union(authorized))
         self._relisting.ask(unread - stale)
         self._demand.update_soon()
 
-    def _part_with(self, before: Candidates) -> None:
-        """End the streams of proxies whose service the catalog spells otherwise now: they connect again as that one."""
+    def _end_respelled(self, before: Candidates) -> None:
+        """End the streams of proxies whose service the catalog spells differently now: they reconnect as that one."""
         now = self._catalog.candidates
-        for service in self._callers.having(map(fold, before.differing(now))):
+        for service in self._views.having(map(fold, before.differing(now))):
             if now.identity(service) != service:
-                for proxy in list(self._proxies.get(service, ())):
+                for proxy in list(self.connected.of_service(service)):
                     proxy.end(f"the catalog spells service {service!r} as {now.identity(service)!r}; connect again")
 
     def _relist(self, services: set[str]) -> None:
         """Bring the outbound listeners of these services' sidecars up to date."""
         for service in services:
-            self._news[service] = self._news.get(service, 0) + 1
-        self._slices.run(self._update, {proxy for each in services for proxy in self._proxies.get(each, ())})
+            self._changes[service] = self._changes.get(service, 0) + 1
+        self._queue.run(self._update, self.connected.of_services(services))
 
     def _assign(self, service: str) -> None:
-        """Work out anew whom ``service`` may call, and what that makes of its sidecars."""
-        if service not in self._callers.views or not self._callers.assign(service):
+        """Determine again what ``service`` may call, and update its sidecars."""
+        if service not in self._views.by_service or not self._views.assign(service):
             return
-        self._news[service] = self._news.get(service, 0) + 1
-        for proxy in self._proxies.get(service, ()):
+        self._changes[service] = self._changes.get(service, 0) + 1
+        for proxy in list(self.connected.of_service(service)):
             self._update(proxy)
         self._demand.services_changed()
         self._demand.update_soon()
@@ -334,39 +312,40 @@ class ControlPlane:
     def _update(self, proxy: Proxy) -> None:
         """Bring one proxy's own resources up to date, or note what keeps it from being served.
 
-        Whatever its registration may hold, it is nobody else's problem.
+        An error in its registration affects no other proxy.
         """
-        if proxy not in self._proxies.get(proxy.service, ()):
-            return  # it left meanwhile
+        if proxy not in self.connected:
+            return  # it left since this was queued
         if not proxy.admitted:
             self._authorize(proxy)
         if proxy.admitted is False:
             return  # its stream is ending
+        self._inputs.look_up(proxy)
         blocker = self._inputs.blocker(proxy)
-        unchanged = proxy.as_of == self._news.get(proxy.service, 0)  # since it left, where it came back
+        changes = self._changes.get(proxy.service, 0)
         if proxy.admitted and proxy.leaf is not None:
             self._demand.add_service(proxy.service)
-        if blocker is None and not unchanged:
+        if blocker is None and proxy.as_of != changes:  # equal for a proxy that reconnected, if nothing changed since
             try:
                 self._demand.read_for(proxy, self._inputs.reads(proxy))
                 inputs = self._inputs.of(proxy)
                 if inputs is not None:
                     proxy.update(inputs)
-                    proxy.as_of = self._news.get(proxy.service, 0)
+                    proxy.as_of = changes
             except Exception as error:
                 blocker = Blocker(f"its registration can't be turned into Envoy's configuration: {error!r}")
                 if proxy.ready:
                     log.error("sidecar %r keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
-        news = proxy.blocked_by(blocker.reason if blocker else None)
-        self._callers.note_that_it_waits(proxy)
-        if news and blocker and not proxy.ready:
+        differs = proxy.blocked_by(blocker.reason if blocker else None)
+        self._views.note_that_it_waits(proxy)
+        if differs and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %r waits: %s", proxy.client.node.id, blocker.reason)
-        self._demand.update_soon()  # whoever asked for this may have gone on long ago
+        self._demand.update_soon()  # this may run in a slice, long after the change that queued it
 
     def _after_work(self, do: Callable[[], None]) -> None:
-        """Call ``do`` once for all that is being worked out, not for each slice of it."""
-        self._soon(lambda: self._slices.run(lambda _: do(), (None,), in_order=True))
+        """Call ``do`` once when all work in progress is done, not for each slice of it."""
+        self._soon(lambda: self._queue.run(lambda _: do(), (None,), in_order=True))
 
 
 def _by_id(proxies: Iterable[Proxy]) -> list[Proxy]:

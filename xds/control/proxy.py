@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from xds.ads.codec import Node
 from xds.ads.messages import Rejection
 from xds.ads.session import Session, describe
+from xds.control.changes import Changes, differences
 from xds.control.closed import closed_to_all
-from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.rejections import Rejections
-from xds.control.tables import Changes, differences
-from xds.control.views import ServiceView
+from xds.control.service_view import ServiceView
+from xds.control.sidecar_inputs import SidecarInputs
+from xds.control.sidecar_resources import OwnResources, own_resources
 from xds.envoy.extensions import ExtensionError
 from xds.envoy.names import address_of, asked_as
 from xds.envoy.outbound import explicit_name

@@ -14,10 +14,10 @@ from xds.mesh.addresses import canonical_ip, is_ip, parse_ip
 from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, Target
 from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress
 from xds.mesh.mesh import Mesh
-from xds.mesh.names import fold
+from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import ConfigEntries, Destination, UpstreamSettings
 from xds.policy.filters import terms
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import is_dialed_directly
 from xds.policy.quotas import excess
 from xds.policy.upstreams import Candidates
@@ -47,7 +47,7 @@ NO_CLAIMS = Claims({})
 
 
 def here(mesh: Mesh) -> Here | None:
-    """Where the mesh is, once that is known."""
+    """Return the place of the mesh, ``None`` while that is not known."""
     roots, datacenter, entries = mesh.roots, mesh.datacenter, mesh.config_entries
     if roots is None or datacenter is None or entries is None:
         return None
@@ -58,10 +58,10 @@ class UpstreamCatalog:
     """Catalog of every service that some proxy may call. A service that changed is encoded again when it is next
     needed."""
 
-    def __init__(self, mesh: Mesh, outbound: OperatorSettings) -> None:
+    def __init__(self, mesh: Mesh, mesh_wide: MeshWideSettings) -> None:
         self._mesh = mesh
-        self._ranges, self._quotas = outbound.virtual_ranges, outbound.quotas
-        self._table = VirtualIPTable(strict=outbound.strict_ports)
+        self._ranges, self._quotas = mesh_wide.virtual_ranges, mesh_wide.quotas
+        self._table = VirtualIPTable(strict=mesh_wide.strict_ports)
         self._encoded: dict[str, dict[UpstreamSettings, EncodedUpstream]] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
         """Reasons why a service can't have some of the addresses that it claims, by service."""
@@ -69,18 +69,34 @@ class UpstreamCatalog:
         """Services and instances elsewhere that an upstream's chain ends at, by upstream."""
         self._used_by: dict[str | Elsewhere, set[str]] = {}
         self._elsewhere: set[str] = set()
-        self.led = 0
-        """Moves whenever `leads_to` says something else."""
+        self.leads_changes = 0
+        """Number of changes of what `leads_to` returns."""
         self.candidates = Candidates()
         """Names that can be upstreams."""
 
     def get(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
-        """``service`` as it is called with these settings."""
+        """Return ``service`` encoded for callers with these settings."""
         variants = self._encoded.setdefault(service, {})
         found = variants.get(settings)
         if found is None:
             found = variants[settings] = self._encode(service, settings)
         return found
+
+    def update_candidates(self) -> Candidates:
+        """Bring the names that can be upstreams up to date: those of the catalog, of config entries and of intentions.
+
+        In Consul (``agent/consul/state/catalog.go``) these have a virtual IP, with or without instances.
+
+        Returns:
+            The previous ones, which are the current ones if nothing differs.
+        """
+        before, entries = self.candidates, self._mesh.config_entries
+        destinations = {intention.destination for intention in self._mesh.intentions or ()} - {WILDCARD}
+        chain_names = entries.chain_names if entries else ()
+        found = Candidates(self._mesh.service_names or (), chain_names, destinations)
+        if found.differing(before):
+            self.candidates = found
+        return before
 
     def chain(self, service: str | InstancesOf) -> DiscoveryChain | None:
         """Return the discovery chain of ``service``, ``None`` while it has not been read."""
@@ -88,7 +104,7 @@ class UpstreamCatalog:
         return found.spelled(self.candidates.spelled) if found is not None else None
 
     def forget(self, service: str) -> None:
-        """Nobody calls ``service`` any more."""
+        """Remove the encodings of ``service``, which has no callers any more."""
         self._encoded.pop(service, None)
 
     def leads_to(self, service: str) -> frozenset[str | Elsewhere]:
@@ -100,7 +116,7 @@ class UpstreamCatalog:
         return self._elsewhere
 
     def refresh(self, changed: str | Elsewhere) -> frozenset[str]:
-        """Take notice of other instances, or of another chain, of a service.
+        """Follow a change of the instances or the chain of a service.
 
         Returns:
             The upstreams that may differ from before: it, those whose chains end there, and those that gained or lost
@@ -109,7 +125,7 @@ class UpstreamCatalog:
         touched = {*self._used_by.get(_key(changed), ())}
         if isinstance(changed, str):
             self._forget_uses(changed)
-            # Nobody can call what is no candidate, so it owns no address either.
+            # A service that is no candidate can't be called, so it owns no address either.
             instances = self._mesh.instances(changed) if changed in self.candidates.names else None
             claimed = self._claims(instances, self._mesh.chain(changed)) if instances is not None else NO_CLAIMS
             refused = [f"virtual IP {text!r} is not an IP address" for text in claimed.malformed]
@@ -133,8 +149,8 @@ class UpstreamCatalog:
     def _destination(self, instances: ServiceInstances) -> Destination | None:
         """Return where outside the mesh a service is.
 
-        Who may write one service's defaults may name any host there. So that counts for services that a terminating
-        gateway is linked to, which takes an operator's rights.
+        The owner of a service can name any host in its service-defaults. So a destination counts only for services that
+        are linked to a terminating gateway, which needs an operator's rights.
         """
         found = (self._mesh.config_entries or ConfigEntries()).destination_of(instances.service)
         return found if any(instance.is_gateway for instance in instances.instances) else None
@@ -163,7 +179,7 @@ class UpstreamCatalog:
             if instance.sidecar is not None
             and is_dialed_directly(instance.sidecar, entries)
             and endpoints.unreachable(instance) is None
-            and not parse_ip(instance.address).is_loopback  # which is everybody's own
+            and not parse_ip(instance.address).is_loopback  # every host has its own
         ]
 
     def _alone(self, instances: ServiceInstances) -> dict[tuple[str, int], Instance]:
@@ -175,7 +191,7 @@ class UpstreamCatalog:
         try:
             return self._encoding(service, settings)
         except Exception as error:
-            # Whatever is wrong with it, it is set aside alone.
+            # An error in one service sets aside that service only.
             return EncodedUpstream(problems=(f"can't be turned into Envoy's configuration: {error!r}",), known=True)
 
     def _encoding(self, service: str, settings: UpstreamSettings) -> EncodedUpstream:
@@ -219,8 +235,8 @@ class UpstreamCatalog:
         hosts = self._hosts(instances, http=encoder.is_http)
         egress = [r for host in hosts for r in encoder.outside(host.cluster, host.host, instances.instances)]
         problems += encoder.problems
-        dialed, told = dict.fromkeys(owned, chain.protocol), tuple(dict.fromkeys(problems))
-        return EncodedUpstream(dialed, hosts, _by_type(made), _by_type(egress), told, known=True)
+        dialed, reported = dict.fromkeys(owned, chain.protocol), tuple(dict.fromkeys(problems))
+        return EncodedUpstream(dialed, hosts, _by_type(made), _by_type(egress), reported, known=True)
 
     def excess(self, chain: DiscoveryChain) -> str | None:
         """Return which quota a chain exceeds, ``None`` where it exceeds none."""
@@ -236,12 +252,12 @@ class UpstreamCatalog:
         self._uses[service] = self._uses.get(service, frozenset()) | uses
         if self._uses[service] - {service}:
             self._elsewhere.add(service)
-            self.led += 1
+            self.leads_changes += 1
 
     def _forget_uses(self, service: str) -> None:
         if service in self._elsewhere:
             self._elsewhere.discard(service)
-            self.led += 1
+            self.leads_changes += 1
         for used in {*map(_key, self._uses.pop(service, frozenset()))}:
             users = self._used_by[used]
             users.discard(service)

@@ -28,7 +28,7 @@ from xds.mesh.addresses import IPNetwork
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ClusterMode
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import (
@@ -60,7 +60,7 @@ def kind(protocol: str) -> str:
 
 
 def outbound(
-    settings: OperatorSettings,
+    settings: MeshWideSettings,
     port: int,
     listed: Mapping[VirtualAddress, str],
     hosts: Collection[EgressHost] = (),
@@ -80,7 +80,7 @@ def outbound(
         mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
         on_demand: whether they are sent on demand now.
         max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
-        listed: the addresses that it has to be told of (`OperatorSettings.lists`), each with its protocol; sorted.
+        listed: the addresses that it has to be told of (`MeshWideSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     way = Way(mode, on_demand)
@@ -120,7 +120,7 @@ def outbound(
 
 
 def outbound_clusters(
-    settings: OperatorSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
+    settings: MeshWideSettings, listed: Mapping[VirtualAddress, str], hosts: Iterable[EgressHost] = ()
 ) -> tuple[str, ...]:
     """Return the clusters that the outbound listener names."""
     past = () if settings.destinations_only else (names.ORIGINAL_DESTINATION,)
@@ -180,7 +180,7 @@ def _mesh_chain(kind: str, by_port: bool, on_demand: bool, max_request_headers_k
 
 
 def _by_destination(
-    settings: OperatorSettings,
+    settings: MeshWideSettings,
     own_port: int,
     listed: Mapping[VirtualAddress, str],
     hosts: Collection[EgressHost],

@@ -11,7 +11,7 @@ from typing import Any
 
 from xds.ads.tls import MeshTls, TlsFiles
 from xds.mesh.mesh import Batch, Demand
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 
 _LENGTH = struct.Struct(">Q")
 
@@ -20,7 +20,7 @@ _LENGTH = struct.Struct(">Q")
 class Start:
     """First message to a worker: what to serve."""
 
-    outbound: OperatorSettings
+    outbound: MeshWideSettings
     address: str
     log_level: int
     tls: TlsFiles | MeshTls | None = None

@@ -21,10 +21,10 @@ from prometheus_client import Metric
 from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.tls import MeshTls, TlsFiles
-from xds.control.metrics import Metrics
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, Leaf
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.grpc_log import VARIABLES
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import OWN_CERTIFICATE
@@ -62,7 +62,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        outbound: OperatorSettings,
+        outbound: MeshWideSettings,
         on_demand: Callable[[Demand], None],
         count: int,
         tls: TlsFiles | MeshTls | None = None,

@@ -17,12 +17,12 @@ from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.server import AdsServer
 from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, TlsFiles
-from xds.control.metrics import Metrics
+from xds.control.ads_adapter import AdsAdapter
 from xds.control.plane import ControlPlane
-from xds.control.registry import PlaneRegistry
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, Leaf
 from xds.mesh.mesh import Batch, Demand, Key, Kind
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.grpc_log import GrpcLog
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Serving:
 
     def __init__(
         self,
-        outbound: OperatorSettings,
+        outbound: MeshWideSettings,
         on_demand: Callable[[Demand], None],
         tls: TlsFiles | MeshTls | None = None,
         grpc_log: GrpcLog | None = None,
@@ -67,7 +67,7 @@ class Serving:
         self._grpc_log = grpc_log or GrpcLog()
         self._on_demand = on_demand
         self.plane = ControlPlane(outbound, self._demand, self.metrics, self._soon, self._later)
-        self._ads = AdsServer(PlaneRegistry(self.plane))
+        self._ads = AdsServer(AdsAdapter(self.plane))
         self._own_certificate = MeshCertificate()
         self._certified = asyncio.Event()
         self._address = ""

@@ -9,13 +9,13 @@ import aiohttp
 import pytest
 
 from xds.admin.server import AdminServer
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.serving import Serving
 
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    server = AdminServer(Serving(OperatorSettings(), lambda _demand: None), dict)
+    server = AdminServer(Serving(MeshWideSettings(), lambda _demand: None), dict)
     yield await server.start("127.0.0.1", 0)
     await server.stop()
 

@@ -21,7 +21,7 @@ from xds.ads.messages import Response
 from xds.ads.server import SERVICE, AdsServer
 from xds.ads.stream import Stream
 from xds.ads.turns import AT_ONCE
-from xds.control.registry import PlaneRegistry
+from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
 from xds.mesh.facts import Authorized, StreamRefused
@@ -49,7 +49,7 @@ class Serving:
 @pytest.fixture
 async def serving() -> AsyncIterator[Serving]:
     bench = Bench()
-    server = AdsServer(PlaneRegistry(bench.plane))
+    server = AdsServer(AdsAdapter(bench.plane))
     made = Serving(bench, server, await server.start("127.0.0.1:0"))
     yield made
     await made.channel.close()
@@ -168,7 +168,7 @@ async def test_garbage_in_the_middle_ends_that_stream(serving: Serving) -> None:
 
 async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
     with pytest.raises(ListenError, match=f"can't listen on 127.0.0.1:{serving.port}"):
-        await AdsServer(PlaneRegistry(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")
+        await AdsServer(AdsAdapter(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")
 
 
 async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:

@@ -19,8 +19,8 @@ from tests.unit.control.test_plane import Bench
 from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE, AdsServer
 from xds.ads.tls import FileCertificate, TlsError, TlsFiles
-from xds.control.registry import PlaneRegistry
-from xds.policy.operator import OperatorSettings
+from xds.control.ads_adapter import AdsAdapter
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.serving import Serving
 
 
@@ -29,7 +29,7 @@ async def serving(files: TlsFiles) -> AsyncIterator[tuple[Bench, int]]:
     bench = Bench()
     bench.service("web", "240.0.0.1")
     bench.leaf("web")
-    server = AdsServer(PlaneRegistry(bench.plane))
+    server = AdsServer(AdsAdapter(bench.plane))
     port = await server.start("127.0.0.1:0", certificate=FileCertificate(files))
     try:
         yield bench, port
@@ -136,7 +136,7 @@ async def test_files_that_can_not_be_used_are_an_error_at_the_start(
     with pytest.raises(TlsError, match=words):
         FileCertificate(files)
     with pytest.raises(ListenError, match=f"can't serve TLS on 127.0.0.1:0: .*{words}"):
-        await Serving(OperatorSettings(), lambda _: None, files).start("127.0.0.1:0")
+        await Serving(MeshWideSettings(), lambda _: None, files).start("127.0.0.1:0")
 
 
 def test_a_link_that_is_moved_is_another_certificate(tmp_path: Path) -> None:

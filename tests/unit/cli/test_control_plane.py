@@ -18,7 +18,7 @@ from xds.ads.server import AdsServer
 from xds.ads.tls import MeshCertificate
 from xds.cli.control_plane import ControlPlane, control_plane_flags
 from xds.cli.control_plane_check import mismatches
-from xds.control.registry import PlaneRegistry
+from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.bootstrap import ControlPlaneTls
 from xds.envoy.names import ControlPlaneIdentity
 from xds.sources.file.authority import issue, new_authority
@@ -80,7 +80,7 @@ def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
 @asynccontextmanager
 async def control_plane(service: str | None) -> AsyncIterator[tuple[str, int]]:
     """A control plane with the certificate of a service of the mesh, or in plain text."""
-    server = AdsServer(PlaneRegistry(Bench().plane))
+    server = AdsServer(AdsAdapter(Bench().plane))
     certificate = None
     if service is not None:
         certificate = MeshCertificate()

@@ -13,12 +13,12 @@ import pytest
 from tests.unit.facts import ROOTS, make_instance, make_instances, make_leaf, make_sidecar
 from xds.ads.codec import Node
 from xds.ads.messages import Request
-from xds.control import plane
+from xds.control import connected
 from xds.control import proxy as proxy_module
-from xds.control.metrics import Metrics
-from xds.control.own import OwnResources, SidecarInputs, own_resources
 from xds.control.plane import ControlPlane
 from xds.control.proxy import SERVED_TYPES, Client, Proxy
+from xds.control.sidecar_inputs import SidecarInputs
+from xds.control.sidecar_resources import OwnResources, own_resources
 from xds.envoy.names import address_of
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET
 from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER, by_address, pointed_to, pointer
@@ -61,7 +61,8 @@ from xds.mesh.settings import (
     TLSParameters,
     UpstreamSettings,
 )
-from xds.policy.operator import OperatorSettings
+from xds.metrics import Metrics
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2, route_pb2
@@ -83,7 +84,7 @@ class Bench:
         self.streams = frozenset[StreamKey]()
         self.authorizes = True
         """Whether every stream may be served."""
-        self.plane = ControlPlane(OperatorSettings(), self._demanded, Metrics(), soon, later)
+        self.plane = ControlPlane(MeshWideSettings(), self._demanded, Metrics(), soon, later)
         self.names: frozenset[str] = frozenset()
         self.plane.apply(
             {
@@ -659,12 +660,12 @@ def test_each_stream_is_authorized_anew_and_ends_when_it_is_refused(bench: Bench
     bench.plane.detach(again)
     assert bench.plane.refused() == [again]
     assert bench.demand.leaves == set()
-    bench.plane.forget_refusal(again)
+    bench.plane.let_go(again)
     assert bench.plane.refused() == []
 
 
 def test_of_those_that_were_refused_some_are_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plane, "REFUSED_KEPT", 3)
+    monkeypatch.setattr(connected, "REFUSED_KEPT", 3)
     bench.authorizes = False
     for number in range(5):
         proxy = bench.connect("web", number)

@@ -9,8 +9,9 @@ from tests.unit.control.test_plane import Bench
 from tests.unit.facts import ROOTS, make_leaf, make_sidecar
 from xds.ads.messages import Rejection
 from xds.control.closed import closed_listener, closed_to_all
-from xds.control.own import SidecarInputs, own_resources
 from xds.control.rejections import Part, Rejections
+from xds.control.sidecar_inputs import SidecarInputs
+from xds.control.sidecar_resources import own_resources
 from xds.envoy import names
 from xds.envoy.resource import EXTENSION, LISTENER, SCOPED_ROUTE
 from xds.mesh.settings import AccessLogs, Extension, ProxyMode, ProxySettings

@@ -9,17 +9,17 @@ from google.protobuf.wrappers_pb2 import StringValue
 from xds.envoy import outbound
 from xds.mesh.facts import VirtualAddress
 from xds.mesh.settings import ClusterMode
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.xds import matcher_pb2 as xds_matcher
 
-SETTINGS = OperatorSettings()
+SETTINGS = MeshWideSettings()
 
 
 TCP = "tcp"
 
 
-def made(settings: OperatorSettings = SETTINGS, **listed: str) -> listener.Listener:
+def made(settings: MeshWideSettings = SETTINGS, **listed: str) -> listener.Listener:
     """The listener that is told of ``listed``: addresses (``a`` to ``z`` below) with their protocols."""
     told = {ADDRESSES[name]: protocol for name, protocol in listed.items()}
     told = {at: protocol for at, protocol in told.items() if settings.lists(at, protocol)}
@@ -95,13 +95,13 @@ def test_what_the_listener_is_told_of_changes_the_matcher_and_no_chain() -> None
 
 
 def test_further_ranges_come_from_the_settings() -> None:
-    more = OperatorSettings((*SETTINGS.virtual_ranges, ipaddress.ip_network("10.96.0.0/12")))
+    more = MeshWideSettings((*SETTINGS.virtual_ranges, ipaddress.ip_network("10.96.0.0/12")))
     assert made(more) == made(more, outside=TCP)
     assert chain_of(made(more), "10.96.0.7", 1) == "mesh-tcp"
 
 
 def test_destinations_only_leaves_no_way_past_the_mesh() -> None:
-    only = made(OperatorSettings(destinations_only=True), own=TCP)
+    only = made(MeshWideSettings(destinations_only=True), own=TCP)
     assert "passthrough" not in [chain.name for chain in only.filter_chains]
     assert chain_of(only, "10.1.1.1", 1) is None
     assert chain_of(only, "10.0.0.5", 22) is None

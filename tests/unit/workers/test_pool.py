@@ -22,7 +22,7 @@ from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
 from xds.mesh.settings import ConfigEntries
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up
@@ -37,7 +37,7 @@ class Pooled:
     def __init__(self) -> None:
         self.instances = dict(INSTANCES)
         self.demands: list[Demand] = []
-        self.pool = WorkerPool(OperatorSettings(), self._wanted, COUNT)
+        self.pool = WorkerPool(MeshWideSettings(), self._wanted, COUNT)
         self.port = 0
         self.streams: list[grpc.aio.Channel] = []
 
@@ -143,7 +143,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
 
 async def test_a_port_that_somebody_has_is_refused(pooled: Pooled) -> None:
     with pytest.raises(ListenError, match="Address already in use"):
-        await WorkerPool(OperatorSettings(), lambda _: None, 1).start(f"127.0.0.1:{pooled.port}")
+        await WorkerPool(MeshWideSettings(), lambda _: None, 1).start(f"127.0.0.1:{pooled.port}")
 
 
 def test_what_several_count_is_added_up() -> None:

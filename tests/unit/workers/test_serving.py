@@ -17,7 +17,7 @@ from xds.ads.tls import MeshTls
 from xds.lab.processes import eventually
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
 from xds.mesh.mesh import Demand
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.file.authority import Authority, issue, new_authority
 from xds.workers.serving import OWN_CERTIFICATE, Serving
 
@@ -31,7 +31,7 @@ def leaf(authority: Authority) -> Leaf:
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Serving, int, list[Demand]]]:
     demands: list[Demand] = []
-    serving = Serving(OperatorSettings(), demands.append, MeshTls())
+    serving = Serving(MeshWideSettings(), demands.append, MeshTls())
     port = await serving.start("127.0.0.1:0")
     watching = asyncio.create_task(serving.watch())
     try:
@@ -80,7 +80,7 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
         assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         await eventually("the certificate", presents, until=lambda seen: seen == one.certificate_chain.strip())
         with pytest.raises(ListenError, match="Address already in use"):
-            await Serving(OperatorSettings(), demands.append, MeshTls()).start(f"127.0.0.1:{port}")
+            await Serving(MeshWideSettings(), demands.append, MeshTls()).start(f"127.0.0.1:{port}")
         serving.apply({OWN_CERTIFICATE: two})
         assert await presents() == two.certificate_chain.strip()
         serving.apply({OWN_CERTIFICATE: LeafRefused("no more")})

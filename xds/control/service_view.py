@@ -1,40 +1,40 @@
-"""The implicit upstreams of one service, as every transparent sidecar of it gets them.
+"""The implicit upstreams of one service, which all of its transparent sidecars are sent.
 
-A view holds next to nothing: whom its service may call, and the `UpstreamTable` in which that stands.
+A view is small: it knows what its service may call, and which `UpstreamTable` has the resources.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from xds.control.tables import Changes, UpstreamTable, differences, merge
+from xds.control.changes import Changes, differences, merge
+from xds.control.upstream_table import UpstreamTable
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy.egress import EgressHost, scopes
 from xds.envoy.resource import SCOPED_ROUTE, Resource
 from xds.mesh.facts import VirtualAddress
 from xds.policy.intentions import Reach
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.upstreams import Candidates
 
-NOBODY = Reach({}, {}, others=False)
+NOTHING = Reach({}, {}, others=False)
 LARGE = 500
-"""More upstreams than this are many, until they are half as many (docs/performance.md has what each costs Envoy)."""
-FEW = 16
-"""Up to so many names are looked up one by one."""
+"""Number of upstreams above which a view is large, until it has half as many (docs/performance.md: cost for Envoy)."""
+LOOKED_UP = 16
+"""Number of names up to which each is looked up by itself."""
 
 
 class ServiceView:
     """Upstreams that the intentions let one service call. ``special`` holds the tables of those that it calls
     differently from other services.
 
-    ``special`` holds the tables of the upstreams that it calls in another way than the rest.
     """
 
     def __init__(
-        self, service: str, catalog: UpstreamCatalog, table: UpstreamTable, outbound: OperatorSettings
+        self, service: str, catalog: UpstreamCatalog, table: UpstreamTable, mesh_wide: MeshWideSettings
     ) -> None:
         self.service = service
-        self.reach = NOBODY
+        self.reach = NOTHING
         self.table = table
         self.special: Mapping[str, UpstreamTable] = {}
         self.egress: dict[str, dict[str, Resource]] = {}
@@ -46,12 +46,12 @@ class ServiceView:
         self.is_large = False
         """Whether the upstreams are so many that their clusters are better sent on demand."""
         self._catalog = catalog
-        self._outbound = outbound
+        self._mesh_wide = mesh_wide
         self._hidden: tuple[object, Mapping[str, set[str]]] = (None, {})
         self._shown: tuple[object, Mapping[str, set[str]]] = (None, {})
         self._listed: tuple[object, tuple[tuple[VirtualAddress, str], ...]] = (None, ())
 
-    # -- whom it calls ----------------------------------------------------------------------------------------------
+    # -- upstreams -------------------------------------------------------------------------------------------------
 
     @property
     def candidates(self) -> Candidates:
@@ -59,47 +59,47 @@ class ServiceView:
         return self._catalog.candidates
 
     def reaches(self, upstream: str) -> bool:
-        """Whether ``upstream`` is one."""
+        """Return whether the service may call ``upstream``."""
         return upstream in self.candidates.names and self.reach.includes(upstream) and upstream != self.service
 
     def upstreams(self) -> frozenset[str]:
-        """Every upstream."""
+        """Return every upstream."""
         return self.candidates.upstreams(self.service, self.reach)
 
     def table_of(self, upstream: str) -> UpstreamTable:
-        """In which table ``upstream`` stands."""
+        """Return the table that has ``upstream``."""
         return self.special.get(upstream, self.table)
 
     def encoded(self) -> Iterator[tuple[str, EncodedUpstream]]:
-        """Every upstream with what it contributes, in the order of names."""
+        """Yield every upstream with its encoding, ordered by name."""
         for upstream in sorted(self.upstreams()):
             found = self.table_of(upstream).encoded.get(upstream)
             if found is not None:
                 yield upstream, found
 
     def assign(self, reach: Reach, table: UpstreamTable, special: Mapping[str, UpstreamTable]) -> Changes:
-        """Set whom the service may call and how; the names of resources that differ by it."""
+        """Set what the service may call and how. Return the names of the resources that differ."""
         before, as_before = self.upstreams(), (table, special) == (self.table, self.special)
         changes: Changes = {} if as_before else self._names_of(before)
         self.reach, self.table, self.special = reach, table, special
         after = self.upstreams()
         self.count(len(after))
-        self.hold(after)
+        self.include(after)
         merge(changes, self._names_of(before ^ after if as_before else after))
         merge(changes, self.refresh_hosts())
         return changes
 
     def count(self, size: int) -> bool:
-        """Note how many upstreams there are; whether they became many or few by it."""
+        """Set the number of upstreams. Return whether the view became large, or is so no longer."""
         before, self.size = self.is_large, size
         self.is_large = size > (LARGE // 2 if self.is_large else LARGE)
         return before != self.is_large
 
-    def hold(self, upstreams: frozenset[str]) -> None:
-        """See that what these contribute stands in its tables."""
-        self.table.hold(upstreams - self.special.keys())
+    def include(self, upstreams: frozenset[str]) -> None:
+        """Include these upstreams in its tables."""
+        self.table.include(upstreams - self.special.keys())
         for upstream in upstreams & self.special.keys():
-            self.special[upstream].hold(frozenset([upstream]))
+            self.special[upstream].include(frozenset([upstream]))
 
     def _names_of(self, upstreams: frozenset[str]) -> Changes:
         """Return the names of the resources of these upstreams."""
@@ -112,7 +112,7 @@ class ServiceView:
             merge(changes, self.special[upstream].names_of([upstream]))
         return changes
 
-    # -- what that comes to -----------------------------------------------------------------------------------------
+    # -- their resources --- -----------------------------------------------------------------------------------------
 
     def get(self, type_url: str, name: str) -> Resource | None:
         """Return the resource of that name, ``None`` where there is none."""
@@ -125,7 +125,7 @@ class ServiceView:
         return self.egress.get(type_url, {}).get(name)
 
     def owner(self, type_url: str, name: str) -> str | None:
-        """Return the upstream that a resource belongs to, ``None`` where it is nobody's here."""
+        """Return the upstream that a resource belongs to, ``None`` where it belongs to none of this view."""
         for table in (*self.special.values(), self.table):
             found = table.owners.get(type_url, {}).get(name)
             if found is not None:
@@ -133,11 +133,11 @@ class ServiceView:
         return None
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
-        """Those of these resources that there are."""
+        """Return those of these resources that exist."""
         table = self.table.resources.get(type_url)
         if table is None:
             return []
-        if len(names) <= FEW or self.special or self.egress:
+        if len(names) <= LOOKED_UP or self.special or self.egress:
             return [found for name in names if (found := self.get(type_url, name)) is not None]
         if not self.reach.others and len(self.reach.own) + len(self.reach.shared) < len(names):
             return [table[name] for name in self._shown_names().get(type_url, set()).intersection(names)]
@@ -177,7 +177,7 @@ class ServiceView:
         return sorted(self._unknown())
 
     def is_known(self) -> bool:
-        """Whether every upstream has been read."""
+        """Return whether every upstream has been read."""
         return self.first_unknown() is None
 
     def first_unknown(self) -> str | None:
@@ -210,7 +210,7 @@ class ServiceView:
         return self._listed[1]
 
     def named(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """For DNS: the upstreams' virtual IPs, by name."""
+        """Return the virtual IPs of each upstream, for DNS."""
         found = []
         for upstream, encoded in self.encoded():
             addresses = dict.fromkeys(at.ip for at in encoded.dialed if not at.own)
@@ -219,7 +219,11 @@ class ServiceView:
         return tuple(found)
 
     def refresh_hosts(self) -> Changes:
-        """Make what leads to hosts outside the mesh anew: those of several services share routes, one for each port."""
+        """Make the resources for hosts outside the mesh again. Several services share routes, one for each port.
+
+        Returns:
+            The names of the resources that differ.
+        """
         before, self.egress = self.egress, {}
         hosts: list[EgressHost] = []
         tables = {id(table): table for table in (self.table, *self.special.values())}.values()
@@ -231,7 +235,7 @@ class ServiceView:
                         self.egress.setdefault(type_url, {}).update(by_name)
         self.hosts = frozenset(hosts)
         if self.hosts:
-            routes = scopes(self.hosts, destinations_only=self._outbound.destinations_only)
+            routes = scopes(self.hosts, destinations_only=self._mesh_wide.destinations_only)
             self.egress.setdefault(SCOPED_ROUTE, {}).update(routes)
         return differences(before, self.egress) if before or self.egress else {}
 

@@ -2,117 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from xds.control.changes import ResourcesByType
 from xds.control.closed import NOBODY, closed_listener
-from xds.control.rejections import LeftOut, Part
-from xds.control.tables import ResourcesByType
+from xds.control.rejections import LeftOut
+from xds.control.sidecar_inputs import ExplicitTarget, SidecarInputs
 from xds.envoy import clusters, jwt, names, outbound, routes, tls
 from xds.envoy.clusters import Here
-from xds.envoy.dns import Named, dns_listener, unanswerable
-from xds.envoy.egress import EgressHost
+from xds.envoy.dns import dns_listener, unanswerable
 from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
 from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
-from xds.envoy.inbound import Admission, inbound_routes, public, public_address
+from xds.envoy.inbound import inbound_routes, public, public_address
 from xds.envoy.observe import Observation
 from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, EXTENSION, LISTENER, SCOPED_ROUTE, TYPE_NAMES, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.addresses import is_ip
-from xds.mesh.chains import DiscoveryChain, Target
-from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress
+from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import ClusterMode, MeshSettings, ProxyMode, ProxySettings
-from xds.policy.operator import OperatorSettings
+from xds.mesh.settings import ProxyMode, ProxySettings
 
 NOTHING_LEFT_OUT = LeftOut()
-
-
-@dataclass(frozen=True, slots=True)
-class ExplicitTarget:
-    """Explicit upstream with its chain and the instances that the chain ends at."""
-
-    upstream: ExplicitUpstream
-    chain: DiscoveryChain | None
-    instances: tuple[tuple[Target, tuple[Instance, ...]], ...] = ()
-    unread: bool = False
-    """Whether something about it has not been read yet."""
-    problems: tuple[str, ...] = ()
-    """Reasons why some of its instances can't be called."""
-
-    def without_listener(self) -> ExplicitTarget:
-        """Return the same with the generated listener in place of one that a user gave."""
-        settings = replace(self.upstream.settings, listener_json=None)
-        return replace(self, upstream=replace(self.upstream, settings=settings))
-
-
-@dataclass(frozen=True, slots=True)
-class SidecarInputs:
-    """Inputs of one sidecar's own resources; equal inputs give equal resources."""
-
-    sidecar: Sidecar
-    settings: ProxySettings
-    mesh: MeshSettings
-    admission: Admission
-    problems: tuple[str, ...]
-    """Problems of the config entries and intentions that are about it."""
-    roots: Roots
-    leaf: Leaf
-    here: Here
-    outbound: OperatorSettings
-    listed: tuple[tuple[VirtualAddress, str], ...]
-    """The addresses that the outbound listener has to be told of, each with its protocol."""
-    explicit: tuple[ExplicitTarget, ...]
-    hosts: frozenset[EgressHost] = frozenset()
-    """The hosts outside the mesh that are reached through a gateway."""
-    dual_stack: bool = False
-    clusters: ClusterMode = ClusterMode.EAGER
-    on_demand: bool = False
-    """Whether the clusters of implicit upstreams are sent when they are first dialed."""
-    dns_port: int = 0
-    named: tuple[Named, ...] = ()
-    """Upstreams and their virtual IPs for DNS, where it is answered."""
-
-    def parts(self) -> Iterator[Part]:
-        """Yield what users gave to be put into listeners and may be left out of them."""
-        settings = self.settings
-        given = {
-            Part.ACCESS_LOGS: settings.access_logs,
-            Part.TRACING: settings.tracing_json,
-            Part.EXTENSIONS: any(not each.required for each in settings.extensions or ()),
-            Part.OVERRIDES: settings.public_listener_json or any(self.listeners_given()),
-            Part.HEADERS: settings.max_request_headers_kb,
-        }
-        yield from (part for part, value in given.items() if value)
-
-    def listeners_given(self) -> list[str | None]:
-        """Return the listeners of explicit upstreams that users gave as JSON."""
-        return [each.upstream.settings.listener_json for each in self.explicit]
-
-    def without(self, parts: Collection[Part]) -> SidecarInputs:
-        """Return the same inputs without some of what users gave; required extensions stay."""
-        gone: dict[str, Any] = {}
-        for part, field in _FIELDS.items():
-            if part in parts:
-                gone[field] = None
-        if Part.EXTENSIONS in parts:
-            gone["extensions"] = tuple(each for each in self.settings.extensions or () if each.required)
-        explicit = self.explicit
-        if Part.OVERRIDES in parts:
-            explicit = tuple(each.without_listener() for each in explicit)
-        return replace(self, settings=replace(self.settings, **gone), explicit=explicit)
-
-
-_FIELDS = {
-    Part.ACCESS_LOGS: "access_logs",
-    Part.TRACING: "tracing_json",
-    Part.EXTENSIONS: "extensions",
-    Part.OVERRIDES: "public_listener_json",
-    Part.HEADERS: "max_request_headers_kb",
-}
-"""The settings that give each part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +90,16 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
         listed = dict(inputs.listed)
         listener = outbound.outbound(
-            inputs.outbound, port, listed, inputs.hosts,
+            inputs.mesh_wide, port, listed, inputs.hosts,
             dual_stack=inputs.dual_stack, mode=inputs.clusters, on_demand=inputs.on_demand,
             max_request_headers_kb=settings.max_request_headers_kb,
         )  # fmt: skip
-        named = outbound.outbound_clusters(inputs.outbound, listed, inputs.hosts)
+        named = outbound.outbound_clusters(inputs.mesh_wide, listed, inputs.hosts)
         scopes_named = outbound.outbound_routes(listed, inputs.hosts)
         yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
         yield routes.by_address()  # whoever asks: when clusters stop coming on demand, scopes lead there for a moment
-        if not inputs.outbound.destinations_only:
-            yield clusters.original_destination(inputs.outbound.passthrough_connect_timeout_ms)
+        if not inputs.mesh_wide.destinations_only:
+            yield clusters.original_destination(inputs.mesh_wide.passthrough_connect_timeout_ms)
         if inputs.dns_port:
             for service in unanswerable(inputs.named):
                 problem(f"upstream {service!r} can't be a name in DNS; the sidecar does not answer for it")
@@ -255,7 +167,7 @@ def _exposed(inputs: SidecarInputs, observation: Observation, problem: Callable[
     for each in more:
         problem(each)
     yield from exposed_clusters(sidecar, settings, exposed)
-    for listener, named in exposed_listeners(sidecar, settings, exposed, inputs.outbound.probe_sources):
+    for listener, named in exposed_listeners(sidecar, settings, exposed, inputs.mesh_wide.probe_sources):
         yield observation.encode(listener, named, INBOUND)
 
 

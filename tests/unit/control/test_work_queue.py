@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xds.control.slices import FEW, SLICE, Rests, Slices
+from xds.control.work_queue import AT_ONCE, SLICE, Throttle, WorkQueue
 
 
 class Loop:
@@ -13,7 +13,7 @@ class Loop:
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []
         self.done: list[object] = []
-        self.slices = Slices(self.waiting.append)
+        self.queue = WorkQueue(self.waiting.append)
 
     def turn(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []
@@ -23,49 +23,49 @@ class Loop:
 
 def test_a_few_are_done_at_once() -> None:
     loop = Loop()
-    loop.slices.run(loop.done.append, range(FEW))
-    assert len(loop.done) == FEW
+    loop.queue.run(loop.done.append, range(AT_ONCE))
+    assert len(loop.done) == AT_ONCE
     assert not loop.waiting
 
 
 def test_many_are_done_a_slice_at_a_time_and_a_few_pass_them() -> None:
     loop = Loop()
-    loop.slices.run(loop.done.append, range(FEW + SLICE))
+    loop.queue.run(loop.done.append, range(AT_ONCE + SLICE))
     assert not loop.done
     loop.turn()
     assert loop.done == list(range(SLICE))
-    loop.slices.run(loop.done.append, ["urgent"])
+    loop.queue.run(loop.done.append, ["urgent"])
     assert loop.done[-1] == "urgent"
     while loop.waiting:
         loop.turn()
-    assert [each for each in loop.done if each != "urgent"] == list(range(FEW + SLICE))
+    assert [each for each in loop.done if each != "urgent"] == list(range(AT_ONCE + SLICE))
 
 
 def test_what_is_asked_for_in_order_does_not_pass() -> None:
     loop = Loop()
-    loop.slices.run(loop.done.append, range(2 * FEW))
-    loop.slices.run(loop.done.append, ["after"], in_order=True)
+    loop.queue.run(loop.done.append, range(2 * AT_ONCE))
+    loop.queue.run(loop.done.append, ["after"], in_order=True)
     while loop.waiting:
         loop.turn()
-    assert loop.done == [*range(2 * FEW), "after"]
+    assert loop.done == [*range(2 * AT_ONCE), "after"]
 
 
 def test_what_is_left_can_be_done_now() -> None:
     loop = Loop()
-    loop.slices.run(loop.done.append, range(5 * FEW))
+    loop.queue.run(loop.done.append, range(5 * AT_ONCE))
     loop.turn()
-    loop.slices.finish()
-    assert loop.done == list(range(5 * FEW))
+    loop.queue.finish()
+    assert loop.done == list(range(5 * AT_ONCE))
     loop.turn()
     assert not loop.waiting
-    loop.slices.run(loop.done.append, range(2 * FEW))
+    loop.queue.run(loop.done.append, range(2 * AT_ONCE))
     assert loop.waiting, "and then it begins anew"
 
 
 def test_what_is_asked_for_in_a_rest_is_done_together_after_it() -> None:
     resting: list[Callable[[], None]] = []
     done: list[set[str]] = []
-    rests = Rests(done.append, resting.append)
+    rests = Throttle(done.append, resting.append)
     rests.ask(())
     rests.ask({"a"})
     assert done == [{"a"}], "at once"

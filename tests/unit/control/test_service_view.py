@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.control.test_plane import Bench
 from tests.unit.facts import make_instance
-from xds.control import slices
+from xds.control import work_queue
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
@@ -63,8 +63,8 @@ def connected(bench: Bench) -> Bench:
 @pytest.fixture(autouse=True, scope="module")
 def small_slices() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "FEW", 1)
-        patch.setattr(slices, "SLICE", 1)
+        patch.setattr(work_queue, "AT_ONCE", 1)
+        patch.setattr(work_queue, "SLICE", 1)
         yield
 
 
@@ -163,7 +163,7 @@ def test_what_many_sidecars_of_one_service_need_is_read_when_they_are_looked_at_
 
     bench = Bench(soon=waiting.append)
     bench.service("api", "240.0.0.2")
-    for number in range(2 * slices.FEW):
+    for number in range(2 * work_queue.AT_ONCE):
         bench.connect("web", number)
     settle()
     bench.leaf("web")

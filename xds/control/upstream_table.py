@@ -1,43 +1,24 @@
-"""Upstreams as they are called with one kind of settings: a table that everybody who calls them so shares.
+"""A table of upstreams encoded with one kind of settings, shared by all services that call them with these settings.
 
-A thousand services that call ten thousand in the same way differ only in whom they may call. So what the upstreams
-contribute stands here once, with whose each resource is, and a `ServiceView` asks only whether its service may call
-that one. A change of one upstream is a change here, told to those who may call it.
+A thousand services that call ten thousand in the same way differ only in which of them they may call. So the resources
+of the upstreams are in this table once, with the upstream that each belongs to, and a `ServiceView` only checks whether
+its service may call that upstream. A change of one upstream is one change of the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
+from xds.control.changes import Changes, ResourcesByType, differences
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy.extensions import OUTBOUND, ExtensionError, Extensions
 from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
 from xds.mesh.facts import VirtualAddress
 from xds.mesh.settings import Extension, UpstreamSettings
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 
-ResourcesByType = Mapping[str, Mapping[str, Resource]]
-Changes = dict[str, set[str]]
-"""Names of resources that differ, by type."""
 NOTHING = EncodedUpstream(known=True)
-
-
-def differences(before: ResourcesByType, after: ResourcesByType) -> Changes:
-    """Return the names whose resource was added, changed or removed."""
-    changes: Changes = {}
-    for type_url in before.keys() | after.keys():
-        old, new = before.get(type_url, {}), after.get(type_url, {})
-        changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-        if changed:
-            changes[type_url] = changed
-    return changes
-
-
-def merge(into: Changes, more: Changes) -> None:
-    """Add the names of ``more`` to ``into``."""
-    for type_url, changed in more.items():
-        into.setdefault(type_url, set()).update(changed)
 
 
 class UpstreamTable:
@@ -46,7 +27,7 @@ class UpstreamTable:
     def __init__(
         self,
         catalog: UpstreamCatalog,
-        outbound: OperatorSettings,
+        mesh_wide: MeshWideSettings,
         settings: UpstreamSettings,
         extensions: tuple[Extension, ...],
     ) -> None:
@@ -56,35 +37,35 @@ class UpstreamTable:
         """Upstream that a resource belongs to, by type and name."""
         self.encoded: dict[str, EncodedUpstream] = {}
         self.unknown: set[str] = set()
-        """The upstreams that have not been read yet."""
+        """Upstreams that have not been read yet."""
         self.listed: dict[VirtualAddress, tuple[str, str]] = {}
-        """The addresses that an outbound listener has to be told of: the protocol, and the upstream."""
+        """Addresses that an outbound listener has to list, each with the protocol and the upstream."""
         self.with_hosts: set[str] = set()
-        """The upstreams that stand for hosts outside the mesh."""
+        """Upstreams that stand for hosts outside the mesh."""
         self.revision = 0
-        """Moves whenever a name comes or goes."""
+        """Number of changes of the set of resource names."""
         self.listing = 0
-        """Moves whenever `listed`, or what leads outside the mesh, differs."""
+        """Number of changes of `listed`, or of what leads outside the mesh."""
         self.addresses = 0
-        """Moves whenever the addresses of an upstream differ."""
+        """Number of changes of the addresses of any upstream."""
         self._catalog = catalog
-        self._outbound = outbound
+        self._mesh_wide = mesh_wide
         self._extensions = extensions
 
-    def hold(self, services: frozenset[str]) -> None:
-        """See that these are in it."""
+    def include(self, services: frozenset[str]) -> None:
+        """Add these upstreams, unless they are in the table."""
         for service in services - self.encoded.keys():
             self.refresh(service)
 
     def forget(self, service: str) -> Changes:
-        """Nobody calls ``service`` any more."""
-        return self._take(service, NOTHING) if service in self.encoded else {}
+        """Remove ``service``, which has no callers any more."""
+        return self._replace(service, NOTHING) if service in self.encoded else {}
 
     def refresh(self, service: str) -> Changes:
-        """Take over the catalog's current encoding of ``service``; the names of the resources that differ by it."""
-        return self._take(service, self._patched(service, self._catalog.get(service, self.settings)))
+        """Take the catalog's current encoding of ``service``. Return the names of the resources that differ."""
+        return self._replace(service, self._patched(service, self._catalog.get(service, self.settings)))
 
-    def _take(self, service: str, encoded: EncodedUpstream) -> Changes:
+    def _replace(self, service: str, encoded: EncodedUpstream) -> Changes:
         before = self.encoded.pop(service, NOTHING)
         if encoded is not NOTHING:
             self.encoded[service] = encoded
@@ -97,25 +78,31 @@ class UpstreamTable:
                     self.revision += name not in mine
                     mine[name] = resource
                     owners[name] = service
-                elif owners.get(name) == service:  # an address that changed hands is its new owner's
+                elif owners.get(name) == service:  # an address may belong to another service now
                     self.revision += 1
                     del mine[name], owners[name]
-        (self.unknown.discard if encoded.known else self.unknown.add)(service)
+        if encoded.known:
+            self.unknown.discard(service)
+        else:
+            self.unknown.add(service)
         if before.dialed != encoded.dialed:
             self._list(service, before, encoded)
         if before.hosts != encoded.hosts or before.egress != encoded.egress:
             self.listing += 1
-            (self.with_hosts.add if encoded.hosts else self.with_hosts.discard)(service)
+            if encoded.hosts:
+                self.with_hosts.add(service)
+            else:
+                self.with_hosts.discard(service)
         return changes
 
     def _list(self, service: str, before: EncodedUpstream, encoded: EncodedUpstream) -> None:
         self.addresses += 1
         now: dict[VirtualAddress, tuple[str, str] | None] = {}
         for at in before.dialed.keys() - encoded.dialed.keys():
-            if self.listed.get(at, ("", service))[1] == service:  # else it is its new owner's
+            if self.listed.get(at, ("", service))[1] == service:  # otherwise it belongs to another service now
                 now[at] = None
         for at, protocol in encoded.dialed.items():
-            now[at] = (protocol, service) if self._outbound.lists(at, protocol) else None
+            now[at] = (protocol, service) if self._mesh_wide.lists(at, protocol) else None
         for at, entry in now.items():
             if self.listed.get(at) != entry:
                 self.listing += 1
@@ -141,7 +128,7 @@ class UpstreamTable:
 
             return replace(encoded, resources=patched(encoded.resources), egress=patched(encoded.egress))
         except (ExtensionError, ValueError, TypeError, KeyError) as error:
-            # That it can't be applied is told for the sidecar itself; a patch that fits no more leaves things be.
+            # The sidecar itself reports extensions that can't be applied. A patch that does not fit changes nothing.
             return replace(encoded, problems=(*encoded.problems, str(error)))
 
     def names_of(self, services: Iterable[str]) -> Changes:
@@ -149,8 +136,9 @@ class UpstreamTable:
         names: Changes = {}
         for service in services:
             encoded = self.encoded.get(service)
-            for type_url, by_name in encoded.resources.items() if encoded is not None else ():
-                names.setdefault(type_url, set()).update(by_name)
+            if encoded is not None:
+                for type_url, by_name in encoded.resources.items():
+                    names.setdefault(type_url, set()).update(by_name)
         return names
 
     def names_of_all_but(self, services: Iterable[str]) -> Changes:

@@ -1,4 +1,4 @@
-"""Between the xDS server, which knows streams, and the control plane, which knows proxies."""
+"""Connects the xDS server, which handles streams, with the control plane, which handles proxies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINGER_S = 60.0
 soon."""
 
 
-class PlaneRegistry:
+class AdsAdapter:
     """Adapter between streams and the control plane (`xds.ads.server.Registry`)."""
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -30,11 +30,10 @@ class PlaneRegistry:
         return self._plane.attach(Client(node, token, address, delta, uuid.uuid4().hex, spiffe_ids))
 
     def disconnected(self, peer: Proxy) -> None:
-        """Its stream ended."""
+        """Remove a proxy whose stream ended, and forget it after a while."""
         log.info("sidecar %r disconnected", peer.client.node.id)
         self._plane.detach(peer)
-        then = self._plane.let_go if peer.admitted else self._plane.forget_refusal
-        asyncio.get_running_loop().call_later(LINGER_S, then, peer)
+        asyncio.get_running_loop().call_later(LINGER_S, self._plane.let_go, peer)
 
     def received(self, peer: Proxy, received: Received, seconds: float | None) -> None:
         """Log and count what a proxy answered."""

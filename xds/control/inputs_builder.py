@@ -1,4 +1,4 @@
-"""What one sidecar's own resources are made of: its registration, its certificate, and all that has a say in them."""
+"""Builds the inputs of one sidecar's own resources from the facts: its registration, its certificate, the settings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from xds.control.closed import NOBODY
-from xds.control.own import ExplicitTarget, SidecarInputs
 from xds.control.proxy import Proxy
+from xds.control.service_view import ServiceView
+from xds.control.sidecar_inputs import ExplicitTarget, SidecarInputs
 from xds.control.upstreams import UpstreamCatalog, here, target_problems
-from xds.control.views import ServiceView
 from xds.envoy.inbound import Admission
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused, StreamUndecided
@@ -19,7 +19,7 @@ from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
 from xds.mesh.settings import ClusterMode
 from xds.policy.intentions import Decisions, IntentionIndex, admission_problems, connection_policy, request_policy
-from xds.policy.operator import OperatorSettings
+from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import effective_settings, explicit_upstreams
 
 log = logging.getLogger(__name__)
@@ -33,41 +33,49 @@ class Blocker:
     passing: bool = False
 
 
-class OwnInputs:
+class InputsBuilder:
     """Builder of `SidecarInputs` for any proxy."""
 
     def __init__(
         self,
         mesh: Mesh,
         catalog: UpstreamCatalog,
-        outbound: OperatorSettings,
+        mesh_wide: MeshWideSettings,
         index: IntentionIndex,
         views: Mapping[str, ServiceView],
     ) -> None:
         self._mesh = mesh
         self._catalog = catalog
-        self._outbound = outbound
+        self._mesh_wide = mesh_wide
         self._index = index
         self._views = views
 
+    def look_up(self, proxy: Proxy) -> None:
+        """Give a proxy its certificate and its registration, once it may act for its service."""
+        if self._mesh.missing() or not proxy.admitted:
+            return
+        leaf = self._mesh.leaf(proxy.leaf_key)
+        if isinstance(leaf, Leaf):
+            proxy.leaf = leaf
+        if proxy.leaf is not None:
+            self._find_registration(proxy)
+
     def blocker(self, proxy: Proxy) -> Blocker | None:
+        """Return the reason why a proxy can't be served, ``None`` where it can."""
         node = proxy.client.node
         missing = self._mesh.missing()
         if missing:
             return Blocker(f"not read yet: {', '.join(missing)}", passing=True)
-        # First whether it may act for its service at all: nothing else is read on behalf of someone who may not.
+        # Authorization is first: nothing else is read on behalf of a proxy that may not act for its service.
         if not proxy.admitted:
             answer = self._mesh.authorization(proxy.stream_key)
             why = f": {answer.reason}" if isinstance(answer, StreamUndecided) else ""
             return Blocker(f"whether its token may act for {node.cluster!r} is not known yet{why}", passing=not why)
-        match self._mesh.leaf(proxy.leaf_key):
-            case Leaf() as leaf:
-                proxy.leaf = leaf
-            case LeafRefused(reason=reason) if proxy.leaf is None:
-                return Blocker(f"no leaf certificate for service {node.cluster!r}: {reason}")
-            case None if proxy.leaf is None:
-                return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
-        self._find_registration(proxy)
+        if proxy.leaf is None:
+            leaf = self._mesh.leaf(proxy.leaf_key)
+            if isinstance(leaf, LeafRefused):
+                return Blocker(f"no leaf certificate for service {node.cluster!r}: {leaf.reason}")
+            return Blocker(f"the leaf certificate of service {node.cluster!r} has not been read yet", passing=True)
         if proxy.sidecar is None:
             if self._mesh.instances(node.cluster) is None:
                 return Blocker(f"the instances of service {node.cluster!r} have not been read yet", passing=True)
@@ -79,7 +87,7 @@ class OwnInputs:
         return None
 
     def _find_registration(self, proxy: Proxy) -> None:
-        """Look up the registration. One that disappears goes on being followed as it last was."""
+        """Look up the registration. If it disappears, the proxy keeps its last one."""
         node = proxy.client.node
         found = self._mesh.instances(node.cluster)
         registered = None
@@ -102,6 +110,7 @@ class OwnInputs:
             proxy.sidecar = registered
 
     def of(self, proxy: Proxy) -> SidecarInputs | None:
+        """Return the inputs of a proxy's own resources, ``None`` while some fact is missing."""
         mesh, sidecar, leaf, place = self._mesh, proxy.sidecar, proxy.leaf, here(self._mesh)
         entries, roots, default_allow = mesh.config_entries, mesh.roots, mesh.default_allow
         if (
@@ -115,7 +124,7 @@ class OwnInputs:
             return None
         decisions = self._index.to_destination(sidecar.service, self._catalog.candidates.identity)
         settings = effective_settings(sidecar, entries)
-        mode = settings.clusters or self._outbound.clusters
+        mode = settings.clusters or self._mesh_wide.clusters
         admission, excess = self._admission(decisions, entries.token_providers, default_allow=default_allow)
         return SidecarInputs(
             sidecar=sidecar,
@@ -130,7 +139,7 @@ class OwnInputs:
             roots=roots,
             leaf=leaf,
             here=place,
-            outbound=self._destinations_only(entries.mesh.destinations_only),
+            mesh_wide=self._destinations_only(entries.mesh.destinations_only),
             listed=self._views[proxy.service].listed(),
             explicit=tuple(self._explicit_target(upstream) for upstream in explicit_upstreams(sidecar, entries)),
             hosts=self._views[proxy.service].hosts,
@@ -144,10 +153,10 @@ class OwnInputs:
     def _admission(
         self, decisions: Decisions, providers: Mapping[str, TokenProvider], *, default_allow: bool
     ) -> tuple[Admission, tuple[str, ...]]:
-        """Return who is let in, and why nobody is where that can't be said."""
+        """Return who is let in, and the reason if a quota closes the service."""
         denied = sum(each.action is Action.DENY for each in decisions.exact.values())
         for amount, what, quota in ((len(decisions.exact), "name", "sources"), (denied, "deny", "denied")):
-            limit = getattr(self._outbound.quotas, quota)
+            limit = getattr(self._mesh_wide.quotas, quota)
             if amount > limit:
                 return NOBODY, (
                     f"its intentions {what} {amount} sources, and the quota {quota} is {limit} (gossamer serve --quota"
@@ -160,7 +169,7 @@ class OwnInputs:
         ), ()
 
     def _is_on_demand(self, proxy: Proxy, mode: ClusterMode) -> bool:
-        """Whether its clusters are sent on demand; state of the world has no words for that."""
+        """Return whether its clusters are sent on demand, which the state-of-the-world protocol can't express."""
         large = mode is ClusterMode.AUTO and self._views[proxy.service].is_large
         return proxy.client.delta and (large or mode is ClusterMode.ON_DEMAND)
 
@@ -211,10 +220,10 @@ class OwnInputs:
                 found |= chain.reads(upstream.settings.mesh_gateway)
         return frozenset(found)
 
-    def _destinations_only(self, by_entry: bool) -> OperatorSettings:
-        if not by_entry or self._outbound.destinations_only:
-            return self._outbound
-        return replace(self._outbound, destinations_only=True)
+    def _destinations_only(self, by_entry: bool) -> MeshWideSettings:
+        if not by_entry or self._mesh_wide.destinations_only:
+            return self._mesh_wide
+        return replace(self._mesh_wide, destinations_only=True)
 
     def chains_elsewhere(self, proxy: Proxy) -> set[InstancesOf]:
         """Return the discovery chains of a proxy's explicit upstreams that other datacenters compile."""

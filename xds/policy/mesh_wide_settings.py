@@ -17,7 +17,7 @@ CONSUL_VIRTUAL_IPS = parse_network("240.0.0.0/4")
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorSettings:
+class MeshWideSettings:
     """Settings that hold for every sidecar of a mesh."""
 
     virtual_ranges: tuple[IPNetwork, ...] = (CONSUL_VIRTUAL_IPS,)

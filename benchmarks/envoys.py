@@ -28,14 +28,14 @@ from benchmarks.child import cpu_seconds, resident_mib
 from benchmarks.playback import virtual_ip
 from benchmarks.stage import SERVE_PORT, Played, Stage, children
 from xds.ads.server import SERVICE
-from xds.envoy import names
 from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
 from xds.envoy.resource import CLUSTER, ENDPOINT
 from xds.lab import binaries
 from xds.lab.commands import ENVOY_UID, gossamer
 from xds.lab.network import Host
 from xds.lab.processes import Process, eventually, run_to_end
-from xds.sources.file.authority import Authority, issue, new_authority
+from xds.mesh.spiffe import spiffe_id
+from xds.sources.authority import Authority, issue, new_authority
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
 DIALED = 50
@@ -77,7 +77,7 @@ async def called(stage: Stage) -> AsyncIterator[Called]:
     signer = serialization.load_pem_private_key(authority.private_key.encode(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     root = x509.load_pem_x509_certificate(authority.certificate.encode())
-    identities = [names.spiffe_id(f"s-{number}", "dc1", authority.trust_domain) for number in range(1, DIALED + 1)]
+    identities = [spiffe_id(f"s-{number}", "dc1", authority.trust_domain) for number in range(1, DIALED + 1)]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))

@@ -26,7 +26,7 @@ from xds.lab.mesh import Lab, Member, get
 from xds.lab.mesh_file import MeshFile
 from xds.lab.network import Host
 from xds.lab.processes import eventually
-from xds.sources.file.authority import issue
+from xds.sources.authority import issue
 from xds.sources.file.state import StateFolder
 
 GATEWAY_PORT = 8443

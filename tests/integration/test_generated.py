@@ -31,8 +31,8 @@ from xds.lab.processes import Process, eventually
 from xds.mesh.facts import Authorized, LeafKey
 from xds.mesh.mesh import SERVICE_NAMES, Demand, Key, Kind
 from xds.policy.mesh_wide_settings import MeshWideSettings
+from xds.sources.authority import issue, new_authority
 from xds.sources.file import models
-from xds.sources.file.authority import issue, new_authority
 from xds.sources.file.document import RefusedError, parse
 from xds.sources.file.facts import FileFacts, facts_of
 from xds.sources.file.models.defaults import MeshEntry

@@ -16,7 +16,7 @@ from tests.certificates import TestAuthority
 from tests.integration.helpers import answers, log_says
 from xds.lab.mesh import Lab, Member
 from xds.lab.processes import run_to_end
-from xds.sources.file.authority import new_authority
+from xds.sources.authority import new_authority
 from xds.sources.file.source import roots_file
 
 NAME = "gossamer.test"

@@ -187,8 +187,8 @@ class Outgoing:
     def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
         """Names that were asked for and do not exist: a delta client is told so once, rather than left waiting."""
         asked = [name for name in state.dirty if name in state.named and name not in state.has]
-        there = {resource.name for resource in self._view.select(type_url, asked)} if asked else ()
-        return sorted(name for name in asked if name not in there)
+        existing = {resource.name for resource in self._view.select(type_url, asked)}
+        return sorted(set(asked) - existing)
 
     def _settle(self, state: TypeState, type_url: str) -> None:
         """Drop the names from ``dirty`` that nothing is to be done about: neither to send nor to remove."""

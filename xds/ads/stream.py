@@ -14,6 +14,7 @@ from xds.ads.call import Call, CallError
 from xds.ads.messages import Received, Request, Response
 from xds.ads.session import LimitError, Session
 from xds.ads.turns import Turns
+from xds.envoy.names import TOKEN_METADATA
 from xds.mesh.facts import StreamRefused
 from xds.mesh.names import usable_name
 
@@ -27,7 +28,6 @@ SMALL = 64
 """Resources. Responses with more wait for one of the slots for large responses (`xds.ads.turns`)."""
 MAX_HELD = 256 << 20
 """Bytes that the first requests of all unauthenticated streams may have together."""
-TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
 
 
 class Peer(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from xds.cli.common import Failure, state_flag
-from xds.sources.file.authority import OLD_ROOT_TRUSTED
+from xds.sources.authority import OLD_ROOT_TRUSTED
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateError, StateFolder
 

@@ -13,8 +13,8 @@ from xds.cli.common import Failure, consul_flags, state_flag
 from xds.cli.rehearsal import set_aside
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
+from xds.sources.export import export
 from xds.sources.file.document import RefusedError, parse
-from xds.sources.file.export import export
 from xds.sources.file.facts import facts_of, warnings
 from xds.sources.file.models import json_schema
 from xds.sources.file.source import FileSettings, read_text

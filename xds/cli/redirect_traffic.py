@@ -12,11 +12,11 @@ import click
 from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, Ip, Network, consul_flags, mesh_flag
 from xds.mesh.settings import ProxyMode
+from xds.ports import OUTBOUND_LISTENER_PORT
 from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
 from xds.sources.consul.settings import ConsulSettings
 
-DEFAULT_OUTBOUND_PORT = 15001
 VERIFY_FAILED = 3
 PORT = click.IntRange(1, 65535)
 
@@ -44,7 +44,7 @@ class Uid(click.ParamType[int]):
 )
 @click.option("--proxy-uid", type=Uid(), help="The user that Envoy runs as; its own connections are not redirected.")
 @click.option("--proxy-inbound-port", type=PORT, help="Where Envoy's public listener listens.")
-@click.option("--proxy-outbound-port", type=PORT, help="Where its outbound listener listens. [15001]")
+@click.option("--proxy-outbound-port", type=PORT, help=f"Port of its outbound listener. [{OUTBOUND_LISTENER_PORT}]")
 @click.option(
     "--exclude-inbound-port",
     "exclude_inbound",
@@ -177,7 +177,7 @@ def _ports(
             "give either --proxy-id, to take the ports from the registration, or --proxy-inbound-port"
         )
     if inbound is not None:
-        return inbound, outbound or DEFAULT_OUTBOUND_PORT, ()
+        return inbound, outbound or OUTBOUND_LISTENER_PORT, ()
     if outbound is not None:
         raise click.UsageError("--proxy-outbound-port comes from the registration when --proxy-id is given")
     found = look_up(consul, mesh, proxy_id, "", node_name)
@@ -188,7 +188,7 @@ def _ports(
         )
     return (
         found.settings.bind_port or found.sidecar.port,
-        found.settings.outbound_listener_port or DEFAULT_OUTBOUND_PORT,
+        found.settings.outbound_listener_port or OUTBOUND_LISTENER_PORT,
         found.plain_ports,
     )
 

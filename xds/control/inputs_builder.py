@@ -91,7 +91,8 @@ class InputsBuilder:
         node = proxy.client.node
         found = self._mesh.instances(node.cluster)
         registered = None
-        for instance in found.instances if found else ():
+        instances = found.instances if found is not None else ()
+        for instance in instances:
             sidecar = instance.sidecar
             if (
                 sidecar

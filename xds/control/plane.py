@@ -41,7 +41,6 @@ from xds.control.proxy import Client, Proxy
 from xds.control.service_views import ServiceViews
 from xds.control.upstreams import UpstreamCatalog, here
 from xds.control.work_queue import Throttle, WorkQueue
-from xds.envoy import names
 from xds.mesh.facts import Authorized, LeafKey, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
@@ -56,6 +55,7 @@ from xds.mesh.mesh import (
 )
 from xds.mesh.names import WILDCARD, fold
 from xds.mesh.settings import ConfigEntries
+from xds.mesh.spiffe import spiffe_id
 from xds.metrics import Metrics
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import Differing
@@ -133,7 +133,7 @@ class ControlPlane:
     def _authorize(self, proxy: Proxy) -> None:
         """Find out whether a proxy may act for its service: by its client certificate, otherwise by its token."""
         if proxy.client.spiffe_ids and proxy.admitted is None and (place := here(self.mesh)) is not None:
-            own = names.spiffe_id(proxy.service, place.datacenter, place.trust_domain)
+            own = spiffe_id(proxy.service, place.datacenter, place.trust_domain)
             proxy.certified = own in proxy.client.spiffe_ids
             if proxy.certified:
                 self._demand.remove_stream(proxy)  # its token need not be checked

@@ -12,7 +12,7 @@ from xds.control.changes import Changes, differences
 from xds.control.closed import closed_to_all
 from xds.control.rejections import Rejections
 from xds.control.service_view import ServiceView
-from xds.control.sidecar_inputs import SidecarInputs
+from xds.control.sidecar_inputs import ExplicitTarget, SidecarInputs
 from xds.control.sidecar_resources import OwnResources, own_resources
 from xds.envoy.extensions import ExtensionError
 from xds.envoy.names import address_of, asked_as
@@ -258,10 +258,11 @@ class Proxy:
 
     def _unread_explicit(self) -> list[str]:
         return [
-            target.upstream.name
-            for target in (self._inputs.explicit if self._inputs else ())
-            if target.upstream.refusal is None and target.unread
+            target.upstream.name for target in self._explicit() if target.upstream.refusal is None and target.unread
         ]
+
+    def _explicit(self) -> tuple[ExplicitTarget, ...]:
+        return self._inputs.explicit if self._inputs is not None else ()
 
     @property
     def incomplete(self) -> bool:
@@ -292,7 +293,7 @@ class Proxy:
 
     def _explicit_owner(self, resource: str) -> str:
         """Return the explicit upstream that a resource belongs to, its own service where it is none's."""
-        for target in self._inputs.explicit if self._inputs else ():
+        for target in self._explicit():
             if explicit_name(target.upstream) in resource:
                 return target.upstream.name
         return self.service

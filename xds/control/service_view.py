@@ -197,8 +197,8 @@ class ServiceView:
 
     def listed(self) -> tuple[tuple[VirtualAddress, str], ...]:
         """Return the upstreams' addresses that the outbound listener has to list, each with its protocol; sorted."""
-        tables = {id(table): table for table in (self.table, *self.special.values())}.values()
-        key = self.reach, self.candidates, tuple((id(table), table.listing) for table in tables)
+        tables = dict.fromkeys((self.table, *self.special.values()))
+        key = self.reach, self.candidates, tuple((table, table.listing) for table in tables)
         if self._listed[0] != key:
             found = {
                 at: protocol
@@ -226,8 +226,7 @@ class ServiceView:
         """
         before, self.egress = self.egress, {}
         hosts: list[EgressHost] = []
-        tables = {id(table): table for table in (self.table, *self.special.values())}.values()
-        for table in tables:
+        for table in dict.fromkeys((self.table, *self.special.values())):
             for upstream in sorted(table.with_hosts):
                 if self.table_of(upstream) is table and self.reaches(upstream):
                     hosts += table.encoded[upstream].hosts

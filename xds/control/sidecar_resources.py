@@ -12,9 +12,9 @@ from xds.control.sidecar_inputs import ExplicitTarget, SidecarInputs
 from xds.envoy import clusters, jwt, names, outbound, routes, tls
 from xds.envoy.clusters import Here
 from xds.envoy.dns import dns_listener, unanswerable
-from xds.envoy.exposed import exposable, exposed_clusters, exposed_listeners
+from xds.envoy.exposed import exposed_clusters, exposed_listeners
 from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
-from xds.envoy.inbound import inbound_routes, public, public_address
+from xds.envoy.inbound import inbound_routes, public
 from xds.envoy.observe import Observation
 from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, EXTENSION, LISTENER, SCOPED_ROUTE, TYPE_NAMES, Resource, encode
@@ -23,6 +23,8 @@ from xds.mesh.addresses import is_ip
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ProxyMode, ProxySettings
+from xds.policy.listeners import exposable, public_address
+from xds.ports import OUTBOUND_LISTENER_PORT
 
 NOTHING_LEFT_OUT = LeftOut()
 
@@ -87,7 +89,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
     else:
         problem(wrong)
     if settings.mode is ProxyMode.TRANSPARENT:
-        port = settings.outbound_listener_port or outbound.OUTBOUND_LISTENER_PORT
+        port = settings.outbound_listener_port or OUTBOUND_LISTENER_PORT
         listed = dict(inputs.listed)
         listener = outbound.outbound(
             inputs.mesh_wide, port, listed, inputs.hosts,

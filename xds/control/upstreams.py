@@ -277,7 +277,9 @@ class UpstreamCatalog:
         gateways = self._mesh.instances(key)
         reachable = any(endpoints.health_and_weight(instance)[0] for instance in there)
         health = Health.PASSING if reachable else Health.CRITICAL
-        return tuple(replace(gateway, health=health) for gateway in (gateways.instances if gateways else ()))
+        if gateways is None:
+            return ()
+        return tuple(replace(gateway, health=health) for gateway in gateways.instances)
 
 
 def _key(used: str | Elsewhere) -> str | Elsewhere:
@@ -312,8 +314,10 @@ def target_problems(mesh: Mesh, service: str, chain: DiscoveryChain, mode: str |
             problems.append(f"{_in_words(used)} have not been read yet")
         elif found is not None and not found.instances and used != service:
             problems.append(f"it leads to {_in_words(used)}, of which there are none")
-        problems.extend(found.problems if found is not None else ())
-        for instance in found.instances if found else ():
+        if found is None:
+            continue
+        problems.extend(found.problems)
+        for instance in found.instances:
             problems.extend(instance.problems)
             problem = endpoints.unreachable(instance)
             if problem is not None:

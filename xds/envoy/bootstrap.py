@@ -24,12 +24,11 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any as PackedAny
 from envoy_data_plane.google.protobuf import Struct
 
+from xds.envoy import names
 from xds.envoy.names import ControlPlaneIdentity
 from xds.mesh.addresses import is_ip
 
 CONTROL_PLANE_CLUSTER = "local_agent"
-HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
 
 CA_SECRET, CERTIFICATE_SECRET = "control_plane_ca", "control_plane_certificate"
 """The secrets that a sidecar connects to its control plane with."""
@@ -156,7 +155,7 @@ def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
                 grpc_services=[
                     core.GrpcService(
                         envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=CONTROL_PLANE_CLUSTER),
-                        initial_metadata=[core.HeaderValue(key=TOKEN_METADATA, value=inputs.token)],
+                        initial_metadata=[core.HeaderValue(key=names.TOKEN_METADATA, value=inputs.token)],
                     )
                 ],
             ),
@@ -269,7 +268,7 @@ def _control_plane(addresses: tuple[tuple[str, int], ...], tls: ControlPlaneTls 
         type=cluster.ClusterDiscoveryType.STRICT_DNS if named else cluster.ClusterDiscoveryType.STATIC,
         connect_timeout=timedelta(seconds=1),
         transport_socket=None if tls is None else _tls_socket(tls, [host for host, _ in addresses]),
-        typed_extension_protocol_options={HTTP_OPTIONS: PackedAny.pack(options)},
+        typed_extension_protocol_options={names.HTTP_OPTIONS: PackedAny.pack(options)},
         load_assignment=endpoint.ClusterLoadAssignment(
             cluster_name=CONTROL_PLANE_CLUSTER,
             endpoints=[

@@ -17,6 +17,7 @@ from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
+from xds.mesh.spiffe import spiffe_id
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
@@ -26,7 +27,6 @@ from xds.wire.envoy.type import type_pb2 as envoy_type
 LOCAL_CONNECT_TIMEOUT_MS = 5000
 ENDPOINTS_WAIT = Duration(seconds=5)
 """Seconds that Envoy waits for a cluster's endpoints. They follow the cluster at once, so this is only a safety net."""
-HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 HTTP2 = core.Http2ProtocolOptions(allow_connect=True)
 ALPN = {"http": ("h2", "http/1.1"), "http2": ("h2",), "grpc": ("h2",)}
 """Protocols offered upstream: two sidecars speak HTTP/2 where the other one can."""
@@ -66,7 +66,7 @@ def service_cluster(
     message.alt_stat_name = stat_name or consul_name
     identify_upstream(
         message.transport_socket,
-        [*identities] or [names.spiffe_id(target.service, datacenter, here.trust_domain)],
+        [*identities] or [spiffe_id(target.service, datacenter, here.trust_domain)],
         target.external_sni or consul_name,
         here.tls,
         ALPN.get(protocol, ()),
@@ -161,7 +161,7 @@ def _speak(message: cluster.Cluster, protocol: str, *, negotiated: bool) -> None
         options = upstream_http_pb2.HttpProtocolOptions(auto_config=auto)
     else:
         return
-    message.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(typed(options))
+    message.typed_extension_protocol_options[names.HTTP_OPTIONS].CopyFrom(typed(options))
 
 
 def local_app(sidecar: Sidecar, settings: ProxySettings) -> Resource:

@@ -10,43 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from xds.envoy import clusters, managers, names
 from xds.envoy.clusters import socket_address
-from xds.envoy.inbound import public_address
-from xds.envoy.outbound import OUTBOUND_LISTENER_PORT
 from xds.envoy.resource import Resource
-from xds.mesh.addresses import IPNetwork, is_ip
+from xds.mesh.addresses import IPNetwork
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
 from xds.mesh.settings import ExposedPath, ProxySettings
+from xds.policy.listeners import public_address
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.config import route_pb2 as route
-
-
-def exposable(sidecar: Sidecar, settings: ProxySettings) -> tuple[list[ExposedPath], list[str]]:
-    """Return the paths that can be exposed, and the reasons why the others can't.
-
-    A port that another listener of the sidecar needs stays with that listener: the mesh's traffic is more important
-    than a probe.
-    """
-    taken = {path.local_port: "the application" for path in settings.exposed_paths or ()}
-    taken[sidecar.local_service_port] = "the application"
-    taken |= {each.local_bind_port: f"the upstream {each.name!r}" for each in sidecar.upstreams if each.refusal is None}
-    taken[settings.outbound_listener_port or OUTBOUND_LISTENER_PORT] = "the outbound listener"
-    taken[public_address(sidecar, settings)[1]] = "the public listener"
-    found: dict[tuple[int, str], ExposedPath] = {}
-    problems = []
-    for path in settings.exposed_paths or ():
-        key = (path.listener_port, path.path)
-        if not is_ip(sidecar.local_service_address):
-            problems.append(f"path {path.path!r} can't be exposed: {sidecar.local_service_address!r} is no IP address")
-        elif path.listener_port in taken:
-            owner = taken[path.listener_port]
-            problems.append(f"path {path.path!r} can't be exposed at port {path.listener_port}: {owner} has it")
-        elif key in found and found[key] != path:
-            problems.append(f"path {path.path!r} is exposed twice at port {path.listener_port}; the first one counts")
-        else:
-            found[key] = path
-    return list(found.values()), problems
 
 
 def exposed_clusters(sidecar: Sidecar, settings: ProxySettings, exposed: Iterable[ExposedPath]) -> Iterator[Resource]:

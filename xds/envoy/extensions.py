@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from xds.envoy.names import HTTP_OPTIONS
 from xds.envoy.overrides import PREFIX, OverrideError, decoded, load_type
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, Resource, encode_bytes
 from xds.envoy.tls import typed
-from xds.mesh.names import fold
+from xds.mesh.names import CONNECT_PROXY, fold
 from xds.mesh.settings import Extension
 from xds.policy.formats import OF_LOGS, FormatError, checked
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
@@ -128,7 +129,9 @@ class Extensions:
     def into_listener(self, made: listener.Listener, direction: str) -> None:
         """Put filters and logs into a listener."""
         mine = [part for part in self._parts if isinstance(part, HttpFilter | Sink) and part.direction == direction]
-        for chain in made.filter_chains if mine else ():
+        if not mine:
+            return
+        for chain in made.filter_chains:
             for each in chain.filters:
                 http, tcp = manager.HttpConnectionManager(), tcp_proxy_pb2.TcpProxy()
                 if each.typed_config.Unpack(http):
@@ -171,8 +174,8 @@ def _checked(arguments: dict[str, Any], *fields: str) -> dict[str, Any]:
     unknown = sorted(arguments.keys() - {*fields, "ProxyType"})
     if unknown:
         raise ValueError(f"Arguments.{unknown[0]}: unknown field")
-    if arguments.get("ProxyType") not in (None, "", "connect-proxy"):
-        raise ValueError("Arguments.ProxyType: expected 'connect-proxy'")
+    if arguments.get("ProxyType") not in (None, "", CONNECT_PROXY):
+        raise ValueError("Arguments.ProxyType: expected {CONNECT_PROXY!r}")
     return arguments
 
 
@@ -255,14 +258,13 @@ def _otel(arguments: dict[str, Any]) -> list[Patch | HttpFilter | Sink]:
 
 
 def _collector(name: str, host: str, port: int) -> Resource:
-    http2 = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     address = {"socket_address": {"address": host, "port_value": port}}
     config = {
         "name": name,
         "type": "STRICT_DNS",
         "connect_timeout": "5s",
         "typed_extension_protocol_options": {
-            http2.rpartition("/")[2]: {"@type": http2, "explicit_http_config": {"http2_protocol_options": {}}}
+            HTTP_OPTIONS: {"@type": PREFIX + HTTP_OPTIONS, "explicit_http_config": {"http2_protocol_options": {}}}
         },
         "load_assignment": {
             "cluster_name": name,

@@ -42,7 +42,7 @@ def _matching(pattern: str) -> matcher.StringMatcher:
     return matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=pattern))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Node:
     """Node of a trie over folded characters: a prefix that some excluded names share."""
 
@@ -72,15 +72,15 @@ def not_among(excluded: Iterable[str]) -> str:
         node = todo.pop()
         order.append(node)
         todo += node.following.values()
-    written: dict[int, str] = {}
+    written: dict[_Node, str] = {}
     for node in reversed(order):
-        written[id(node)] = _leaving(node, written, may_end=node is not root and not node.is_name)
-    return written[id(root)]
+        written[node] = _leaving(node, written, may_end=node is not root and not node.is_name)
+    return written[root]
 
 
-def _leaving(node: _Node, written: dict[int, str], *, may_end: bool) -> str:
+def _leaving(node: _Node, written: dict[_Node, str], *, may_end: bool) -> str:
     """Return the expression for what may follow ``node``; ``written`` holds those of the nodes behind it."""
-    onward = [_written(character) + written[id(child)] for character, child in node.following.items()]
+    onward = [_written(character) + written[child] for character, child in node.following.items()]
     return _group([*_ways_past(frozenset(node.following)), *onward], may_end=may_end)
 
 

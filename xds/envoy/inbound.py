@@ -18,6 +18,7 @@ from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import TokenProvider
 from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings
 from xds.policy.intentions import ConnectionPolicy, RequestPolicy, token_checks
+from xds.policy.listeners import public_address
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.config import route_pb2 as route
@@ -42,14 +43,6 @@ class Admission:
     def missing_providers(self) -> list[str]:
         """Return the providers that intentions name and that do not exist."""
         return sorted({check.provider for check in token_checks(self.requests)} - self.token_providers.keys())
-
-
-def public_address(sidecar: Sidecar, settings: ProxySettings) -> tuple[str, int]:
-    """Where the public listener binds (Consul: ``bind_address``, else the service's address, else every address)."""
-    return (
-        settings.bind_address or sidecar.address or "0.0.0.0",  # noqa: S104 - Consul's default
-        settings.bind_port or sidecar.port,
-    )
 
 
 def public(

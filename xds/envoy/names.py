@@ -9,11 +9,15 @@ import functools
 import itertools
 import re
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from xds.mesh.facts import ANY_PORT, CONTROL_PLANE_SERVICE, VirtualAddress
 from xds.mesh.names import fold, same_letters
+from xds.mesh.spiffe import in_path, spiffe_id
 
+TOKEN_METADATA = "x-consul-token"  # noqa: S105 - a key
+"""gRPC metadata in which a sidecar presents its ACL token."""
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+"""Type of a cluster's HTTP options, and the key under which it has them."""
 LEAF_SECRET = "leaf"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET = "roots"  # noqa: S105
 LOCAL_APP = "local_app"
@@ -98,11 +102,6 @@ EGRESS_SCOPE = egress_scope("%DOWNSTREAM_LOCAL_PORT%")
 """Both in Envoy's command operators."""
 
 
-def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
-    """Return the identity in the certificate of a service."""
-    return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{in_path(service)}"
-
-
 @dataclass(frozen=True, slots=True)
 class ControlPlaneIdentity:
     """Identity of a control plane with a certificate of the mesh."""
@@ -122,11 +121,6 @@ class ControlPlaneIdentity:
             return re.escape(exact)
         service = in_path(CONTROL_PLANE_SERVICE)
         return f"spiffe://{re.escape(self.trust_domain)}/ns/default/dc/{SEGMENT}+/svc/{service}"
-
-
-def in_path(service: str) -> str:
-    """Return a service's name as part of a SPIFFE ID: escaped as Go escapes the path of a URL."""
-    return quote(service, safe="$&+,:;=@")
 
 
 SEGMENT = "[!-.0-~]"

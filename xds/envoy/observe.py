@@ -98,9 +98,10 @@ class Observation:
         """
         self._extensions.into_listener(made, direction)
         made.access_log.extend(self._listener_logs)
-        for chain in made.filter_chains if self._logs or self._tracing is not None else ():
-            for each in chain.filters:
-                self._observe(each)
+        if self._logs or self._tracing is not None:
+            for chain in made.filter_chains:
+                for each in chain.filters:
+                    self._observe(each)
         whole = encode(LISTENER, made.name, made, clusters=clusters, routes=routes, of_all_upstreams=of_all_upstreams)
         return self._extensions.patched(whole, direction)
 

@@ -43,8 +43,6 @@ from xds.wire.xds import matcher_pb2 as xds_matcher
 
 OnMatch = xds_matcher.Matcher.OnMatch
 
-
-OUTBOUND_LISTENER_PORT = 15001
 PASSTHROUGH_CHAIN = "passthrough"
 OWN_ADDRESSES = ("127.0.0.1", "::1")
 """Addresses at which the outbound listener listens."""

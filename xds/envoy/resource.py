@@ -51,6 +51,8 @@ class Resource:
     """Routes that a listener names, likewise."""
     of_all_upstreams: bool = False
     """Whether its content is right only once all upstreams have been read."""
+    shares_routes: bool = False
+    """Whether a scope has no routes of its own, so that it shares one configuration where clusters come on demand."""
     head: bytes = field(init=False, repr=False, compare=False)
     """Bytes before ``body`` where the resource stands in a delta response, as one of its ``resources``."""
 

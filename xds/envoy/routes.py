@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from google.protobuf.wrappers_pb2 import BoolValue
 
@@ -67,10 +68,8 @@ def _key(name: str) -> route.ScopedRouteConfiguration.Key:
 def pointer(scope: Resource) -> Resource:
     """Return the scope that refers to routes by name, where clusters come on demand. Envoy asks for its own routes when
     the first request needs them, and for `by_address` at once, once for all scopes.
-
-    Those of its own are asked for when the first request needs them; `by_address` at once, and once for all scopes.
     """
-    name, own = scope.name, not _is_straight(scope)
+    name, own = scope.name, not scope.shares_routes
     message = route.ScopedRouteConfiguration(
         name=name,
         key=_key(name),
@@ -83,7 +82,7 @@ def pointer(scope: Resource) -> Resource:
 @functools.lru_cache(maxsize=1 << 12)
 def pointed_to(scope: Resource) -> Resource | None:
     """Return the routes in a scope as `pointer` refers to them; ``None`` where it has none of its own."""
-    if _is_straight(scope):
+    if scope.shares_routes:
         return None
     message = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
     message.name = scope.name
@@ -93,16 +92,8 @@ def pointed_to(scope: Resource) -> Resource | None:
 def straight_scope(dialed: str, service: str) -> Resource:
     """Return the scope of an address without routes: all requests go to the cluster named after it."""
     cluster = names.requests_to(dialed)
-    return scope(dialed, _everything(service, route.RouteAction(cluster=cluster)), (cluster,))
-
-
-def _is_straight(scope: Resource) -> bool:
-    """Whether it is as `straight_scope` makes them."""
-    if scope.clusters != (names.requests_to(scope.name),):
-        return False
-    configuration = route.ScopedRouteConfiguration.FromString(scope.body).route_configuration
-    # An extension may have set what is no part of the API as it is known here: only the bytes tell.
-    return scope.version == straight_scope(scope.name, configuration.name).version
+    straight = scope(dialed, _everything(service, route.RouteAction(cluster=cluster)), (cluster,))
+    return replace(straight, shares_routes=True)  # an extension that patches it makes another resource, without this
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter, Target
 from xds.mesh.facts import Instance
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import UpstreamSettings
+from xds.mesh.spiffe import spiffe_id
 from xds.policy.filters import chosen
 
 LONGEST_SERVER_NAME = 255
@@ -178,7 +179,7 @@ class UpstreamEncoder:
             # Nobody: a query that finds nothing leads nowhere, and an empty list would take anybody.
             found = {(each.service, each.datacenter) for each in self._instances(target)} or {("", "")}
             here = self._here
-            identities = {names.spiffe_id(who, where or here.datacenter, here.trust_domain) for who, where in found}
+            identities = {spiffe_id(who, where or here.datacenter, here.trust_domain) for who, where in found}
         made = clusters.service_cluster(
             name,
             target,

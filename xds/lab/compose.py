@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from xds.lab import commands, shop
+from xds.mesh.names import SIDECAR_SUFFIX
 
 CONSUL_IMAGE = "hashicorp/consul:1.16.6"
 SUBNET = "10.77.0.0/24"
@@ -151,7 +152,7 @@ def _three(service: str, instance: str) -> dict[str, Any]:
         f"{name}-sidecar": {
             **ours,
             "command": commands.sidecar(
-                f"{name}-sidecar-proxy",
+                f"{name}{SIDECAR_SUFFIX}",
                 ["--consul", f"http://{CONSUL}:8500"],
                 xds=GOSSAMER,
                 admin=f"unix:{commands.ENVOY_ADMIN_SOCKET}",

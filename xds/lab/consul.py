@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from xds.lab import binaries
 from xds.lab.network import Host
 from xds.lab.processes import Process, eventually
+from xds.mesh.names import SIDECAR_SUFFIX
 from xds.sources.consul.client import Consul, ConsulError, Reply
 from xds.sources.consul.settings import ConsulSettings
 
@@ -230,7 +231,7 @@ class LabConsul:
             return ""
         rules = f"""
             service "{service}" {{ policy = "write" }}
-            service "{service}-sidecar-proxy" {{ policy = "write" }}
+            service "{service}{SIDECAR_SUFFIX}" {{ policy = "write" }}
             node_prefix "" {{ policy = "read" }}
         """
         return await self.make_token(rules)

@@ -21,6 +21,7 @@ from xds.lab.consul import LabConsul
 from xds.lab.mesh_file import MeshFile
 from xds.lab.network import Host, Network, temporary_folder
 from xds.lab.processes import Process, eventually, run_to_end
+from xds.mesh.names import CONNECT_PROXY, SIDECAR_SUFFIX
 
 
 @dataclass(slots=True)
@@ -249,7 +250,7 @@ class Lab:
         if not token:
             token = await self.catalog.token_for(service) if self._mesh_file else self.consul.token
         member = Member(service, host, f"node-{service}-{instance}", instance, token, speaks, sidecar)
-        member.sidecar_id = f"{service}-{instance}-sidecar-proxy"
+        member.sidecar_id = f"{service}-{instance}{SIDECAR_SUFFIX}"
         tagged_addresses: dict[str, Any] = {}
         if virtual_ip:
             tagged_addresses["virtual"] = {"Address": virtual_ip, "Port": APPLICATION_PORT}
@@ -257,9 +258,9 @@ class Lab:
         mode: dict[str, Any] = {"Mode": "transparent"} if self.catalog.transparent else {}
         stand_in = {} if self.catalog.transparent else {"mode": "transparent"}
         member.registered = {
-            "Kind": "connect-proxy",
+            "Kind": CONNECT_PROXY,
             "ID": member.sidecar_id,
-            "Service": f"{service}-sidecar-proxy",
+            "Service": f"{service}{SIDECAR_SUFFIX}",
             "Address": host.address,
             "Port": PUBLIC_PORT if on is None else PUBLIC_PORT + 1,
             "TaggedAddresses": tagged_addresses,

@@ -12,7 +12,7 @@ import yaml
 
 from xds.lab.commands import gossamer
 from xds.lab.processes import eventually, run_to_end
-from xds.sources.file.export import service_definition
+from xds.sources.export import service_definition
 from xds.sources.file.source import FileSettings
 from xds.sources.file.state import StateFolder
 

@@ -149,7 +149,8 @@ def temporary_folder() -> Path:
 def remove_left_over() -> None:
     """Remove the namespaces and folders of runs that are no longer there."""
     folders = Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-lab-*")
-    for path in (*(_NETNS.glob(f"{PREFIX}-*") if _NETNS.is_dir() else ()), *folders):
+    namespaces = _NETNS.glob(f"{PREFIX}-*") if _NETNS.is_dir() else ()
+    for path in (*namespaces, *folders):
         owner = re.match(rf"{PREFIX}-(\d+)-", path.name)
         if owner is None or Path(f"/proc/{owner[1]}").exists():
             continue

@@ -10,6 +10,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 
+CONNECT_PROXY = "connect-proxy"
+"""Kind of a sidecar's registration in Consul."""
+SIDECAR_SUFFIX = "-sidecar-proxy"
+"""Suffix that Consul adds to a service's name for a sidecar without a name of its own."""
 WILDCARD = "*"
 """The name that stands for every service in an intention."""
 _DOTTED_I = "\u0130"

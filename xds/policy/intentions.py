@@ -191,12 +191,6 @@ class ConnectionPolicy:
         """Whether a source that is no exception may connect."""
         return self.every == self.allow
 
-    def permits(self, source: str) -> bool:
-        """Whether ``source`` may connect."""
-        if self.others_permitted:
-            return fold(source) not in set(map(fold, self.exceptions))
-        return source in self.exceptions
-
 
 def connection_policy(decisions: Decisions, *, default_allow: bool) -> ConnectionPolicy:
     """Return the policy of a destination from what its intentions decide about each source.

@@ -73,7 +73,8 @@ def claims(
         for instance in dialed_directly
     ]
     claimed += [(at, first) for at in destinations]
-    claimed += [(VirtualAddress(ip, assigned=True), first) for ip in (chain.virtual_ips if chain else ())]
+    if chain is not None:
+        claimed += [(VirtualAddress(ip, assigned=True), first) for ip in chain.virtual_ips]
     for at, index in claimed:
         ip = canonical_ip(at.ip)
         if ip is None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from xds.ports import OUTBOUND_LISTENER_PORT
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -35,7 +37,7 @@ class Rules:
 
     proxy_uid: int
     inbound_port: int
-    outbound_port: int = 15001
+    outbound_port: int = OUTBOUND_LISTENER_PORT
     exclude_inbound_ports: tuple[int, ...] = ()
     exclude_outbound_ports: tuple[int, ...] = ()
     exclude_outbound_cidrs: tuple[IPNetwork, ...] = ()

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from xds.envoy.exposed import exposable
 from xds.mesh.facts import Roots, Sidecar
+from xds.mesh.names import CONNECT_PROXY
 from xds.mesh.settings import ConfigEntries, ProxySettings
+from xds.policy.listeners import exposable
 from xds.policy.proxies import effective_settings
 from xds.sources import decode
 
@@ -46,7 +47,7 @@ def choose(services: Iterable[Any], proxy_id: str, sidecar_for: str, where: str,
     Raises:
         NotRegisteredError: none, or several.
     """
-    proxies = [service for service in services if service.get("Kind") == decode.CONNECT_PROXY]
+    proxies = [service for service in services if service.get("Kind") == CONNECT_PROXY]
     found = [
         proxy for proxy in proxies if (proxy["ID"] == proxy_id if proxy_id else _destination_id(proxy) == sidecar_for)
     ]

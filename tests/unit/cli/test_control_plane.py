@@ -21,7 +21,7 @@ from xds.cli.control_plane_check import mismatches
 from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.bootstrap import ControlPlaneTls
 from xds.envoy.names import ControlPlaneIdentity
-from xds.sources.file.authority import issue, new_authority
+from xds.sources.authority import issue, new_authority
 
 NOW = datetime.now(UTC)
 AUTHORITY = new_authority(NOW)

@@ -18,8 +18,8 @@ from aiohttp import web
 from tests.certificates import TestAuthority
 from xds.companion.roots import RootsFile
 from xds.lab.processes import eventually
+from xds.sources.authority import new_authority
 from xds.sources.consul.settings import AGENT_ROOTS_PATH, ConsulSettings
-from xds.sources.file.authority import new_authority
 
 DOMAIN = "11111111-2222.consul"
 FIRST, SECOND = (new_authority(datetime.now(UTC), DOMAIN).certificate for _ in range(2))

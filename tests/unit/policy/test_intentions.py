@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds.envoy.identities import admitted_identities, not_among
-from xds.envoy.names import in_path, spiffe_id
 from xds.envoy.rbac import network_rbac
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.names import WILDCARD, as_written, fold
+from xds.mesh.spiffe import in_path, spiffe_id
 from xds.policy.intentions import ConnectionPolicy, IntentionIndex, connection_policy, precedence
 from xds.wire.envoy.config import rbac_pb2 as rbac
 
@@ -68,7 +68,6 @@ def test_the_rbac_filter_lets_in_exactly_whom_the_intentions_allow(
     allowed = decided(source) and (source in SERVICES or decided("unheard-of"))
     decisions = IntentionIndex(intentions).to_destination(destination, as_written)
     policy = connection_policy(decisions, default_allow=default_allow)
-    assert policy.permits(source) is allowed
     assert (decisions.action(source, default_allow=default_allow) is Action.ALLOW) is allowed
     identity = spiffe_id(source, "dc1", TRUST_DOMAIN)
     assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is allowed
@@ -113,7 +112,6 @@ def test_all_of_unicode_is_compared_alike_by_decisions_filter_and_handshake(
     decisions = IntentionIndex([intention]).to_destination("db", as_written)
     policy = connection_policy(decisions, default_allow=denied)
     expected = fold(source) != fold(named) if denied else source == named
-    assert policy.permits(source) is expected
     assert (decisions.action(source, default_allow=denied) is Action.ALLOW) is expected
     identity = spiffe_id(source, "dc1", TRUST_DOMAIN)
     assert evaluate(network_rbac(policy, TRUST_DOMAIN).rules, identity) is expected

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.envoy.names import spiffe_id
 from xds.envoy.rbac import http_rbac
 from xds.mesh.http import HeaderMatch, Match, RequestMatch, TextMatch
 from xds.mesh.intentions import Action, ClaimCheck, Intention, Permission, TokenCheck, TokenProvider
 from xds.mesh.names import as_written
+from xds.mesh.spiffe import spiffe_id
 from xds.policy.intentions import IntentionIndex, request_policy
 from xds.wire.envoy.config import rbac_pb2 as rbac
 from xds.wire.envoy.config import route_pb2 as route

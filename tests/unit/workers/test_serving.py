@@ -18,7 +18,7 @@ from xds.lab.processes import eventually
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
 from xds.mesh.mesh import Demand
 from xds.policy.mesh_wide_settings import MeshWideSettings
-from xds.sources.file.authority import Authority, issue, new_authority
+from xds.sources.authority import Authority, issue, new_authority
 from xds.workers.serving import OWN_CERTIFICATE, Serving
 
 NOW = datetime.now(UTC)

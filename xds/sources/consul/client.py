@@ -178,7 +178,6 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         self.consistency = "default"
         self.agent = base.Consul.Agent(self)
         self.catalog = base.Consul.Catalog(self)
-        self.status = base.Consul.Status(self)
 
     async def close(self) -> None:
         """Close every connection."""

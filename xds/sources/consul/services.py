@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import ANY_PORT, ServiceInstances
 from xds.mesh.mesh import Batch, Key, Kind
+from xds.mesh.names import SIDECAR_SUFFIX
 from xds.policy.quotas import Quotas
 from xds.sources import decode
 from xds.sources.consul.blocking import Pace, Tell, Watch
@@ -35,8 +36,6 @@ PARKED_S = 60.0
 """Seconds after which a parked name is looked up again, at most."""
 LOOKS_A_SECOND = 2.0
 """At parked names, all together: where there are many, each is looked at less often."""
-PROXY_SUFFIX = "-sidecar-proxy"
-"""Suffix that Consul gives a sidecar without a name."""
 
 
 class MakeWatch(Protocol):
@@ -100,7 +99,7 @@ class ServiceWatches:
             if not watch.wanted and service in self._parked:
                 self._parked[service].set()
         fresh = sorted(wanted - self._watches.keys())
-        self._to_be_read |= {service for service in fresh if not service.endswith(PROXY_SUFFIX)}
+        self._to_be_read |= {service for service in fresh if not service.endswith(SIDECAR_SUFFIX)}
         self._see_whether_all_are_read()
         for service in fresh:
             self._watches[service] = self._watch(service)
@@ -111,7 +110,9 @@ class ServiceWatches:
         moved = names ^ (self._names or frozenset())
         self._names = names
         self._names_known.set()
-        for service, event in self._parked.items() if moved else ():
+        if not moved:
+            return
+        for service, event in self._parked.items():
             # A sidecar may be registered for a service that itself is not: then any new name may be that sidecar's.
             if service in moved or service not in names:
                 event.set()
@@ -121,7 +122,10 @@ class ServiceWatches:
         self._see_whether_all_are_read()
 
     def _see_whether_all_are_read(self) -> None:
-        (self._all_read.clear if self._to_be_read else self._all_read.set)()
+        if self._to_be_read:
+            self._all_read.clear()
+        else:
+            self._all_read.set()
 
     # -- instances ------------------------------------------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class ServiceWatches:
     async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:
         """Watch one service until nobody wants it."""
         await self._names_known.wait()
-        if service.endswith(PROXY_SUFFIX):
+        if service.endswith(SIDECAR_SUFFIX):
             await self._all_read.wait()
             if watch.wanted and self._is_a_proxys(service):
                 # Its own reading would say no more than that nobody is reached by this name.
@@ -213,7 +217,7 @@ class ServiceWatches:
 
     def _is_a_proxys(self, name: str) -> bool:
         """Whether the sidecars of the service that it is named after are registered under this name."""
-        return name in self._proxies_of.get(name.removesuffix(PROXY_SUFFIX), ())
+        return name in self._proxies_of.get(name.removesuffix(SIDECAR_SUFFIX), ())
 
     async def _idle(self, service: str) -> bool:
         """Whether there is nothing to wait for at this name before the catalog changes."""

@@ -6,7 +6,6 @@ from xds.sources.decode.catalog import (
     BY_CONSUL,
     BY_FILE,
     CLAIMED,
-    CONNECT_PROXY,
     TERMINATING_GATEWAY,
     gateways,
     query_result,
@@ -16,15 +15,13 @@ from xds.sources.decode.catalog import (
 from xds.sources.decode.certificates import agent_default_allow, leaf, roots
 from xds.sources.decode.chains import chain
 from xds.sources.decode.intentions import intention, intentions, ordered
-from xds.sources.decode.settings import CHAIN_KINDS, EntryFacts, combined, config_entries, entry_facts
+from xds.sources.decode.settings import EntryFacts, combined, config_entries, entry_facts
 from xds.sources.decode.values import milliseconds
 
 __all__ = [
     "BY_CONSUL",
     "BY_FILE",
-    "CHAIN_KINDS",
     "CLAIMED",
-    "CONNECT_PROXY",
     "TERMINATING_GATEWAY",
     "EntryFacts",
     "agent_default_allow",

@@ -12,13 +12,12 @@ import orjson
 
 from xds.mesh.addresses import is_ip
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, Health, Instance, ServiceInstances, Sidecar, VirtualAddress
-from xds.mesh.names import usable_name
+from xds.mesh.names import CONNECT_PROXY, usable_name
 from xds.mesh.settings import ProxySettings, UpstreamSettings
 from xds.sources.decode.settings import proxy_settings, upstream_settings
 from xds.sources.decode.shapes import as_fields, fields, items, number, pairs, text, texts
 from xds.sources.decode.values import Fields
 
-CONNECT_PROXY = "connect-proxy"
 TERMINATING_GATEWAY = "terminating-gateway"
 MAINTENANCE_CHECKS = ("_node_maintenance", "_service_maintenance:")
 _WHERE = attrgetter("node", "service_id")

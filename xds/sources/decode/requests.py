@@ -15,7 +15,7 @@ def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
     found = RequestMatch(
         path=_path(fields),
         headers=tuple(_header(header) for header in fields.each("Header")),
-        query=tuple(_query(parameter) for parameter in fields.each("QueryParam")) if query else (),
+        query=tuple(map(_query, fields.each("QueryParam"))) if query else (),
         methods=tuple(method.upper() for method in fields.texts("Methods")),
     )
     fields.done()

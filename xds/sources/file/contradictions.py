@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from xds.mesh.addresses import canonical_ip
 from xds.mesh.facts import CONTROL_PLANE_SERVICE
-from xds.mesh.names import fold
+from xds.mesh.names import CONNECT_PROXY, fold
 from xds.sources.file.lines import Path
 from xds.sources.file.models import (
     VIRTUAL_TAGS,
@@ -17,7 +17,7 @@ from xds.sources.file.models import (
     ServiceSplitter,
 )
 from xds.sources.file.models.intentions import JWTProvider
-from xds.sources.file.registered import CONNECT_PROXY, Registered
+from xds.sources.file.registered import Registered
 
 Found = tuple[Path, str]
 """Path and description of a thing in the file."""

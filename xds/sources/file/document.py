@@ -213,11 +213,11 @@ def _check_depth(file: str, text: str) -> None:
             raise RefusedError(file, [Problem(line, f"nested more than {DEEPEST} deep")])
 
 
-def _repeated_keys(node: yaml.Node, seen: set[int]) -> Iterator[Problem]:
+def _repeated_keys(node: yaml.Node, seen: set[yaml.Node]) -> Iterator[Problem]:
     """Keys that are given twice: YAML would keep the last one without a word."""
-    if id(node) in seen:
+    if node in seen:
         return
-    seen.add(id(node))
+    seen.add(node)
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:

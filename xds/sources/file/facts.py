@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xds.mesh.chains import DiscoveryChain, default_chain
-from xds.mesh.facts import Roots, ServiceInstances
+from xds.mesh.facts import Roots, ServiceInstances, Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import (
@@ -24,7 +24,7 @@ from xds.mesh.mesh import (
     Key,
     Kind,
 )
-from xds.mesh.names import WILDCARD, Spellings, fold
+from xds.mesh.names import CONNECT_PROXY, WILDCARD, Spellings, fold
 from xds.mesh.settings import ConfigEntries
 from xds.policy.intentions import (
     IntentionIndex,
@@ -48,7 +48,7 @@ from xds.sources.file.models import (
     ServiceSplitter,
     TerminatingGateway,
 )
-from xds.sources.file.registered import CONNECT_PROXY, NODE, Registered
+from xds.sources.file.registered import NODE, Registered
 from xds.sources.file.virtual_ips import Given
 
 
@@ -108,10 +108,14 @@ class FileFacts:
     def protocols(self, service: str) -> set[str]:
         """Return the protocols of the sidecars of a service."""
         known = self.instances.get(service)
-        sidecars = (instance.sidecar for instance in (known.instances if known else ()) if instance.sidecar)
-        # What is said alike is one object.
-        different = {id(sidecar.settings): sidecar for sidecar in sidecars}
-        return {effective_settings(each, self.entries).protocol or "tcp" for each in different.values()}
+        if known is None:
+            return set()
+        different: list[Sidecar] = []
+        for instance in known.instances:
+            # Instances with the same text share one settings object, so most comparisons are quick.
+            if instance.sidecar is not None and all(instance.sidecar.settings != each.settings for each in different):
+                different.append(instance.sidecar)
+        return {effective_settings(each, self.entries).protocol or "tcp" for each in different}
 
     def callers(self, service: str) -> str:
         """Return who may call a service, in words; "some requests" where that depends on what is requested."""

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xds.mesh.names import CONNECT_PROXY, SIDECAR_SUFFIX
 from xds.sources.file.models import Check, MeshFile, Proxy, ServiceBase
 
-CONNECT_PROXY = "connect-proxy"
-SIDECAR_SUFFIX = "-sidecar-proxy"
 FIRST_SIDECAR_PORT = 21000
 LOCALHOST = "127.0.0.1"
 NODE = "mesh-file"

@@ -33,7 +33,7 @@ from xds.mesh.facts import (
 )
 from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
-from xds.sources.file.authority import Authority, IssuedLeaf, issue
+from xds.sources.authority import Authority, IssuedLeaf, issue
 from xds.sources.file.document import Problem, RefusedError, no_garbage, parse
 from xds.sources.file.facts import FileFacts, facts_of, warnings
 from xds.sources.file.state import StateError, StateFolder

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xds.sources.file.authority import Authority, OldRoot, new_authority, rotated
+from xds.sources.authority import Authority, OldRoot, new_authority, rotated
 from xds.sources.file.virtual_ips import ExhaustedError, Given
 
 PRIVATE_FILE = 0o600

@@ -15,8 +15,8 @@ from tests.unit.sources.file.meshes import intentions, mesh, service
 from xds.lab.processes import eventually
 from xds.mesh.facts import CONTROL_PLANE_LEAF, Leaf, LeafKey, LeafRefused
 from xds.mesh.mesh import Batch, Demand, Mesh
+from xds.sources.authority import OLD_ROOT_TRUSTED
 from xds.sources.file import source as source_module
-from xds.sources.file.authority import OLD_ROOT_TRUSTED
 from xds.sources.file.document import RefusedError
 from xds.sources.file.registration import NoRootsError, read_roots
 from xds.sources.file.source import FileSettings, FileSource, roots_file

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from xds.envoy import names
 from xds.mesh.facts import Leaf, Roots
+from xds.mesh.spiffe import spiffe_id
 
 ROOT_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(hours=72)
@@ -125,7 +125,7 @@ def issue(authority: Authority, service: str, datacenter: str, now: datetime, ch
     """
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
-    spiffe_id = names.spiffe_id(service, datacenter, authority.trust_domain)
+    identity = spiffe_id(service, datacenter, authority.trust_domain)
     expires = min(now + LEAF_LIFE, authority.expires_at)
     builder = (
         x509.CertificateBuilder()
@@ -143,7 +143,7 @@ def issue(authority: Authority, service: str, datacenter: str, now: datetime, ch
         .add_extension(_key_id(key.public_key()), critical=False)
         .add_extension(_issuer_id(issuer), critical=False)
         # Critical, because there is no subject (RFC 5280, 4.2.1.6).
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id)]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=True)
     )
     certificate = builder.sign(_load_key(authority.private_key), hashes.SHA256())
     chain = [_pem(certificate), *(root.cross_signed for root in authority._still(now))]

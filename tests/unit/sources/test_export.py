@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from xds.mesh.facts import VirtualAddress
+from xds.sources.export import document
 from xds.sources.file.document import parse
-from xds.sources.file.export import document
 from xds.sources.file.facts import facts_of
 
 AGENT = {"Config": {"Datacenter": "dc7"}, "DebugConfig": {"ACLsEnabled": True, "ACLDefaultPolicy": "deny"}}

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.verification import ClientVerifier, PolicyBuilder, Store, VerificationError
 
 from xds.mesh.facts import Roots
-from xds.sources.file.authority import LEAF_LIFE, OLD_ROOT_TRUSTED, IssuedLeaf, issue, new_authority, rotated
+from xds.sources.authority import LEAF_LIFE, OLD_ROOT_TRUSTED, IssuedLeaf, issue, new_authority, rotated
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -34,6 +34,7 @@ from xds.lab import binaries
 from xds.lab.commands import ENVOY_UID, gossamer
 from xds.lab.network import Host
 from xds.lab.processes import Process, eventually, run_to_end
+from xds.mesh.addresses import HostPort
 from xds.mesh.spiffe import spiffe_id
 from xds.sources.authority import Authority, issue, new_authority
 from xds.wire.envoy.service import discovery_pb2 as discovery
@@ -161,7 +162,13 @@ async def _with_envoy(
     stage: Stage, caller: Host, played: Played, port: int, chains: Any, services: int, protocol: str
 ) -> dict[str, Any]:
     inputs = BootstrapInputs(
-        "s-0-0-sidecar-proxy", "s-0", "", ((stage.host.address, port),), (caller.address, ENVOY_ADMIN), "", "dc1"
+        "s-0-0-sidecar-proxy",
+        "s-0",
+        "",
+        (HostPort(stage.host.address, port),),
+        HostPort(caller.address, ENVOY_ADMIN),
+        "",
+        "dc1",
     )
     config = stage.folder / "envoy.json"
     config.write_text(json.dumps(sidecar_bootstrap(inputs), default=str))

@@ -11,7 +11,7 @@ from typing import Protocol
 from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls, TlsFiles
-from xds.mesh.addresses import is_loopback, join_host_port
+from xds.mesh.addresses import HostPort, is_loopback
 from xds.mesh.mesh import Batch, Demand
 from xds.metrics import Metrics
 from xds.policy.mesh_wide_settings import MeshWideSettings
@@ -32,9 +32,9 @@ class ServeSettings:
 
     source: ConsulSettings | FileSettings
     """Settings of the Consul or the mesh file to read."""
-    listen: tuple[str, int] = ("127.0.0.1", 18000)
+    listen: HostPort = HostPort("127.0.0.1", 18000)
     """Address where Envoys connect. Port 0 takes a free one."""
-    admin: tuple[str, int] = ("127.0.0.1", 18001)
+    admin: HostPort = HostPort("127.0.0.1", 18001)
     outbound: MeshWideSettings = MeshWideSettings()
     default_allow: bool | None = None
     """Default where no intention matches; ``None`` takes the source's."""
@@ -102,8 +102,8 @@ class Gossamer:
         listen, admin = self.settings.listen, self.settings.admin
         try:
             await self._see_that_it_is_protected()
-            listen = (listen[0], await self._serving.start(join_host_port(listen)))
-            admin = (admin[0], await self._admin.start(*admin))
+            listen = HostPort(listen.host, await self._serving.start(listen))
+            admin = HostPort(admin.host, await self._admin.start(*admin))
         except (ListenError, UnprotectedError):
             await self._stop()
             raise
@@ -111,12 +111,12 @@ class Gossamer:
         self._running = asyncio.create_task(self._run())
         log.info(
             "serving xDS on %s, admin on http://%s, from %s",
-            join_host_port(listen), join_host_port(admin), _named(self.settings.source),
+            listen, admin, _named(self.settings.source),
         )  # fmt: skip
-        if not is_loopback(listen[0]) and self.settings.tls is None:
+        if not is_loopback(listen.host) and self.settings.tls is None:
             log.warning(
                 "xDS on %s is plain text and carries private keys: whoever is on the network between can read them",
-                join_host_port(listen),
+                listen,
             )
         return self
 
@@ -129,14 +129,14 @@ class Gossamer:
         listen, admin = self.settings.listen, self.settings.admin
         if self.settings.insecure:
             return
-        if not is_loopback(admin[0]):
+        if not is_loopback(admin.host):
             raise UnprotectedError(
-                f"--admin {join_host_port(admin)}: the admin port knows no users, so whoever reaches it sees every"
+                f"--admin {admin}: the admin port knows no users, so whoever reaches it sees every"
                 " sidecar and what it may call: listen on loopback, or accept that with --insecure"
             )
-        if not is_loopback(listen[0]) and not await self._source.asks_for_tokens():
+        if not is_loopback(listen.host) and not await self._source.asks_for_tokens():
             raise UnprotectedError(
-                f"--listen {join_host_port(listen)}: {_named(self.settings.source)} has no ACLs, so any host that"
+                f"--listen {listen}: {_named(self.settings.source)} has no ACLs, so any host that"
                 " reaches Gossamer would get any service's private key: turn on Consul's ACLs, listen on loopback, or"
                 " accept that with --insecure"
             )
@@ -200,4 +200,4 @@ def _named(source: ConsulSettings | FileSettings) -> str:
 
 def _needs_tokens(settings: ServeSettings) -> bool:
     """Return whether others than this host can connect, so that certificates have to be asked for by token."""
-    return not (settings.insecure or is_loopback(settings.listen[0]))
+    return not (settings.insecure or is_loopback(settings.listen.host))

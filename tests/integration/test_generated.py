@@ -22,12 +22,14 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from tests.generated import accepted, of_kind
+from tests.unit.facts import FREE_PORT
 from xds.control.proxy import SERVED_TYPES, Proxy
 from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
 from xds.envoy.resource import CLUSTER
 from xds.lab import binaries
 from xds.lab.network import temporary_folder
 from xds.lab.processes import Process, eventually
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import Authorized, LeafKey
 from xds.mesh.mesh import SERVICE_NAMES, Demand, Key, Kind
 from xds.policy.mesh_wide_settings import MeshWideSettings
@@ -73,13 +75,15 @@ class Live:
         self.serving.apply({Key(Kind.STREAM, each): Authorized() for each in demand.streams})
 
     async def start(self, folder: Any) -> None:
-        port = await self.serving.start("127.0.0.1:0")
+        port = await self.serving.start(FREE_PORT)
         for service in (*TRACKED, "db"):
             leaf = issue(self.authority, service, "dc1", NOW, 0.5).leaf
             self.serving.apply({Key(Kind.LEAF, LeafKey(service, "")): leaf})
         self.serving.apply(self.batch(self.facts([])))
         for service in TRACKED:
-            inputs = BootstrapInputs(f"{service}-sidecar-proxy", service, "", (("127.0.0.1", port),), None, "", "dc1")
+            inputs = BootstrapInputs(
+                f"{service}-sidecar-proxy", service, "", (HostPort("127.0.0.1", port),), None, "", "dc1"
+            )
             file = folder / f"{service}.json"
             file.write_text(json.dumps(sidecar_bootstrap(inputs)))
             command = [binaries.envoy(), "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]

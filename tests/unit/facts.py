@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import Health, Instance, Leaf, Roots, ServiceInstances, Sidecar, VirtualAddress
 from xds.mesh.settings import ProxyMode, ProxySettings
 
@@ -48,3 +49,7 @@ def make_instances(service: str, *virtual_ips: str, **more: Any) -> ServiceInsta
 
 def make_leaf(service: str, serial: str = "01") -> Leaf:
     return Leaf(service, f"chain {serial}", f"key {serial}", serial)
+
+
+FREE_PORT = HostPort("127.0.0.1", 0)
+"""Address with a port that the system picks."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from xds.mesh.addresses import join_host_port
+from xds.mesh.addresses import HostPort
 
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """The machine does not have such an address, or no address of that kind."""
@@ -19,8 +19,8 @@ class ListenError(Exception):
     """Failure to listen on an address; the message gives the system's reason."""
 
 
-async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
-    """Return each address that ``address`` (``host:port``, port 0 for a free one) stands for, as ``host:port``.
+async def free_addresses(address: HostPort, *, shared: bool = False) -> list[HostPort]:
+    """Return each address that ``address`` resolves to; port 0 is a free one.
 
     gRPC does not say why it can't listen on an address. So sockets are bound to all of them first, and closed again.
 
@@ -30,7 +30,7 @@ async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
     found = []
     for trial in await bind(address, shared=shared):
         with trial:
-            found.append(join_host_port(trial.getsockname()[:2]))
+            found.append(HostPort(*trial.getsockname()[:2]))
     return found
 
 
@@ -38,9 +38,8 @@ async def free_addresses(address: str, *, shared: bool = False) -> list[str]:
 class Reservation:
     """Addresses that are bound but not listened at, so that the port stays this program's until it is."""
 
-    address: str
-    """``host:port``, as it was given, with the port that was found where it was 0."""
-    port: int
+    address: HostPort
+    """The address as it was given, with the port that was found where it was 0."""
     _sockets: tuple[socket.socket, ...]
 
     def close(self) -> None:
@@ -49,20 +48,19 @@ class Reservation:
             each.close()
 
 
-async def reserve(address: str) -> Reservation:
-    """Reserve ``address`` (``host:port``, port 0 for a free one) for sockets that share their port.
+async def reserve(address: HostPort) -> Reservation:
+    """Reserve ``address``, port 0 for a free one, for sockets that share their port.
 
     Raises:
         ListenError: it can't be listened on.
     """
     await free_addresses(address)  # with a port that is shared, others that listen on it would go unnoticed
     sockets = await bind(address, shared=True)
-    port = int(sockets[0].getsockname()[1])
-    return Reservation(f"{address.rpartition(':')[0]}:{port}", port, tuple(sockets))
+    return Reservation(HostPort(address.host, int(sockets[0].getsockname()[1])), tuple(sockets))
 
 
-async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:
-    """Sockets bound to ``address``: one for each address that the host has; ``::`` takes IPv4 as well.
+async def bind(address: HostPort, *, shared: bool = False) -> list[socket.socket]:
+    """Return sockets bound to ``address``: one for each address that the host has; ``::`` includes IPv4.
 
     An address that this machine does not have is passed over, as long as there is another: ``localhost`` is ``::1`` as
     well by its name, on machines that have no IPv6.
@@ -70,13 +68,12 @@ async def bind(address: str, *, shared: bool = False) -> list[socket.socket]:
     Raises:
         ListenError: it can't be; the message has the system's words.
     """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    host, port = address
     bound: list[socket.socket] = []
     missing: OSError | None = None
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, resolved in dict.fromkeys(found):
             at = resolved

@@ -27,6 +27,7 @@ from xds.ads.listening import ListenError, free_addresses, peer_address
 from xds.ads.stream import Registry, Stream
 from xds.ads.tls import ServerCertificate
 from xds.ads.turns import Turns
+from xds.mesh.addresses import HostPort
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,10 @@ class AdsServer:
             self._ready = ready
             self._readiness.set()
 
-    async def start(self, address: str, *, shared: bool = False, certificate: ServerCertificate | None = None) -> int:
-        """Listen on ``address`` (``host:port``, port 0 for a free one), ``shared`` with other processes.
+    async def start(
+        self, address: HostPort, *, shared: bool = False, certificate: ServerCertificate | None = None
+    ) -> int:
+        """Listen on ``address``, port 0 for a free one, ``shared`` with other processes.
 
         Without a ``certificate``, the port is plain text.
 
@@ -150,7 +153,11 @@ class AdsServer:
         port = 0
         for each in await free_addresses(address, shared=shared):
             try:
-                port = server.add_secure_port(each, credentials) if credentials else server.add_insecure_port(each)
+                port = (
+                    server.add_secure_port(str(each), credentials)
+                    if credentials
+                    else server.add_insecure_port(str(each))
+                )
             except RuntimeError as error:
                 raise ListenError(f"can't listen on {each}: another program took it just now") from error
         await self._say_health()

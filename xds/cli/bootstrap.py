@@ -15,6 +15,7 @@ import yaml
 from xds.cli.common import Failure, consul_flags, mesh_flag
 from xds.cli.control_plane import ControlPlane, control_plane_flags
 from xds.cli.envoy_admin import AdminAddress
+from xds.mesh.addresses import HostPort
 from xds.sources.consul import registration as in_consul
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
@@ -75,7 +76,7 @@ class SidecarFlags:
     sidecar_for: str
     node_name: str
     control_plane: ControlPlane
-    admin: tuple[str, int] | Path | None
+    admin: HostPort | Path | None
     dual_stack: bool | None
     dns_port: int | None
 

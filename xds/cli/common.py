@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from xds.mesh.addresses import IPAddress, IPNetwork, parse_ip, parse_network
+from xds.mesh.addresses import HostPort, IPAddress, IPNetwork, parse_ip, parse_network
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 
 
@@ -120,19 +120,18 @@ class Ip(click.ParamType[IPAddress]):
             self.fail(f"{value!r} is not an IP address", param, ctx)
 
 
-class HostPort(click.ParamType[tuple[str, int]]):
+class HostPortFlag(click.ParamType[HostPort]):
     """``HOST:PORT``; an IPv6 host in brackets."""
 
     name = "host:port"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostPort:
+        if isinstance(value, HostPort):
             return value
-        host, colon, port = str(value).rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
-            self.fail(f"{value!r} is not HOST:PORT, a port being 0 to 65535 (an IPv6 host in brackets)", param, ctx)
-        return host, int(port)
+        try:
+            return HostPort.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class PemFile(click.ParamType[Path]):

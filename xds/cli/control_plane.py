@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xds.cli.common import HostPort, PemFile
-from xds.mesh.addresses import is_loopback
+from xds.cli.common import HostPortFlag, PemFile
+from xds.mesh.addresses import HostPort, is_loopback
 
 if TYPE_CHECKING:
     from xds.envoy.bootstrap import ControlPlaneTls
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class ControlPlane:
     """Addresses of the control plane, and the way in which a sidecar connects to them."""
 
-    addresses: tuple[tuple[str, int], ...]
+    addresses: tuple[HostPort, ...]
     files: ControlPlaneTls | None = None
     """TLS that is verified with certificate files."""
     mesh: bool = False
@@ -55,7 +55,7 @@ def control_plane_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     flags = [
         click.option(
             "--xds",
-            type=HostPort(),
+            type=HostPortFlag(),
             multiple=True,
             default=["127.0.0.1:18000"],
             show_default=True,
@@ -82,7 +82,7 @@ def control_plane_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def resolved(
-        xds: tuple[tuple[str, int], ...],
+        xds: tuple[HostPort, ...],
         tls: str | None,
         plaintext: bool,
         xds_ca: Path | None,

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xds.mesh.addresses import join_host_port
+from xds.mesh.addresses import HostPort
 
 if TYPE_CHECKING:
     from xds.envoy.bootstrap import ControlPlaneTls
@@ -28,7 +28,7 @@ EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_ADDRESS = 10, 9, 62, 64
 """OpenSSL's numbers of what can be wrong with a certificate (X509_V_ERR_*)."""
 
 
-def mismatches(addresses: Sequence[tuple[str, int]], tls: ControlPlaneTls | None) -> list[str]:
+def mismatches(addresses: Sequence[HostPort], tls: ControlPlaneTls | None) -> list[str]:
     """Return what keeps a sidecar from talking to its control planes and what to do; nothing where nothing is seen.
 
     All of them are looked at together, so that several that do not answer delay the sidecar's start like one.
@@ -37,12 +37,12 @@ def mismatches(addresses: Sequence[tuple[str, int]], tls: ControlPlaneTls | None
         return [problem for problem in pool.map(partial(_mismatch, tls=tls), addresses) if problem is not None]
 
 
-def _mismatch(address: tuple[str, int], tls: ControlPlaneTls | None) -> str | None:
-    shown = join_host_port(address)
+def _mismatch(address: HostPort, tls: ControlPlaneTls | None) -> str | None:
+    shown = str(address)
     try:
         with socket.create_connection(address, TIMEOUT) as connection:
             connection.settimeout(TIMEOUT)
-            return _plain_text(connection, shown) if tls is None else _over_tls(connection, address[0], tls, shown)
+            return _plain_text(connection, shown) if tls is None else _over_tls(connection, address.host, tls, shown)
     except OSError:
         return None
 

@@ -13,20 +13,21 @@ from typing import Any
 
 import click
 
-from xds.cli.common import HostPort
+from xds.cli.common import HostPortFlag
 from xds.cli.runtime import LONGEST_PATH, runtime_path
+from xds.mesh.addresses import HostPort
 
 INSTEAD = "give another place with --admin unix:PATH, or a port with --admin HOST:PORT"
 
 
-class AdminAddress(click.ParamType["tuple[str, int] | Path"]):
+class AdminAddress(click.ParamType["HostPort | Path"]):
     """``HOST:PORT``, or ``unix:PATH``."""
 
     name = "host:port|unix:path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int] | Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostPort | Path:
         if not isinstance(value, str) or not value.startswith("unix:"):
-            return HostPort().convert(value, param, ctx)
+            return HostPortFlag().convert(value, param, ctx)
         path = value.removeprefix("unix:")
         if not path.startswith("/") or len(os.fsencode(path)) > LONGEST_PATH:
             self.fail(f"{value!r}: expected an absolute path of at most {LONGEST_PATH} bytes", param, ctx)

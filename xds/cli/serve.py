@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from xds.cli.common import HostPort, Network, PemFile, consul_flags, mesh_flag, state_flag
-from xds.mesh.addresses import IPNetwork, is_loopback
+from xds.cli.common import HostPortFlag, Network, PemFile, consul_flags, mesh_flag, state_flag
+from xds.mesh.addresses import HostPort, IPNetwork, is_loopback
 from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import Forbidden
 from xds.policy.mesh_wide_settings import CONSUL_VIRTUAL_IPS, MeshWideSettings
@@ -41,14 +41,14 @@ class Quota(click.ParamType[tuple[str, int]]):
 @state_flag
 @click.option(
     "--listen",
-    type=HostPort(),
+    type=HostPortFlag(),
     default="127.0.0.1:18000",
     show_default=True,
     help="Where Envoys connect (xDS over gRPC).",
 )
 @click.option(
     "--admin",
-    type=HostPort(),
+    type=HostPortFlag(),
     default="127.0.0.1:18001",
     show_default=True,
     help="/ready, /metrics and /v1/sidecars over HTTP.",
@@ -165,8 +165,8 @@ def serve(
     consul: ConsulSettings,
     mesh: Path | None,
     state: Path | None,
-    listen: tuple[str, int],
-    admin: tuple[str, int],
+    listen: HostPort,
+    admin: HostPort,
     ranges: tuple[IPNetwork, ...],
     mesh_destinations_only: bool,
     strict_ports: bool,

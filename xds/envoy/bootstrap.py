@@ -26,7 +26,7 @@ from envoy_data_plane.google.protobuf import Struct
 
 from xds.envoy import names
 from xds.envoy.names import ControlPlaneIdentity
-from xds.mesh.addresses import is_ip
+from xds.mesh.addresses import HostPort, is_ip
 
 CONTROL_PLANE_CLUSTER = "local_agent"
 
@@ -115,9 +115,9 @@ class BootstrapInputs:
     """The service it is a sidecar of."""
     node_name: str
     """The Consul node it is registered on; empty leaves it out."""
-    control_planes: tuple[tuple[str, int], ...]
+    control_planes: tuple[HostPort, ...]
     """Addresses of ``gossamer serve``; with several, Envoy uses the next one when one fails."""
-    admin: tuple[str, int] | Path | None
+    admin: HostPort | Path | None
     """Address or Unix socket of Envoy's admin interface; ``None`` for no such interface."""
     token: str
     datacenter: str
@@ -252,7 +252,7 @@ def _folder(path: Path) -> core.WatchedDirectory:
     return core.WatchedDirectory(path=str(path.parent))
 
 
-def _control_plane(addresses: tuple[tuple[str, int], ...], tls: ControlPlaneTls | None) -> cluster.Cluster:
+def _control_plane(addresses: tuple[HostPort, ...], tls: ControlPlaneTls | None) -> cluster.Cluster:
     named = any(not is_ip(host) for host, _ in addresses)
     options = http.HttpProtocolOptions(
         explicit_http_config=http.HttpProtocolOptionsExplicitHttpConfig(
@@ -306,7 +306,7 @@ def _stats(inputs: BootstrapInputs) -> metrics.StatsConfig:
     )
 
 
-def _admin(at: tuple[str, int] | Path | None) -> bootstrap.Admin | None:
+def _admin(at: HostPort | Path | None) -> bootstrap.Admin | None:
     if at is None:
         return None
     if isinstance(at, Path):
@@ -314,5 +314,5 @@ def _admin(at: tuple[str, int] | Path | None) -> bootstrap.Admin | None:
     return bootstrap.Admin(address=_address(at))
 
 
-def _address(address: tuple[str, int]) -> core.Address:
+def _address(address: HostPort) -> core.Address:
     return core.Address(socket_address=core.SocketAddress(address=address[0], port_value=address[1]))

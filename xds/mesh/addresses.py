@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+from typing import NamedTuple
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -66,7 +67,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def join_host_port(address: tuple[str, int]) -> str:
-    """Return ``HOST:PORT``, an IPv6 host in brackets."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+class HostPort(NamedTuple):
+    """Host, by name or address, and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return ``HOST:PORT``, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> HostPort:
+        """Return the host and port in ``HOST:PORT``, an IPv6 host in brackets.
+
+        Raises:
+            ValueError: it is none.
+        """
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{text!r} is not HOST:PORT, a port being 0 to 65535 (an IPv6 host in brackets)")
+        return cls(host, int(port))

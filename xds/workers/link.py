@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.ads.tls import MeshTls, TlsFiles
+from xds.mesh.addresses import HostPort
 from xds.mesh.mesh import Batch, Demand
 from xds.policy.mesh_wide_settings import MeshWideSettings
 
@@ -21,7 +22,7 @@ class Start:
     """First message to a worker: what to serve."""
 
     outbound: MeshWideSettings
-    address: str
+    address: HostPort
     log_level: int
     tls: TlsFiles | MeshTls | None = None
 

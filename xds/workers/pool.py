@@ -21,6 +21,7 @@ from prometheus_client import Metric
 from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.tls import MeshTls, TlsFiles
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, Leaf
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.metrics import Metrics
@@ -79,7 +80,7 @@ class WorkerPool:
         self._reservation: Reservation | None = None
         self._certified = False
 
-    async def start(self, address: str) -> int:
+    async def start(self, address: HostPort) -> int:
         """Start the workers; the port on which all of them listen.
 
         Raises:
@@ -92,7 +93,7 @@ class WorkerPool:
         except BaseException:
             await self.stop()
             raise
-        return self._reservation.port
+        return self._reservation.address.port
 
     async def drain(self, seconds: float) -> None:
         """Have every worker end its streams one after the other, over at most ``seconds``, and end."""

@@ -19,6 +19,7 @@ from xds.ads.server import AdsServer
 from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, TlsFiles
 from xds.control.ads_adapter import AdsAdapter
 from xds.control.plane import ControlPlane
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, Leaf
 from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.metrics import Metrics
@@ -70,7 +71,8 @@ class Serving:
         self._ads = AdsServer(AdsAdapter(self.plane))
         self._own_certificate = MeshCertificate()
         self._certified = asyncio.Event()
-        self._address = ""
+        self._address: HostPort | None = None
+        """Address to listen on when there is a certificate."""
         self._reservation: Reservation | None = None
         self._failed = asyncio.Event()
         self._failure: Exception | None = None
@@ -94,7 +96,7 @@ class Serving:
             self._failed.set()
             self._certified.set()
 
-    async def start(self, address: str, *, shared: bool = False) -> int:
+    async def start(self, address: HostPort, *, shared: bool = False) -> int:
         """Listen on ``address``; ``shared`` with other processes.
 
         Returns:
@@ -107,7 +109,7 @@ class Serving:
             if not shared:
                 self._reservation = await reserve(address)
             self._address = address if self._reservation is None else self._reservation.address
-            return int(self._address.rpartition(":")[2])
+            return self._address.port
         try:
             certificate = None if self._tls is None else await asyncio.to_thread(FileCertificate, self._tls)
         except TlsError as error:
@@ -130,7 +132,7 @@ class Serving:
             if isinstance(self._tls, MeshTls):
                 self._demand(Demand())
                 await self._certified.wait()
-                if self._failure is None:
+                if self._failure is None and self._address is not None:
                     await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
                     log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._address)
             await self._failed.wait()

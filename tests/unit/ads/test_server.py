@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.unit.control.test_plane import Bench
+from tests.unit.facts import FREE_PORT
 from xds.ads import server as ads_server
 from xds.ads import session
 from xds.ads import stream as ads_stream
@@ -24,6 +25,7 @@ from xds.ads.turns import AT_ONCE
 from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import Authorized, StreamRefused
 from xds.mesh.mesh import Key, Kind
 from xds.wire.envoy.config import core_pb2 as core
@@ -50,7 +52,7 @@ class Serving:
 async def serving() -> AsyncIterator[Serving]:
     bench = Bench()
     server = AdsServer(AdsAdapter(bench.plane))
-    made = Serving(bench, server, await server.start("127.0.0.1:0"))
+    made = Serving(bench, server, await server.start(FREE_PORT))
     yield made
     await made.channel.close()
     await server.stop()
@@ -168,7 +170,7 @@ async def test_garbage_in_the_middle_ends_that_stream(serving: Serving) -> None:
 
 async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
     with pytest.raises(ListenError, match=f"can't listen on 127.0.0.1:{serving.port}"):
-        await AdsServer(AdsAdapter(serving.bench.plane)).start(f"127.0.0.1:{serving.port}")
+        await AdsServer(AdsAdapter(serving.bench.plane)).start(HostPort("127.0.0.1", serving.port))
 
 
 async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.certificates import TestAuthority
 from tests.unit.ads.test_server import first_request, read
 from tests.unit.control.test_plane import Bench
+from tests.unit.facts import FREE_PORT
 from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE, AdsServer
 from xds.ads.tls import FileCertificate, TlsError, TlsFiles
@@ -30,7 +31,7 @@ async def serving(files: TlsFiles) -> AsyncIterator[tuple[Bench, int]]:
     bench.service("web", "240.0.0.1")
     bench.leaf("web")
     server = AdsServer(AdsAdapter(bench.plane))
-    port = await server.start("127.0.0.1:0", certificate=FileCertificate(files))
+    port = await server.start(FREE_PORT, certificate=FileCertificate(files))
     try:
         yield bench, port
     finally:
@@ -136,7 +137,7 @@ async def test_files_that_can_not_be_used_are_an_error_at_the_start(
     with pytest.raises(TlsError, match=words):
         FileCertificate(files)
     with pytest.raises(ListenError, match=f"can't serve TLS on 127.0.0.1:0: .*{words}"):
-        await Serving(MeshWideSettings(), lambda _: None, files).start("127.0.0.1:0")
+        await Serving(MeshWideSettings(), lambda _: None, files).start(FREE_PORT)
 
 
 def test_a_link_that_is_moved_is_another_certificate(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.unit.control.test_plane import Bench
+from tests.unit.facts import FREE_PORT
 from xds.ads.server import AdsServer
 from xds.ads.tls import MeshCertificate
 from xds.cli.control_plane import ControlPlane, control_plane_flags
@@ -21,6 +22,7 @@ from xds.cli.control_plane_check import mismatches
 from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.bootstrap import ControlPlaneTls
 from xds.envoy.names import ControlPlaneIdentity
+from xds.mesh.addresses import HostPort
 from xds.sources.authority import issue, new_authority
 
 NOW = datetime.now(UTC)
@@ -78,16 +80,16 @@ def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
 
 
 @asynccontextmanager
-async def control_plane(service: str | None) -> AsyncIterator[tuple[str, int]]:
+async def control_plane(service: str | None) -> AsyncIterator[HostPort]:
     """A control plane with the certificate of a service of the mesh, or in plain text."""
     server = AdsServer(AdsAdapter(Bench().plane))
     certificate = None
     if service is not None:
         certificate = MeshCertificate()
         certificate.use(issue(AUTHORITY, service, "dc1", NOW, 0.5).leaf)
-    port = await server.start("127.0.0.1:0", certificate=certificate)
+    port = await server.start(FREE_PORT, certificate=certificate)
     try:
-        yield "127.0.0.1", port
+        yield HostPort("127.0.0.1", port)
     finally:
         await server.stop()
 

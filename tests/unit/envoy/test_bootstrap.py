@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from xds.envoy import bootstrap, names
+from xds.mesh.addresses import HostPort
 
 INPUTS = bootstrap.BootstrapInputs(
     "web-1-sidecar-proxy",
     "web",
     "vm-7",
-    (("10.0.0.5", 18000), ("10.0.0.6", 18000)),
-    ("127.0.0.1", 19000),
+    (HostPort("10.0.0.5", 18000), HostPort("10.0.0.6", 18000)),
+    HostPort("127.0.0.1", 19000),
     "secret",
     "dc1",
 )
@@ -34,7 +35,9 @@ def test_it_says_who_the_sidecar_is_and_where_its_control_planes_are() -> None:
 
 def test_host_names_are_resolved_by_envoy() -> None:
     made = bootstrap.sidecar_bootstrap(
-        bootstrap.BootstrapInputs("a", "a", "", (("gossamer.example", 18000),), ("127.0.0.1", 19000), "", "")
+        bootstrap.BootstrapInputs(
+            "a", "a", "", (HostPort("gossamer.example", 18000),), HostPort("127.0.0.1", 19000), "", ""
+        )
     )
     assert made["static_resources"]["clusters"][0]["type"] == "STRICT_DNS"
 

@@ -13,11 +13,12 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from tests.unit.facts import ROOTS, make_instances, make_leaf
+from tests.unit.facts import FREE_PORT, ROOTS, make_instances, make_leaf
 from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE
 from xds.envoy.resource import CLUSTER
 from xds.mesh import mesh
+from xds.mesh.addresses import HostPort
 from xds.mesh.chains import default_chain
 from xds.mesh.facts import Authorized, ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
@@ -73,7 +74,7 @@ class Pooled:
 @pytest.fixture
 async def pooled() -> AsyncIterator[Pooled]:
     made = Pooled()
-    made.port = await made.pool.start("127.0.0.1:0")
+    made.port = await made.pool.start(FREE_PORT)
     watching = asyncio.create_task(made.pool.watch())
     made.pool.apply(
         {
@@ -143,7 +144,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
 
 async def test_a_port_that_somebody_has_is_refused(pooled: Pooled) -> None:
     with pytest.raises(ListenError, match="Address already in use"):
-        await WorkerPool(MeshWideSettings(), lambda _: None, 1).start(f"127.0.0.1:{pooled.port}")
+        await WorkerPool(MeshWideSettings(), lambda _: None, 1).start(HostPort("127.0.0.1", pooled.port))
 
 
 def test_what_several_count_is_added_up() -> None:

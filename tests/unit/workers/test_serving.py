@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.unit.facts import FREE_PORT
 from xds.ads.listening import ListenError
 from xds.ads.tls import MeshTls
 from xds.lab.processes import eventually
+from xds.mesh.addresses import HostPort
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
 from xds.mesh.mesh import Demand
 from xds.policy.mesh_wide_settings import MeshWideSettings
@@ -32,7 +34,7 @@ def leaf(authority: Authority) -> Leaf:
 async def served() -> AsyncIterator[tuple[Serving, int, list[Demand]]]:
     demands: list[Demand] = []
     serving = Serving(MeshWideSettings(), demands.append, MeshTls())
-    port = await serving.start("127.0.0.1:0")
+    port = await serving.start(FREE_PORT)
     watching = asyncio.create_task(serving.watch())
     try:
         yield serving, port, demands
@@ -80,7 +82,7 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
         assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         await eventually("the certificate", presents, until=lambda seen: seen == one.certificate_chain.strip())
         with pytest.raises(ListenError, match="Address already in use"):
-            await Serving(MeshWideSettings(), demands.append, MeshTls()).start(f"127.0.0.1:{port}")
+            await Serving(MeshWideSettings(), demands.append, MeshTls()).start(HostPort("127.0.0.1", port))
         serving.apply({OWN_CERTIFICATE: two})
         assert await presents() == two.certificate_chain.strip()
         serving.apply({OWN_CERTIFICATE: LeafRefused("no more")})

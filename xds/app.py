@@ -18,7 +18,8 @@ from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
-from xds.sources.file.source import FileSettings, FileSource
+from xds.sources.file.loading import FileSettings
+from xds.sources.file.source import FileSource
 from xds.workers.grpc_log import GrpcLog
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving

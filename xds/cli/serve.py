@@ -16,7 +16,7 @@ from xds.policy.mesh_wide_settings import CONSUL_VIRTUAL_IPS, MeshWideSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings
-from xds.sources.file.source import FileSettings
+from xds.sources.file.loading import FileSettings
 from xds.workers.grpc_log import GrpcLog, take_over
 from xds.workers.logs import configure
 

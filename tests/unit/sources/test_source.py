@@ -239,7 +239,7 @@ async def test_the_acl_default_in_a_header_does_not_override_what_the_agent_says
 async def test_an_agent_that_does_not_say_leaves_what_is_known(reading: Reading, about: Any) -> None:
     reading.consul.say("/v1/agent/self", about)
     with pytest.raises((KeyError, TypeError, AttributeError)):
-        await reading.source._read_agent()
+        await reading.source._agent.read()
     assert reading.mesh.default_allow is False
     assert reading.mesh.datacenter == "dc1"
 

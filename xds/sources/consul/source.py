@@ -13,27 +13,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, LeafKey, LeafRefused
+from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF
 from xds.mesh.mesh import (
-    DATACENTER,
-    DEFAULT_ALLOW,
     INTENTIONS,
     ROOTS,
     SERVICE_NAMES,
     Batch,
     Demand,
-    Key,
-    Kind,
 )
 from xds.mesh.names import fold, usable_name
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources import decode
+from xds.sources.consul.agent import AgentReader
 from xds.sources.consul.authorization import StreamAuthorizer
-from xds.sources.consul.blocking import Backoff, Watch, WatchState
-from xds.sources.consul.client import ANONYMOUS, Consul, ConsulError, Read, Reply, understanding
+from xds.sources.consul.blocking import Watch
+from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
 from xds.sources.consul.decoding import Remembered, off_loop
 from xds.sources.consul.elsewhere import ElsewhereReader
+from xds.sources.consul.leaves import LeafWatches
 from xds.sources.consul.services import ServiceWatches
 
 log = logging.getLogger(__name__)
@@ -42,19 +40,11 @@ SHARED_PACE_S = 0.1
 """Seconds between two reads of one list that every change of its kind wakes."""
 NAMES_PACE_S = 1.0
 """The catalog's names wake on every change of any instance, and cost the whole catalog each time."""
-AGENT_EVERY_S = 60.0
 LEAST_WAIT_S = 30.0
 MOST_WAIT_S = 600.0
 """Consul's own limit for a blocking query."""
 QUERIES_A_SECOND = 10.0
 """Blocking queries that return in a second where nothing changes, provided that each waits long enough."""
-FIRST_LEAVES_AT_ONCE = 16
-"""Consul signs 50 a second and queues no more than about 20 (``csr_max_per_second``)."""
-
-_OWN_REMEDY = (
-    f'; xDS is served over TLS with the certificate of that service: add \'service "{CONTROL_PLANE_SERVICE}" {{ policy'
-    ' = "write" }\' to the policy of the token, or give certificate files with --tls-cert and --tls-key'
-)
 
 
 class FollowingError(Exception):
@@ -84,20 +74,16 @@ class ConsulSource:
         self._quotas = quotas
         self._client = client
         self._sink = sink
-        self._default_allow = default_allow
         self._on_watches = on_watches
         self._chance = random.Random()  # noqa: S311 - jitter
         self._tasks: asyncio.TaskGroup | None = None
         self._demand = Demand()
-        self._leaves: dict[LeafKey, Watch] = {}
-        self._signing = asyncio.Semaphore(FIRST_LEAVES_AT_ONCE)
         self._intentions_seen: set[tuple[str, str]] | None = None
         self._decode_intentions = Remembered(_pair, lambda entry: decode.intention(entry, quotas))
         self._names_seen: frozenset[str] | None = None
         self._names_body = b""
         self._spelled: dict[str, str] = {}
         """The spelling of each service, by its folded name."""
-        self._agent_state = WatchState()
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
         self._base = {
@@ -108,6 +94,8 @@ class ConsulSource:
         self._services = ServiceWatches(client, self.watch, self.deliver, self._tell, quotas)
         self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell, quotas)
         self._streams = StreamAuthorizer(client, self.deliver, self._chance)
+        self._leaves = LeafWatches(client, self.watch, self.deliver, self._count)
+        self._agent = AgentReader(client, self.deliver, self._tell, default_allow, self._chance)
         entries = ConfigEntryReader(client, self.deliver, self._services.chains.entries_changed)
         for kind in FOLLOWED:
             name = f"{kind} entries"
@@ -130,7 +118,7 @@ class ConsulSource:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._client.follow_token_file())
-            tasks.create_task(self._follow_agent())
+            tasks.create_task(self._agent.run())
             tasks.create_task(self._services.chains.run())
             tasks.create_task(self._streams.recheck(tasks))
             for watch in self._base.values():
@@ -150,10 +138,10 @@ class ConsulSource:
 
     def troubles(self) -> dict[str, str]:
         """Return what can't be read at the moment, with Consul's words."""
-        states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent_state}
-        if CONTROL_PLANE_LEAF in self._leaves:
-            states[CONTROL_PLANE_CERTIFICATE] = self._leaves[CONTROL_PLANE_LEAF].state
-        return {name: state.error for name, state in states.items() if state.error is not None}
+        states = {name: watch.state for name, watch in self._base.items()} | {"agent": self._agent.state}
+        errors = {name: state.error for name, state in states.items()}
+        errors[CONTROL_PLANE_CERTIFICATE] = self._leaves.error_of(CONTROL_PLANE_LEAF)
+        return {name: error for name, error in errors.items() if error is not None}
 
     # -- watches --------------------------------------------------------------------------------------------------
 
@@ -213,7 +201,7 @@ class ConsulSource:
             *self._base.values(),
             *self._services.watches(),
             *self._elsewhere.watches(),
-            *self._leaves.values(),
+            *self._leaves.watches(),
         ):
             watch.read_again()
 
@@ -232,18 +220,14 @@ class ConsulSource:
         self._services.follow(self._demand.services, tasks)
         self._elsewhere.follow(self._demand, tasks)
         self._streams.follow(self._demand.streams, tasks)
-        for key, watch in self._leaves.items():
-            watch.wanted = key in self._demand.leaves
-        for key in sorted(self._demand.leaves - self._leaves.keys()):
-            self._leaves[key] = self._leaf_watch(key)
-            tasks.create_task(self._keep_leaf(key, self._leaves[key]))
+        self._leaves.follow(self._demand.leaves, tasks)
         self._count()
 
     def _count(self) -> None:
         self._on_watches(self._count_of_watches())
 
     def _count_of_watches(self) -> int:
-        return len(self._base) + self._services.count() + len(self._elsewhere.watches()) + len(self._leaves)
+        return len(self._base) + self._services.count() + len(self._elsewhere.watches()) + len(self._leaves.watches())
 
     # -- base facts -----------------------------------------------------------------------------------------------
 
@@ -326,116 +310,6 @@ class ConsulSource:
 
     def _take_roots(self, reply: Reply) -> None:
         self.deliver({ROOTS: decode.roots(reply.data)})
-
-    async def _follow_agent(self) -> None:
-        """Follow the datacenter and the default policy in the agent's own description; there is no blocking query for
-        it."""
-        backoff = Backoff(self._chance)
-        while True:
-            try:
-                with understanding():
-                    await self._read_agent()
-                if not self._agent_state.answered:
-                    await self._say_whether_there_are_acls()
-                self._agent_state = WatchState(answered=True)
-                backoff.reset()
-                pause = AGENT_EVERY_S
-            except ConsulError as error:
-                if str(error) != self._agent_state.error:
-                    self._tell("the agent's description", error)
-                self._agent_state.error = str(error)
-                pause = backoff.after(error)
-            await asyncio.sleep(pause)
-
-    async def _say_whether_there_are_acls(self) -> None:
-        if not await self._client.has_acls():
-            log.warning(
-                "Consul at %s has no ACLs: whoever connects is given the certificate of the service it says it is, as"
-                " Consul does itself",
-                self._client.settings.shown_address,
-            )
-
-    async def _read_agent(self) -> None:
-        batch: dict[Key, object] = {}
-        if self._default_allow is not None:
-            batch[DEFAULT_ALLOW] = self._default_allow
-        configured = self._client.settings.datacenter
-        if configured:
-            batch[DATACENTER] = configured
-        if len(batch) < 2:
-            try:
-                about = await self._client.awaited(self._client.agent.self())
-                batch = {
-                    DATACENTER: about["Config"]["Datacenter"],
-                    DEFAULT_ALLOW: decode.agent_default_allow(about),
-                } | batch
-            except (KeyError, TypeError, AttributeError, ConsulError) as error:
-                # What was known once is not replaced by a guess.
-                if self._agent_state.answered or (isinstance(error, ConsulError) and not error.forbidden):
-                    raise
-                batch = await self._without_agent(error) | batch
-        self.deliver(batch)
-
-    async def _without_agent(self, error: Exception) -> dict[Key, object]:
-        """Return the facts to use when the agent's description can't be read: deny, the closed default."""
-        reply = await self._client.read("/v1/connect/ca/roots")
-        if self._default_allow is None and not reply.default_policy and not self._agent_state.answered:
-            log.error(
-                "can't tell what holds where no intention matches (%s); taking deny. Give the token agent:read, or say"
-                " it with --default-intention-policy",
-                error,
-            )
-        datacenters = await self._client.awaited(self._client.catalog.datacenters())
-        return {DATACENTER: datacenters[0], DEFAULT_ALLOW: reply.default_policy == "allow"}
-
-    # -- leaf certificates ----------------------------------------------------------------------------------------
-
-    def _leaf_watch(self, key: LeafKey) -> Watch:
-        path = f"/v1/agent/connect/ca/leaf/{key.service}"
-
-        async def read(index: int | None, wait_s: float) -> Reply:
-            # Gossamer's own token, which may change at any time, fetches its own certificate, and the next one of a
-            # service that is proved by a client certificate.
-            token = self._client.token if key.certified else key.token or ANONYMOUS
-            # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.
-            try:
-                await self._client.check_may_write_service(key.service, token)
-            except ConsulError as error:
-                if key == CONTROL_PLANE_LEAF and error.forbidden:
-                    raise ConsulError(f"{error}{_OWN_REMEDY}", error.status) from None
-                raise
-            if index is not None:
-                return await self._client.read(path, index=index, wait_s=wait_s, token=token)
-            async with self._signing:
-                return await self._client.read(path, token=token)
-
-        held = False
-
-        def take(reply: Reply) -> None:
-            nonlocal held
-            leaf = decode.leaf(reply.data)
-            if leaf.service != key.service:
-                raise ConsulError(f"Consul gave the certificate of {leaf.service!r} for {key.service!r}", 403)
-            self.deliver({Key(Kind.LEAF, key): leaf})
-            held = True
-
-        def failed(error: ConsulError) -> None:
-            # Where Consul can't answer, a certificate that is held goes on serving. Where it says no, whoever comes
-            # with that token from now on gets nothing.
-            if error.forbidden or not held:
-                self.deliver({Key(Kind.LEAF, key): LeafRefused(str(error))})
-
-        return self.watch(f"leaf certificate of {key.service}", read, take, SHARED_PACE_S, failed)
-
-    async def _keep_leaf(self, key: LeafKey, watch: Watch) -> None:
-        """Keep a leaf current until no proxy needs it."""
-        while watch.wanted:
-            await watch.turn()
-        del self._leaves[key]
-        self.deliver({Key(Kind.LEAF, key): None})
-        self._count()
-        if key in self._demand.leaves and self._tasks is not None:
-            self._follow_demand(self._tasks)
 
 
 def _pair(entry: Any) -> object:

@@ -10,8 +10,8 @@ from cryptography import x509
 from xds.mesh.facts import Roots
 from xds.sources.file.document import parse
 from xds.sources.file.facts import facts_of
+from xds.sources.file.loading import read_text, roots_file
 from xds.sources.file.registered import registered
-from xds.sources.file.source import read_text, roots_file
 from xds.sources.registration import Registration, choose, registration
 
 

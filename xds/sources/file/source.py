@@ -1,20 +1,16 @@
-"""A mesh read from a file: the same facts that Consul would give, taken again whenever the file changes.
+"""Serves a mesh from a file: the same facts that Consul would give, read again whenever the file changes.
 
-An edit that can't be used is refused with its reasons, and the last good mesh goes on serving. Whoever edits sees the
-refusal in the log and in ``/ready``.
+An edit that can't be used is refused with its reasons, which are in the log and in ``/ready``, and the last good mesh
+goes on being served.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import random
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from watchfiles import awatch
 
@@ -22,22 +18,15 @@ from xds.files import states, write_public
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
 from xds.mesh.facts import (
     CONTROL_PLANE_LEAF,
-    Authorized,
-    Leaf,
-    LeafKey,
-    LeafRefused,
     Roots,
     ServiceInstances,
-    StreamKey,
-    StreamRefused,
 )
 from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
-from xds.sources.authority import Authority, IssuedLeaf, issue
-from xds.sources.file.document import Problem, RefusedError, no_garbage, parse
-from xds.sources.file.facts import FileFacts, facts_of, warnings
+from xds.sources.file.certificates import Certificates
+from xds.sources.file.document import RefusedError
+from xds.sources.file.loading import FileSettings, LoadedMesh, certifies_differently, load, roots_file
 from xds.sources.file.state import StateError, StateFolder
-from xds.sources.file.virtual_ips import Given
 
 log = logging.getLogger(__name__)
 
@@ -48,110 +37,6 @@ LOOK_ANYWAY_MS = 500
 elsewhere)."""
 RENEWAL_LOOK_S = 60.0
 ROOT_WARNING = timedelta(days=90)
-
-
-@dataclass(frozen=True, slots=True)
-class FileSettings:
-    """Paths of a mesh without a Consul."""
-
-    mesh: Path
-    state: Path
-    """The folder of its certificate authority and its virtual IPs."""
-
-    @classmethod
-    def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
-        """Return the settings for a mesh file; its state is kept beside it where no folder is named."""
-        return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
-
-
-def roots_file(mesh: Path) -> Path:
-    """Return the file with the roots of a mesh file's authority (PEM), with which sidecars verify the control plane."""
-    return mesh.parent / f"{mesh.name}.roots.pem"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedMesh:
-    """Mesh from the file and the state folder."""
-
-    facts: FileFacts
-    given: Given
-    authority: Authority
-    warnings: tuple[str, ...]
-    """Warnings about what is allowed and may still not be intended."""
-
-
-def _certifies_otherwise(before: LoadedMesh, after: LoadedMesh) -> bool:
-    """Whether a certificate from before is not what would be issued now."""
-    return (before.authority, before.facts.datacenter) != (after.authority, after.facts.datacenter)
-
-
-@no_garbage()
-def load(
-    settings: FileSettings,
-    *,
-    tokens_needed: bool,
-    now: datetime,
-    known: LoadedMesh | None = None,
-    quotas: Quotas = DEFAULT_QUOTAS,
-) -> LoadedMesh:
-    """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
-
-    Args:
-        settings: where they are.
-        tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
-        now: the time, in UTC.
-        known: what is served now; its authority and virtual IPs are not replaced by others behind its back.
-        quotas: what the configuration of one service may come to.
-
-    Raises:
-        RefusedError: the file can't be used.
-        StateError: the state folder can't.
-    """
-    document = parse(str(settings.mesh), read_text(settings.mesh))
-    facts = facts_of(document, quotas)
-    if tokens_needed and not facts.declares_tokens and facts.tokens:
-        raise RefusedError(
-            str(settings.mesh),
-            [
-                Problem(
-                    document.lines.of(("services",)),
-                    "no service has a token, so whoever connects would be given any certificate: give each service"
-                    " its token, let gossamer listen on loopback only (--listen 127.0.0.1:18000), or accept that with"
-                    " --insecure",
-                )
-            ],
-        )
-    folder = StateFolder(settings.state)
-    taken = {address: service for service in facts.instances for address in facts.claimed(service)}
-    wanted = facts.without_virtual_ip()
-    moved = [
-        f"{taken[address]!r} claims the virtual IP {address}, which was given to {service!r}: choose another"
-        for service, address in folder.virtual_ips().by_service.items()
-        if service in wanted and address in taken
-    ]
-    if moved:
-        raise RefusedError(str(settings.mesh), [Problem(0, reason) for reason in moved])
-    authority = folder.authority(now, known=known.authority if known else None)
-    given = folder.give_virtual_ips(wanted, taken, since=known.given if known else Given())
-    return LoadedMesh(facts, given, authority, tuple(text for _, text in warnings(document, facts)))
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a mesh file.
-
-    Raises:
-        RefusedError: it can't be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RefusedError(str(file), [Problem(0, f"can't be read: {reason}")]) from None
-
-
-def _same(token: str, presented: str) -> bool:
-    """Compare tokens in a time that does not depend on what they have in common."""
-    return hmac.compare_digest(token.encode(), presented.encode())
 
 
 class FileSource:
@@ -186,12 +71,11 @@ class FileSource:
         self._default_allow = default_allow
         self._quotas = quotas
         self._clock = clock
-        self._chance = random.Random()  # noqa: S311 - jitter
+        self._certificates = Certificates(clock)
         self._demand = Demand()
         self._served = Demand()
         """The demand as it was last followed."""
         self._demand_changed = asyncio.Event()
-        self._leaves: dict[LeafKey, IssuedLeaf] = {}
         self._trouble: str | None = None
         self._published: Roots | None = None
         self._unpublished: str | None = None
@@ -297,8 +181,8 @@ class FileSource:
         self._sink(
             self._base()
             | self._services(self._served.services)
-            | self._certificates(self._served.leaves, anew=_certifies_otherwise(before, loaded))
-            | self._authorizations(self._served.streams)
+            | self._certificates.leaves(loaded, self._served.leaves, anew=certifies_differently(before, loaded))
+            | self._certificates.authorizations(loaded, self._served.streams)
         )
         await self._publish_roots()
 
@@ -350,8 +234,8 @@ class FileSource:
             self._demand_changed.clear()
             before, self._served = self._served, self._demand
             batch = self._services(self._served.services - before.services)
-            batch |= self._certificates(self._served.leaves - before.leaves)
-            batch |= self._authorizations(self._served.streams - before.streams)
+            batch |= self._certificates.leaves(self._mesh, self._served.leaves - before.leaves)
+            batch |= self._certificates.authorizations(self._mesh, self._served.streams - before.streams)
             batch |= {Key(Kind.STREAM, each): None for each in before.streams - self._served.streams}
             batch |= self._elsewhere(self._served.elsewhere, self._served.chains)
             batch |= {Key(Kind.INSTANCES, each): None for each in before.elsewhere - self._served.elsewhere}
@@ -359,50 +243,12 @@ class FileSource:
             for name in before.services - self._served.services:
                 batch[Key(Kind.INSTANCES, name)] = batch[Key(Kind.CHAIN, name)] = None
             for key in before.leaves - self._served.leaves:
-                self._leaves.pop(key, None)
+                self._certificates.forget(key)
                 batch[Key(Kind.LEAF, key)] = None
             self._sink(batch)
             await self._publish_roots()
 
-    # -- who may have what -----------------------------------------------------------------------------------------
-
-    def _authorizations(self, streams: frozenset[StreamKey]) -> dict[Key, object]:
-        """Return whether each of these streams may be served; all of them are judged again after each edit."""
-        return {Key(Kind.STREAM, each): self._refusal(each.leaf) or Authorized() for each in streams}
-
     # -- certificates ---------------------------------------------------------------------------------------------
-
-    def _certificates(self, keys: frozenset[LeafKey], *, anew: bool = False) -> dict[Key, object]:
-        """Return the leaf of each key, or the reason why there is none; existing ones are kept unless ``anew``."""
-        return {Key(Kind.LEAF, key): self._certificate(key, anew=anew) for key in keys}
-
-    def _certificate(self, key: LeafKey, *, anew: bool) -> Leaf | LeafRefused:
-        refusal = self._refusal(key)
-        if self._mesh.authority.expires_at <= self._clock():
-            refusal = StreamRefused("the root certificate has expired: run gossamer ca rotate --distrust-old")
-        if refusal is not None:
-            self._leaves.pop(key, None)
-            return LeafRefused(refusal.reason)
-        if anew or key not in self._leaves:
-            self._leaves[key] = issue(
-                self._mesh.authority, key.service, self._mesh.facts.datacenter, self._clock(), self._chance.random()
-            )
-        return self._leaves[key].leaf
-
-    def _refusal(self, key: LeafKey) -> StreamRefused | None:
-        if key == CONTROL_PLANE_LEAF:
-            return None
-        tokens = self._mesh.facts.tokens.get(key.service)
-        if tokens is None:
-            return StreamRefused(f"the mesh file has no sidecar of a service {key.service!r}: add one")
-        if key.certified or not tokens or any(_same(token, key.token) for token in tokens):
-            return None
-        what = "another token than" if key.token else "no token, not"
-        return StreamRefused(
-            f"the sidecar presents {what} the one that the mesh file names for {key.service!r}: start it with that one,"
-            " in CONSUL_HTTP_TOKEN or with --token-file",
-            unauthenticated=True,
-        )
 
     async def _publish_roots(self) -> None:
         """Write the roots beside the mesh file, where sidecars verify the control plane with them."""
@@ -429,6 +275,5 @@ class FileSource:
 
     def renew(self) -> None:
         """Replace the certificates whose time has come, and stop trusting roots whose time is over."""
-        now = self._clock()
-        due = frozenset(key for key, issued in self._leaves.items() if issued.renew_at <= now)
-        self._sink({ROOTS: self._mesh.authority.trusted(now)} | self._certificates(due, anew=True))
+        renewed = self._certificates.leaves(self._mesh, self._certificates.due(), anew=True)
+        self._sink({ROOTS: self._mesh.authority.trusted(self._clock())} | renewed)

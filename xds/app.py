@@ -1,4 +1,4 @@
-"""A running Gossamer: the source, the control plane and both servers, put together, started and stopped as one."""
+"""Assembles a running Gossamer from the source, the xDS server and the admin server; starts and stops them together."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class Source(Protocol):
         """Return whether a certificate takes a token that may have it; true where that can't be found out yet."""
 
     def demand(self, demand: Demand) -> None:
-        """Read what ``demand`` names from now on, and let go what it no longer names."""
+        """Read what ``demand`` names from now on, and stop reading everything else."""
 
     async def run(self) -> None:
         """Read until cancelled."""
 
     async def close(self) -> None:
-        """Let go of what it holds open."""
+        """Close its connections."""
 
     def troubles(self) -> dict[str, str]:
         """Return what can't be read at the moment, with the reason, by name."""
@@ -78,11 +78,9 @@ class Gossamer:
     ``settings`` holds the real ports once it is entered.
 
     Raises:
-        SettingsError: Consul's settings can't be used.
-        RefusedError: the mesh file can't be used.
-        StateError: its state folder can't be used.
-        ListenError: on entering, an address can't be listened on.
-        UnprotectedError: on entering, an address is not this host's alone and nothing tells who connects there.
+        SettingsError: Consul's settings can't be used. RefusedError: the mesh file can't be used. StateError: its state
+        folder can't be used. ListenError: on entering, an address can't be listened on. UnprotectedError: on entering,
+        other hosts reach an address and clients are not authenticated.
     """
 
     def __init__(self, settings: ServeSettings, grpc_log: GrpcLog | None = None) -> None:
@@ -102,7 +100,7 @@ class Gossamer:
     async def __aenter__(self) -> Gossamer:
         listen, admin = self.settings.listen, self.settings.admin
         try:
-            await self._see_that_it_is_protected()
+            await self._check_protected()
             listen = HostPort(listen.host, await self._serving.start(listen))
             admin = HostPort(admin.host, await self._admin.start(*admin))
         except (ListenError, UnprotectedError):
@@ -116,12 +114,12 @@ class Gossamer:
         )  # fmt: skip
         if not is_loopback(listen.host) and self.settings.tls is None:
             log.warning(
-                "xDS on %s is plain text and carries private keys: whoever is on the network between can read them",
+                "xDS on %s is plain text and carries private keys: anybody on the network in between can read them",
                 listen,
             )
         return self
 
-    async def _see_that_it_is_protected(self) -> None:
+    async def _check_protected(self) -> None:
         """Refuse what would hand keys, or what is known of the mesh, to any host.
 
         Raises:
@@ -132,7 +130,7 @@ class Gossamer:
             return
         if not is_loopback(admin.host):
             raise UnprotectedError(
-                f"--admin {admin}: the admin port knows no users, so whoever reaches it sees every"
+                f"--admin {admin}: the admin port has no authentication, so anybody who reaches it sees every"
                 " sidecar and what it may call: listen on loopback, or accept that with --insecure"
             )
         if not is_loopback(listen.host) and not await self._source.asks_for_tokens():

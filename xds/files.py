@@ -1,4 +1,4 @@
-"""Files that are followed by others: their states, and how they are replaced."""
+"""Follows files by their state, and replaces files that others follow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_public(path: Path, content: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(content)
-            os.fchmod(descriptor, 0o644)  # whatever the umask
+            os.fchmod(descriptor, 0o644)  # regardless of the umask
         fresh.replace(path)
     except BaseException:
         fresh.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What Gossamer counts, in Prometheus' terms. One registry a control plane, so that tests can have several."""
+"""Prometheus metrics. Each control plane has a registry of its own, so that tests can have several."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
-        # Looked up once: each of these is told of every single response.
+        # Looked up once, because these are counted for every response.
         self.sent = {url: sent.labels(name) for url, name in TYPE_NAMES.items()}
         self.sent_bytes = {url: sent_bytes.labels(name) for url, name in TYPE_NAMES.items()}
         self.acknowledged = {url: acknowledged.labels(name) for url, name in TYPE_NAMES.items()}

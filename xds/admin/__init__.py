@@ -1,1 +1,1 @@
-"""HTTP for operators: whether Gossamer can serve, what it counts, what each sidecar was sent."""
+"""HTTP server for operators: readiness, metrics, and what each sidecar was sent."""

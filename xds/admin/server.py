@@ -22,7 +22,7 @@ class Inspected(Protocol):
         """Return the names of the base facts that have not been read yet."""
 
     async def sidecars(self) -> list[dict[str, Any]]:
-        """Every connected sidecar, as plain data."""
+        """Return every connected sidecar, as plain data."""
 
     async def families(self) -> Iterable[Metric]:
         """Return the metrics."""
@@ -69,7 +69,7 @@ class AdminServer:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; the port, which is a free one for port 0.
+        """Listen. Return the port, which is a free one for port 0.
 
         Raises:
             ListenError: the address can't be listened on.

@@ -12,7 +12,7 @@ from xds.envoy.resource import TYPE_NAMES
 def readiness(
     missing: tuple[str, ...], troubles: dict[str, str], *, stopping: bool = False
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether sidecars can be served, and what is missing or can't be read right now.
+    """Return whether sidecars can be served, and what is missing or can't be read at the moment.
 
     Trouble alone does not make it unready: what was read before goes on serving.
     """
@@ -28,7 +28,7 @@ def sidecars(plane: ControlPlane) -> list[dict[str, Any]]:
 
 
 def sidecar(proxy: Proxy) -> dict[str, Any]:
-    """One connected sidecar."""
+    """Return one connected sidecar as plain data."""
     node = proxy.client.node
     return {
         "id": node.id,

@@ -132,7 +132,7 @@ class Call:
         if self._ending is None:
             return "the client closed it"
         if self._handler is not None and self._handler.cancelling():
-            # `end` was called while the conversation was ending: its cancellation must not hit the status.
+            # `end` was called while the conversation was ending: its cancellation must not stop the status.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
             self._handler.uncancel()

@@ -1,4 +1,4 @@
-"""Discovery messages to and from bytes, for both variants of the protocol.
+"""Encodes and decodes discovery messages of both variants of the protocol.
 
 The node is read apart from the rest: Envoy sends it with the first message only, 60 KB of it, and nothing that
 arrives later needs it.
@@ -21,9 +21,9 @@ CONTROL_PLANE = "gossamer"
 SHORT = 256
 """Bytes of a message that may be one of many alike."""
 LONGEST_WORD = 256
-"""Characters of what a node says of itself. What is longer, or not printable, is refused: it is logged and compared."""
+"""Characters of a field of the node. Longer or unprintable ones are refused, because they are logged and compared."""
 LONGEST_NAME = 1024
-"""Bytes of a resource's name. Those that Gossamer gives are shorter; no other name is of use to a proxy."""
+"""Bytes of a resource's name. Gossamer's own names are shorter, and no others exist."""
 
 
 class BadRequestError(Exception):
@@ -64,7 +64,7 @@ def _decode(message: bytes, delta: bool) -> tuple[Request, Node | None]:
 
 
 _decode_again = functools.lru_cache(maxsize=1024)(_decode)
-"""A thousand sidecars that are told of the same acknowledge it, and ask for what it names, in the same few words."""
+"""Cache of decoded messages: a thousand sidecars that receive the same response answer with the same bytes."""
 
 
 def _decode_delta(message: discovery.DeltaDiscoveryRequest) -> tuple[Request, Node | None]:
@@ -148,7 +148,7 @@ def encode_response(response: Response, *, delta: bool) -> bytes:
             nonce=response.nonce,
             control_plane=core.ControlPlane(identifier=CONTROL_PLANE),
         ).SerializeToString()
-    # Made of parts that are ready: with many resources, building the message would cost more than everything else.
+    # Joined from encoded parts: with many resources, building the message would cost more than everything else.
     parts = [part for r in response.resources for part in (r.head, r.body)]
     parts.append(_own_part(response.type_url, response.version, response.nonce, response.removed))
     return b"".join(parts)

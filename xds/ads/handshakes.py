@@ -1,8 +1,8 @@
-"""Reports of connections that come to nothing: TLS that fails, and clients of a plain-text port that expect TLS.
+"""Reports connections that fail: TLS handshakes, and clients that expect TLS at a plain-text port.
 
-gRPC tells the application nothing about a connection on which no call arrives. It does write lines to its log, with
-``GRPC_TRACE=handshaker``: the address of each connection, and the error of a handshake that failed. This module reads
-those lines (`Parser`), and says in one line what is wrong and what to do (`Handshakes`).
+gRPC does not report connections without a call to the application. It does write lines to its log, with
+``GRPC_TRACE=handshaker``: the address of each connection, and the error of a handshake that failed. This module parses
+those lines (`Parser`), and logs one line that says what is wrong and what to do (`Handshakes`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Parser:
     def _line(self, line: bytes) -> Event | Other | None:
         header = _HEADER.match(line)
         if header is None:
-            if self._in_server_name:  # the client chose it, line breaks and all
+            if self._in_server_name:  # the client chose it, line breaks included
                 return None
             if self._in_entry and _CONTINUATION.match(line):
                 return self._failed(line) if self._error else None
@@ -112,7 +112,7 @@ class Parser:
             return None
         reason = _REASON.search(self._error)
         self._error = b""
-        if reason is None:  # the connection was closed, say, which is nobody's mistake
+        if reason is None:  # the connection was closed, for example, which is no mistake
             return None
         name, detail = (part.decode("ascii", "replace") for part in (reason[1], reason[2] or b""))
         return Failed(_address(peer[1]), name, detail)
@@ -136,7 +136,7 @@ _REMEDIES = {
     " --tls-client-ca",
     "UNSUPPORTED_PROTOCOL": "the client offers an old version of TLS: 1.2 or newer is expected",
     "NO_SHARED_CIPHER": "the client offers no cipher that this server has: TLS 1.2 or newer with ECDHE is expected",
-    # What an alert that OpenSSL sends in TLS 1.3 before its keys are in use looks like here.
+    # Appearance of an alert that OpenSSL sends in TLS 1.3 before its keys are in use.
     "BAD_PACKET_LENGTH": _CLIENT_REFUSES.format("its authority, name or validity"),
     "TLSV1_ALERT_UNKNOWN_CA": _CLIENT_REFUSES.format("its authority is unknown there"),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_REFUSES.format("it has expired, by the client's clock"),

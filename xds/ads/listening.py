@@ -54,7 +54,7 @@ async def reserve(address: HostPort) -> Reservation:
     Raises:
         ListenError: it can't be listened on.
     """
-    await free_addresses(address)  # with a port that is shared, others that listen on it would go unnoticed
+    await free_addresses(address)  # binding a shared port succeeds even if another program listens on it
     sockets = await bind(address, shared=True)
     return Reservation(HostPort(address.host, int(sockets[0].getsockname()[1])), tuple(sockets))
 

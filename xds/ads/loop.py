@@ -4,12 +4,12 @@ uvloop takes a quarter off the CPU time of a thousand streams that reconnect, an
 
 grpc.aio has a thread that waits for completed reads and writes, queues them, and writes one byte for each to a pair of
 sockets. Its handler on the event loop processes all that is queued, but reads one byte. A burst of a thousand
-completions leaves hundreds of bytes, each of which wakes the loop once more for nothing. A pair of Unix sockets holds
+completions leaves hundreds of bytes, each of which wakes the loop once more without need. A pair of Unix sockets holds
 some 280 such bytes: then the thread blocks, and one completion is processed in each iteration of the loop. While a
-change that concerns everybody keeps iterations at 20 ms, a write of some bytes is not known to be complete for over a
+change for all sidecars keeps iterations at 20 ms, the completion of a small write is then noticed after more than a
 second.
 
-This loop reads the bytes that have gathered, except for one, before gRPC's handler runs.
+This loop reads the bytes that have accumulated, except for one, before gRPC's handler runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EventLoop(uvloop.Loop):
             return
 
         def drained() -> None:
-            # One byte has to be left: gRPC's handler does nothing without.
+            # One byte has to remain: gRPC's handler does nothing without it.
             waiting = len(fd.recv(MAX_BYTES, socket.MSG_PEEK))
             if waiting > 1:
                 fd.recv(waiting - 1)

@@ -1,4 +1,4 @@
-"""What a proxy and the control plane say to each other, free of encoding: both variants of the protocol in one form."""
+"""Discovery requests and responses without their encoding: one form for both variants of the protocol."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ class Received:
     """The type whose outstanding response is now acknowledged."""
     rejections: tuple[Rejection, ...] = ()
     unexplained: str | None = None
-    """Envoy's words where it rejected a response and did not say what of it."""
+    """Envoy's words where it rejected a response without naming a resource."""

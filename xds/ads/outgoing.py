@@ -1,6 +1,6 @@
-"""What to send a proxy next: what it is to have and has not, in an order in which nothing is missed for a moment.
+"""Chooses what to send a proxy next: the resources that it should have and has not, in an order without interruptions.
 
-The rules are those of `xds.ads.session`, whose half this is.
+The rules are described in `xds.ads.session`, of which this is the sending half.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from xds.ads.wanted import MAKE_ORDER, Wanted
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 
 BREAK_ORDER = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION, CLUSTER, ENDPOINT, SECRET)
-"""The order in which resources are removed."""
+"""Order in which resources are removed."""
 REFERRING = (LISTENER, SCOPED_ROUTE, ROUTE, EXTENSION)
-"""The types that name clusters, besides clusters that are made of others."""
+"""Types that name clusters, besides aggregate clusters."""
 FULL_STATE_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
-"""The types whose state-of-the-world response lists everything, absence meaning removal (xDS specification; for routes,
+"""Types whose state-of-the-world response lists everything; what is absent is removed (xDS specification; for routes,
 Envoy)."""
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
-"""The types that an empty first subscription means everything for (xDS specification)."""
+"""Types for which an empty first subscription means all resources (xDS specification)."""
 _name = attrgetter("name")
 SORTED = 64
-"""Up to so many resources are sent in the order of their names; of a thousand nobody asks that, and it takes long."""
+"""Sort small responses only; sorting large ones is slow."""
 
 
 class Outgoing:
@@ -46,8 +46,8 @@ class Outgoing:
 
         Args:
             most: leave out what takes a response of more resources than this. Of what is to be sent beside it, changes
-                of what the proxy has go first: whoever has to wait for a large addition gets removals and denials
-                meanwhile. `held_back` says whether anything was left out.
+            of what the proxy has go first: a proxy that waits for a large addition is sent removals and denials
+            meanwhile. `held_back` says whether anything was left out.
         """
         self.held_back = False
         self._most = most
@@ -79,7 +79,7 @@ class Outgoing:
         return found
 
     def _may_break(self, type_url: str) -> bool:
-        """Whether resources of a type may be removed: not before what refers to them was replaced."""
+        """Return whether resources of a type may be removed: not before what refers to them was replaced."""
         if type_url in REFERRING:
             return True
         referring = [(t, self._types[t]) for t in REFERRING if t in self._types]
@@ -89,7 +89,7 @@ class Outgoing:
         )
 
     def _what_it_names_is_there(self, resource: Resource) -> bool:
-        """Whether the proxy has acknowledged what ``resource`` names; that of it that exists."""
+        """Return whether the proxy has acknowledged the existing resources that ``resource`` names."""
         return self._are_there(CLUSTER, resource.clusters) and self._are_there(SCOPED_ROUTE, resource.routes)
 
     def _are_there(self, type_url: str, names: tuple[str, ...]) -> bool:
@@ -110,7 +110,7 @@ class Outgoing:
         return state.flying[1]
 
     def _pending(self, type_url: str) -> bool:
-        """Whether something of this type is still to be added or changed, and not held back until all is read."""
+        """Return whether some of this type is still to be added or changed, and does not wait until all is read."""
         state = self._types[type_url]
         return bool(state.suspects) or any(
             not self._is_held(state, r) for r in self._all_to_send(state, type_url, state.dirty)
@@ -129,7 +129,7 @@ class Outgoing:
         return resource
 
     def _all_to_send(self, state: TypeState, type_url: str, names: Collection[str]) -> list[Resource]:
-        """`_to_send` of each of these names; for a thousand at a time."""
+        """Return `_to_send` of each of these names, quickly for a thousand of them."""
         has = state.has
         found = [r for r in self._view.select(type_url, names) if has.get(r.name) != r.version]
         if self._wanted.is_on_demand(type_url):
@@ -143,7 +143,7 @@ class Outgoing:
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
         if state.closed:
-            # Whatever refers to it: it is not there, or not what is meant.
+            # Its resource is missing, or another version than the one that is meant.
             return self._send(state, type_url, [], sorted(state.closed))
         names: Collection[str] = state.dirty
         large = self._most is not None and self._delta and len(names) > self._most
@@ -160,7 +160,7 @@ class Outgoing:
                 waiting = len(found) < len(wanted)
         if large:
             return self._send(state, type_url, found, []) if found else None
-        rest = len(state.dirty) > len(found)  # else there is nothing that could be gone
+        rest = len(state.dirty) > len(found)  # otherwise nothing can be gone
         removed = self._unknown_names(state, type_url) if self._delta and rest else []
         first = not state.answered and (type_url in WILDCARD_TYPES or not self._delta) and not waiting
         if not found and not removed and not first:
@@ -168,8 +168,9 @@ class Outgoing:
                 self._settle(state, type_url)
             return None
         if rest and (self._delta or type_url in FULL_STATE_TYPES) and self._may_break(type_url):
-            # In a message that goes out anyway, lest removals wait for ever behind additions that never end.
-            removed += self._take_gone(state, type_url)
+            # Removals go into a message that is sent anyway, so that they never wait for an endless series of
+            # additions.
+            removed += self._pop_gone(state, type_url)
         return self._send(state, type_url, found, removed)
 
     def _may_make(self, state: TypeState, resource: Resource) -> bool:
@@ -185,7 +186,8 @@ class Outgoing:
         return []
 
     def _unknown_names(self, state: TypeState, type_url: str) -> list[str]:
-        """Names that were asked for and do not exist: a delta client is told so once, rather than left waiting."""
+        """Return the names that were asked for and do not exist; a delta client is sent them once, so that it stops
+        waiting."""
         asked = [name for name in state.dirty if name in state.named and name not in state.has]
         existing = {resource.name for resource in self._view.select(type_url, asked)}
         return sorted(set(asked) - existing)
@@ -201,7 +203,7 @@ class Outgoing:
         return [name for name in has.keys() & state.dirty if has[name]]
 
     def _all_gone(self, state: TypeState, type_url: str) -> list[str]:
-        """Of the dirty names, what the proxy has and is not to have."""
+        """Return the dirty names that the proxy has and should not have."""
         had = self._dirty_of_had(state)
         if not had:
             return []
@@ -229,7 +231,7 @@ class Outgoing:
             of_kept.update(member for name, members in made_of.items() if name not in going for member in members)
         return frozenset(of_kept)
 
-    def _take_gone(self, state: TypeState, type_url: str) -> list[str]:
+    def _pop_gone(self, state: TypeState, type_url: str) -> list[str]:
         gone = self._gone(state, type_url)
         for name in gone:
             state.good.pop(name, None)
@@ -243,11 +245,11 @@ class Outgoing:
         if most is not None and self._delta and len(state.dirty) > most and len(self._dirty_of_had(state)) > most:
             self.held_back = True
             return None
-        gone = self._take_gone(state, type_url) if self._may_break(type_url) else []
+        gone = self._pop_gone(state, type_url) if self._may_break(type_url) else []
         if not gone:
             return None
         if not self._delta and type_url not in FULL_STATE_TYPES:
-            # State of the world has no word for this: the proxy drops it when it drops what refers to it.
+            # The state-of-the-world protocol can't express this: the proxy drops it with what refers to it.
             for name in gone:
                 state.has.pop(name)
                 state.dirty.discard(name)
@@ -269,7 +271,7 @@ class Outgoing:
                 state.has[name] = ""
             state.clusters.pop(name, None)
             if name in state.closed:
-                state.good.pop(name, None)  # and what it is by now is still to be sent, if that is another version
+                state.good.pop(name, None)  # its current version still has to be sent, if it differs
                 continue
             state.rejected.pop(name, None)
             state.refused.pop(name, None)
@@ -291,7 +293,7 @@ class Outgoing:
         return [whole[name] for name in sorted(whole)]
 
     def _endpoints_follow(self, cluster: Resource, *, anew: bool) -> None:
-        """See that the endpoints of a cluster that is being sent come behind it.
+        """Ensure that the endpoints of a cluster that is being sent follow it.
 
         Of a changed one, because nobody will ask. Of a new one the proxy asks when it has read the cluster, which is
         before it reads what comes behind: it need not wait for an answer. That is so of an Envoy that has asked for

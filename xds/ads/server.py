@@ -1,9 +1,9 @@
 """Aggregated discovery and gRPC's health service on one address: a grpc.aio server, bytes in and bytes out.
 
-Each stream has one task, which reads; a write is a task of its own for as long as it takes. What there is to send is
-sent when something wakes the stream: a change, an acknowledgement, or a write that is done. All streams that are woken
-in one iteration of the event loop are served in the next ones, a few hundred at a time, so that other changes are
-followed between them. A stream that ends, for whatever reason, ends nothing else.
+Each stream has one task, which reads; a write is a task of its own for as long as it takes. A stream sends when
+something wakes it: a change, an acknowledgement, or a write that is done. All streams that are woken in one iteration
+of the event loop are served in the next ones, a few hundred at a time, so that other changes are followed between them.
+The end of a stream, for whatever reason, affects no other stream.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from grpc_health.v1.health import aio
 from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.handshakes import Handshakes
 from xds.ads.listening import ListenError, free_addresses, peer_address
+from xds.ads.slots import Slots
 from xds.ads.stream import Registry, Stream
 from xds.ads.tls import ServerCertificate
-from xds.ads.turns import Turns
 from xds.mesh.addresses import HostPort
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),
-    # A thousand calls that arrive together wait. By default gRPC refuses some of them, and the clients come again.
+    # A thousand calls that arrive together wait. By default gRPC refuses some of them, and the clients retry.
     ("grpc.server_max_unrequested_time_in_server", 3600),
     ("grpc.server.max_pending_requests", 1 << 20),
     ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
@@ -109,7 +109,7 @@ class AdsServer:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._certificate: ServerCertificate | None = None
-        self.turns = Turns()
+        self.slots = Slots()
         self.large_request = asyncio.Lock()
         """Held while a large request is processed: one at a time, so that others are processed between them."""
         self.held = 0
@@ -160,15 +160,15 @@ class AdsServer:
                 )
             except RuntimeError as error:
                 raise ListenError(f"can't listen on {each}: another program took it just now") from error
-        await self._say_health()
+        await self._publish_health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await server.start()
         self._server, self._certificate = server, certificate
         self.handshakes.tls = certificate is not None
-        self._checking = asyncio.create_task(self._look_after())
+        self._checking = asyncio.create_task(self._run_checks())
         return port
 
-    async def _say_health(self) -> None:
+    async def _publish_health(self) -> None:
         state = health_pb2.HealthCheckResponse.SERVING if self._ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             await self._health.set(service, state)
@@ -176,7 +176,7 @@ class AdsServer:
     async def drain(self, seconds: float) -> None:
         """Stop: accept no connection, and end the streams one after the other, over at most ``seconds``.
 
-        Their Envoys connect elsewhere, or come again; ending them all at once would bring all at once.
+        Their Envoys connect elsewhere, or reconnect; if all streams ended at once, all would reconnect at once.
         """
         if self._server is None:
             return
@@ -230,7 +230,7 @@ class AdsServer:
             if self._woken:
                 self._serving.ask()
 
-    async def _look_after(self) -> None:
+    async def _run_checks(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._end_stuck_streams())
             tasks.create_task(self._follow_readiness())
@@ -241,7 +241,7 @@ class AdsServer:
         while True:
             await self._readiness.wait()
             self._readiness.clear()
-            await self._say_health()
+            await self._publish_health()
 
     @staticmethod
     async def _warn_of_expiry(certificate: ServerCertificate) -> None:

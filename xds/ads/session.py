@@ -1,28 +1,29 @@
-"""One proxy's xDS session: what it asked for, what it has, and what to send next. No I/O, no clock, no gRPC.
+"""State machine of one proxy's xDS session: what it asked for, what it has, what to send next. No I/O, no clock, no
+gRPC.
 
-A `Session` takes the proxy's requests (`receive`) and the names of resources that changed (`changed`), and answers
-`next_response` whenever there is something to send. The resources themselves stay in a `ResourceView` that others
-share; the session only remembers what this proxy has of them. Delta and state of the world differ in few places, each
-of which asks for ``delta``; the rules hold for both:
+A `Session` takes the proxy's requests (`receive`) and the names of resources that changed (`changed`), and returns what
+to send (`next_response`). The resources themselves are in a shared `ResourceView`; the session only remembers which of
+them this proxy has. Delta and state of the world differ in few places, each of which asks for ``delta``; the rules hold
+for both:
 
-* At most one unacknowledged response for a type. What changes meanwhile coalesces: acknowledgement is the clock.
+* At most one unacknowledged response for a type. Changes during that time are merged into the next response.
 * Make before break: secrets and clusters, then endpoints, then what refers to them, removals last (xDS, "Eventual
   consistency considerations"). Listeners and routes wait until the clusters that they name are acknowledged, which
-  Envoy does once they are warm; they wait for no others, so a denial never queues behind somebody else's new upstream.
-  So does a cluster that is made of others, which Envoy uses at once: it follows them, and what it was made of goes when
-  its successor is acknowledged.
-* What a proxy brings along over a reconnect is not taken from it before everything that is meant for it has been read:
-  what a restarted control plane does not know yet may be in use. (Delta only; in state of the world a proxy does not
-  say what it has.)
+  Envoy does once they are warm; they wait for no others, so a denial never waits for an unrelated upstream. The same
+  holds for an aggregate cluster, which Envoy uses at once: it follows its members, and its previous members are removed
+  when it is acknowledged.
+* Resources that a proxy brings along over a reconnect are not removed before everything that is meant for it has been
+  read: a resource that a restarted control plane does not know yet may be in use. (Delta only; in state of the world a
+  proxy does not say what it has.)
 * A changed EDS cluster's endpoints follow it unasked: Envoy waits for them without asking again (issue 13009). Those of
-  a new one follow it too, rather than wait until they are asked for. A subscription that crosses them on their way is
-  answered by them: the proxy will read them after it subscribed, since it has not acknowledged them yet. One that comes
-  later is answered anew, for the proxy will have thrown them away. (Delta only.)
-* What Envoy rejected is never sent again. Of a rejected listener or cluster response Envoy names the culprits and takes
-  the others; where it does not say so, the resources of that response are tried once more one by one, and the one that
-  is rejected alone is the culprit.
-* A rejected cluster is removed, and so are rejected routes: an earlier version is not what is meant any more, and a
-  cluster that is rejected while it warms keeps Envoy from acknowledging any further response about clusters.
+  a new one follow it too, without a request. A subscription that crosses them is answered by them: the proxy reads them
+  after it subscribed, since it has not acknowledged them yet. A later subscription is answered again, because the proxy
+  has discarded them by then. (Delta only.)
+* What Envoy rejected is never sent again. Envoy names the rejected resources of a listener or cluster response and
+  accepts the others; where it names none, the resources of that response are sent once more one by one, and those that
+  are rejected alone are the cause.
+* A rejected cluster is removed, and so are rejected routes: an earlier version is outdated, and a cluster that is
+  rejected while it warms keeps Envoy from acknowledging any further response about clusters.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PARTLY_TAKEN = "adding/updating"
 """Envoy's words when it accepted a response except for the resources that it names. Without them it accepted nothing of
 it."""
 UNCERTAIN = "?"
-"""The version of a resource that the proxy has in some version or other; equal to none."""
+"""Version of a resource that the proxy has in an unknown version; equal to no other."""
 
 
 MOST_NAMES = 200_000
@@ -120,7 +121,7 @@ class Session:
 
     def _first_request(self, state: TypeState, request: Request) -> None:
         state.asked = True
-        # A proxy that kept its resources over a reconnect waits for no first answer; a fresh one does, even if empty.
+        # A proxy that kept its resources over a reconnect expects no first response; a new one does, even an empty one.
         state.answered = bool(request.initial_versions)
         wanted = request.subscribe if request.names is None else request.names
         self._bring_along(state, request.type_url, request.initial_versions)
@@ -145,7 +146,7 @@ class Session:
                     has[name] = UNCERTAIN
                     state.dirty.add(name)
                 elif known[name] == version:
-                    # What is kept is the resource's own name and version, which all sessions share.
+                    # Store the resource's own name and version: all sessions share these objects.
                     has[name] = version
                     if resource.clusters:
                         state.clusters[name] = resource.clusters
@@ -159,11 +160,11 @@ class Session:
                 has.update({name: UNCERTAIN if name in state.owed else version for name, version in strange.items()})
         state.owed.clear()
         if self._wanted.is_on_demand(type_url):
-            state.dirty.update(known)  # some of it may not be meant for it any more unless it asks
+            state.dirty.update(known)  # some of it may be meant for the proxy only if it asks for it
 
     def _replace_subscription(self, state: TypeState, request: Request) -> None:
         if request.nonce and request.nonce != state.last_nonce:
-            return  # An answer to a response that a later one has overtaken: its names are overtaken too.
+            return  # It answers a response that a later one replaced, so its names are outdated too.
         names = set(request.names or ())
         legacy_wildcard = request.type_url in WILDCARD_TYPES and not names and state.wildcard
         self._set_wildcard(state, request.type_url, WILDCARD in names or legacy_wildcard)
@@ -186,7 +187,7 @@ class Session:
             self._set_wildcard(state, request.type_url, wildcard=True)
         named = {name for name in request.subscribe if name != WILDCARD}
         state.named |= named
-        # Asking for a name means not having it, whatever was sent before, unless the version comes along.
+        # A proxy that asks for a name does not have it, whatever was sent before, unless it states the version.
         fresh = named.difference(request.initial_versions)
         if state.ahead:
             if state.in_flight is not None:
@@ -198,7 +199,7 @@ class Session:
         state.dirty |= fresh
         if self._wanted.is_on_demand(request.type_url):
             for resource in self._view.select(CLUSTER, fresh):
-                state.dirty.update(resource.clusters)  # what it can't do without comes with it
+                state.dirty.update(resource.clusters)  # the clusters that it needs are sent with it
 
     def _set_wildcard(self, state: TypeState, type_url: str, wildcard: bool) -> None:
         was, state.wildcard = state.wildcard, wildcard
@@ -237,7 +238,7 @@ class Session:
 
     def _accepted(self, state: TypeState, response: Response) -> None:
         if self.delta and not state.rejected and response.type_url in NAME_NONE:
-            return  # there is nothing to remember of a thousand endpoints
+            return  # nothing has to be remembered of endpoints and secrets
         for resource in response.resources:
             name = resource.name
             if state.rejected and state.has.get(name) == resource.version:
@@ -268,7 +269,7 @@ class Session:
             state.suspects.extend(r.name for r in others)
             state.has.update((r.name, UNCERTAIN) for r in others)
         if response.resources:
-            # Whether the removals beside them were taken can't be known; once more does no harm.
+            # It is unknown whether the removals beside them were accepted; sending them again does no harm.
             state.has.update((name, UNCERTAIN) for name in response.removed)
             state.dirty.update(response.removed)
         return rejections
@@ -308,7 +309,7 @@ def describe(type_url: str) -> str:
 
 
 def _mentions(reason: str, name: str) -> bool:
-    """Whether Envoy's words name this resource, and not merely another whose name begins the same."""
+    """Return whether Envoy's words name this resource, and not merely another whose name begins the same."""
     start = reason.find(name)
     while start != -1:
         end = start + len(name)

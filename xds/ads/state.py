@@ -1,4 +1,4 @@
-"""What a session remembers of one type of resources: what the proxy asked for, what it has, what is to be looked at."""
+"""State of a session for one type of resources: what the proxy asked for, what it has, what has to be checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TypeState:
     wildcard: bool = False
     named: set[str] = field(default_factory=set)
     has: dict[str, str] = field(default_factory=dict)
-    """Name to version: what the proxy has once it acknowledged ``in_flight``. Empty: it knows there is none."""
+    """Versions by name that the proxy has once it acknowledged ``in_flight``. Empty: it knows that there is none."""
     good: dict[str, Resource] = field(default_factory=dict)
     """State of the world only: the last resource under each name that was not rejected, to be listed again."""
     rejected: dict[str, Rejection] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class TypeState:
     closed: set[str] = field(default_factory=set)
     """Names whose newest version was rejected and that are therefore to be removed."""
     inherited: set[str] = field(default_factory=set)
-    """Names that the proxy brought along, and that nobody here has spoken of yet."""
+    """Names that the proxy brought along and that this server has not sent or changed yet."""
     owed: set[str] = field(default_factory=set)
     """Names to send when this type is first asked for, even if the proxy has them."""
     ahead: set[str] = field(default_factory=set)
@@ -35,7 +35,7 @@ class TypeState:
     """Names from a rejected response whose culprit is unknown, to be tried one by one."""
     in_flight: Response | None = None
     flying: tuple[Response, frozenset[str]] | None = None
-    """The names of what is in flight, worked out once."""
+    """Cached names of what is in flight."""
     clusters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Clusters that the last accepted version names, by name."""
     last_nonce: str = ""

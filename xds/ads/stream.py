@@ -13,7 +13,7 @@ from xds.ads import codec
 from xds.ads.call import Call, CallError
 from xds.ads.messages import Received, Request, Response
 from xds.ads.session import LimitError, Session
-from xds.ads.turns import Turns
+from xds.ads.slots import Slots
 from xds.envoy.names import TOKEN_METADATA
 from xds.mesh.facts import StreamRefused
 from xds.mesh.names import usable_name
@@ -25,7 +25,7 @@ FIRST_ANSWER_WAIT = 5.0
 LARGE_REQUEST = 8192
 """Bytes. Larger requests, which subscribe to thousands of names, are processed one at a time."""
 SMALL = 64
-"""Resources. Responses with more wait for one of the slots for large responses (`xds.ads.turns`)."""
+"""Resources. Responses with more wait for one of the slots for large responses (`xds.ads.slots`)."""
 MAX_HELD = 256 << 20
 """Bytes that the first requests of all unauthenticated streams may have together."""
 
@@ -72,7 +72,7 @@ class Server(Protocol):
     """State that the streams of one server share."""
 
     registry: Registry
-    turns: Turns
+    slots: Slots
     large_request: asyncio.Lock
     held: int
 
@@ -86,7 +86,7 @@ class Stream:
     def __init__(self, server: Server, context: Any, *, delta: bool) -> None:
         self.call = Call(context, self._written)
         self._server = server
-        self._turns = server.turns
+        self._slots = server.slots
         self._delta = delta
         self._peer: Peer | None = None
         self._decided = asyncio.Event()
@@ -99,7 +99,7 @@ class Stream:
         """The end of this stream's slot while a large response is written."""
 
     async def run(self) -> None:
-        """Converse until the stream ends."""
+        """Converse with the client until the stream ends."""
         why = ""
         try:
             why = await self.call.run(self._converse)
@@ -201,7 +201,7 @@ class Stream:
         for timer in (self._giving_up, self._passing_on):
             if timer is not None:
                 timer.cancel()
-        self._turns.done(self.wake)
+        self._slots.done(self.wake)
         if self._peer is not None:
             log.debug("stream from %s ended: %s", self.call.peer, why)
             self._server.registry.disconnected(self._peer)
@@ -219,7 +219,7 @@ class Stream:
             if not self.call.is_writing:
                 self._send_next(peer)
             elif self._passing_on is None:
-                self._turns.done(self.wake)  # it can't use a slot now, and asks again when its write is done
+                self._slots.done(self.wake)  # it can't use a slot now, and asks again when its write is done
         elif peer.incomplete and self._giving_up is None:
             self._giving_up = asyncio.get_running_loop().call_later(
                 FIRST_ANSWER_WAIT, self.call.guarded, peer.stop_waiting
@@ -227,25 +227,25 @@ class Stream:
 
     def _send_next(self, peer: Peer) -> None:
         """Send the next response; a large one only with a slot, the small ones meanwhile."""
-        turns, session = self._turns, peer.session
-        response = session.next_response(None if turns.has(self.wake) else SMALL)
+        slots, session = self._slots, peer.session
+        response = session.next_response(None if slots.has(self.wake) else SMALL)
         if response is not None:
             message = codec.encode_response(response, delta=self._delta)
-            self._passing_on = turns.writes(self.wake)
+            self._passing_on = slots.writes(self.wake)
             self._sent_at[response.type_url] = self._clock()
             self._server.registry.sent(peer, response, len(message))
             self.call.write(message)
         elif session.held_back:
-            turns.ask(self.wake)
+            slots.ask(self.wake)
         else:
-            turns.done(self.wake)
+            slots.done(self.wake)
 
     def _written(self) -> None:
         """Release the slot of a large response, and send the next response."""
         if self._passing_on is not None:
             self._passing_on.cancel()
             self._passing_on = None
-            self._turns.done(self.wake)
+            self._slots.done(self.wake)
         peer = self._peer
         if peer is not None and (peer.session.may_send or peer.session.held_back):
             self.wake()

@@ -1,7 +1,7 @@
 """TLS of the xDS port: the server's certificate, from files or of the mesh, and the identities of clients.
 
-gRPC asks for the certificate at each handshake, in a thread of its own, so another certificate needs no restart and
-ends no stream. One that can't be used leaves the one that is in use.
+gRPC asks for the certificate at each handshake, in a thread of its own, so a new certificate needs no restart and ends
+no stream. If a new one can't be used, the current one stays.
 """
 
 from __future__ import annotations

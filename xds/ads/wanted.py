@@ -1,4 +1,4 @@
-"""What is meant for one proxy, and what of it the proxy asked for."""
+"""Determines what one proxy wants: the resources that are meant for it, as far as it asked for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xds.ads.state import TypeState
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 
 MAKE_ORDER = (SECRET, CLUSTER, ENDPOINT, EXTENSION, ROUTE, SCOPED_ROUTE, LISTENER)
-"""The order in which resources are added and changed."""
+"""Order in which resources are added and changed."""
 
 
 class ResourceView(Protocol):
@@ -19,20 +19,21 @@ class ResourceView(Protocol):
         """Return the resource of that name, ``None`` where there is none."""
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
-        """Those of these resources that there are, in any order; what `get` says of each, for a thousand at a time."""
+        """Return those of these resources that exist, in any order; as `get` for each, but quick for a thousand of
+        them."""
 
     def names(self, type_url: str) -> Iterable[str]:
-        """Every name of that type that a wildcard stands for."""
+        """Return every name of that type that a wildcard includes."""
 
     @property
     def on_demand(self) -> bool:
         """Whether clusters are sent to who asks for them by name, those of the proxy itself apart."""
 
     def asked_as(self, name: str) -> str | None:
-        """On demand, the name by which a cluster has to be asked for; ``None`` where the wildcard stands for it."""
+        """Return the name by which a cluster has to be requested on demand; ``None`` where the wildcard includes it."""
 
     def complete(self) -> bool:
-        """Whether everything that is meant for the proxy has been read."""
+        """Return whether everything that is meant for the proxy has been read."""
 
 
 class States(dict[str, TypeState]):
@@ -50,14 +51,14 @@ class Wanted:
         self.view = view
         self.types = States()
         self.unsettled: set[str] = set()
-        """The types that something was said of since there was last nothing to do: only these are looked at."""
+        """Types with requests or changes since there was last nothing to send: only these are checked."""
 
     def is_on_demand(self, type_url: str) -> bool:
-        """Whether resources of a type are sent to who asks for them by name."""
+        """Return whether resources of a type are sent only to proxies that ask for them by name."""
         return type_url == CLUSTER and self.view.on_demand
 
     def wants(self, state: TypeState, type_url: str, name: str) -> bool:
-        """Whether the proxy asked for this resource, by its name or otherwise."""
+        """Return whether the proxy asked for this resource, by its name or otherwise."""
         if name in state.named:
             return True
         asked_as = self.view.asked_as(name) if self.is_on_demand(type_url) else None

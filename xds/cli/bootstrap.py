@@ -99,9 +99,8 @@ def make_bootstrap(flags: SidecarFlags, registration: Registration, tls: Control
     """Return the bootstrap of a sidecar.
 
     Args:
-        flags: what the command was told.
-        registration: the sidecar's.
-        tls: TLS with the control plane; ``None`` for plain text.
+        flags: values of the command's flags. registration: the sidecar's. tls: TLS with the control plane; ``None`` for
+        plain text.
 
     Raises:
         Failure: the token can't be read.

@@ -1,4 +1,4 @@
-"""What several commands share: Consul's flags, addresses, errors that end a command in one line."""
+"""Parts that several commands share: Consul's flags, types of arguments, errors that end a command in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         )  # fmt: skip
         given = {field: arguments.pop(field) for field in fields}
         try:
-            # A mesh file has its own tokens: what the environment says of a Consul is not for it.
+            # A mesh file has its own tokens: the environment variables for a Consul do not apply to it.
             consul = ConsulSettings.resolve(given, {} if arguments.get("mesh") else os.environ)
             consul.read_token()
         except SettingsError as error:

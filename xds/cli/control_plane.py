@@ -1,7 +1,7 @@
-"""Flags that say how a sidecar connects to its control plane: in plain text, or over TLS and with which authorities.
+"""Flags for the connection of a sidecar to its control plane: plain text, or TLS and its authorities.
 
-Plain text is for loopback only, unless it is asked for. TLS is verified with certificate files where these are given,
-and with the authorities of the mesh otherwise, which are read where the sidecar's registration is.
+Plain text is the default for loopback only. TLS is verified with certificate files where these are given, otherwise
+with the authorities of the mesh, which are read from the same place as the sidecar's registration.
 """
 
 from __future__ import annotations

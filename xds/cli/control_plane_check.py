@@ -1,7 +1,7 @@
-"""A look at the control plane before Envoy starts: does it speak TLS as the sidecar does, and can it be verified?
+"""Checks the control plane before Envoy starts: whether it speaks TLS as the sidecar does, and can be verified.
 
-Envoy reports such a mismatch as a reset connection. So ``gossamer sidecar`` connects once and says what is wrong. A
-control plane that does not answer is Envoy's to wait for.
+Envoy reports such a mismatch as a reset connection. So ``gossamer sidecar`` connects once and says what is wrong. If
+the control plane does not answer, Envoy waits for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXPIRED, NOT_YET_VALID, WRONG_HOST, WRONG_ADDRESS = 10, 9, 62, 64
 def mismatches(addresses: Sequence[HostPort], tls: ControlPlaneTls | None) -> list[str]:
     """Return what keeps a sidecar from talking to its control planes and what to do; nothing where nothing is seen.
 
-    All of them are looked at together, so that several that do not answer delay the sidecar's start like one.
+    All are checked at the same time, so that several that do not answer delay the sidecar's start no more than one.
     """
     with ThreadPoolExecutor(len(addresses)) as pool:
         return [problem for problem in pool.map(partial(_mismatch, tls=tls), addresses) if problem is not None]
@@ -95,7 +95,7 @@ def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown:
                 f"the control plane at {shown} speaks plain text, not TLS: start it with --tls mesh or --tls-cert, or"
                 " give --plaintext here as well"
             )
-        # gRPC closes the connection where it misses or refuses a client certificate.
+        # gRPC closes the connection when a client certificate is missing or refused.
         closed = isinstance(error, ssl.SSLEOFError)
         if not closed and (error.reason is None or "CERTIFICATE" not in error.reason):
             return f"TLS with the control plane at {shown} failed: {error.reason or error}"

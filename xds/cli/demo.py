@@ -1,4 +1,4 @@
-"""``gossamer demo``: a mesh on this machine, and a tour of what it does."""
+"""``gossamer demo``: runs a mesh on this machine, and shows step by step what it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gossamer``."""
+"""``gossamer``: the group of all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gossamer mesh``: mesh files, checked, written from a Consul, described to editors."""
+"""``gossamer mesh``: checks mesh files, writes them from a Consul, prints their schema."""
 
 from __future__ import annotations
 

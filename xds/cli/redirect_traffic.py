@@ -1,4 +1,4 @@
-"""``gossamer redirect-traffic``: the kernel's redirection into a sidecar."""
+"""``gossamer redirect-traffic``: applies the kernel's redirection into a sidecar."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def redirect_traffic(
         elif not verify:
             redirector.apply(rules)
             for other in others:
-                other.undo()  # what a run before nft was installed may have left
+                other.undo()  # rules of a run before nft was installed may be left
             click.echo(
                 f"redirected: what arrives to port {rules.inbound_port}, what is dialed to {rules.outbound_port}"
             )

@@ -1,7 +1,7 @@
-"""Finds out what a mesh file would come to in every sidecar, without serving it.
+"""Encodes a mesh file for every sidecar without serving it, to find what would be set aside.
 
-The facts go through the same control plane that serves, with stand-ins for what only a running mesh has: certificates.
-So whatever ``/v1/sidecars`` would set aside is known before.
+The facts go through the same control plane that serves, with stand-ins for certificates, which only a running mesh has.
+So everything that ``/v1/sidecars`` would set aside is known beforehand.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def runtime_path(proxy_id: str, suffix: str, environment: Mapping[str, str], *, 
         instead: what to do when it can't be there, for messages.
 
     Raises:
-        Failure: the folder can't be made, somebody else can write to it, or the path is too long for a socket.
+        Failure: the folder can't be made, other users can write to it, or the path is too long for a socket.
     """
     given = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     user = environment.get("XDG_RUNTIME_DIR", "")

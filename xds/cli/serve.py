@@ -207,7 +207,7 @@ def serve(
         raise click.UsageError("certificate files are --tls-cert and --tls-key; --tls-client-ca goes with both of them")
     if plaintext + (tls is not None) + (tls_cert is not None) > 1:
         raise click.UsageError("--plaintext, --tls mesh and --tls-cert exclude each other")
-    # Before gRPC is imported. With several workers, connections and gRPC's log are theirs.
+    # This has to precede the import of gRPC. With several workers, they have the connections and gRPC's log.
     grpc_log = take_over(os.environ) if workers == 1 else GrpcLog()
     from xds.ads.tls import MeshTls, TlsFiles
     from xds.app import ServeSettings

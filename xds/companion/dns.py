@@ -1,4 +1,4 @@
-"""DNS queries in any letter case.
+"""Answers DNS queries in any letter case.
 
 Names in DNS have no case (RFC 1035, 2.3.3), but Envoy's DNS filter compares them letter by letter, and its table has
 small letters. This server listens in front of Envoy's: it asks Envoy for the name in small letters, and answers
@@ -32,7 +32,7 @@ class DnsServer(asyncio.DatagramProtocol):
     """
 
     def __init__(self, upstream: int) -> None:
-        """``upstream`` is the port of 127.0.0.1 at which Envoy answers."""
+        """Make a server; ``upstream`` is the port of 127.0.0.1 at which Envoy answers."""
         self._upstream = upstream
         self._transport: asyncio.DatagramTransport | None = None
         self.pending: set[asyncio.Task[None]] = set()
@@ -74,7 +74,7 @@ class DnsServer(asyncio.DatagramProtocol):
 
 def as_asked(query: dns.message.Message, response: dns.message.Message) -> dns.message.Message:
     """Return ``response`` with the names as ``query`` spells them, as a client that varies the case expects."""
-    asked = {question.name: question.name for question in query.question}  # equal, whatever the case
+    asked = {question.name: question.name for question in query.question}  # equal regardless of case
     response.question = query.question
     for record in response.answer:
         record.name = asked.get(record.name, record.name)

@@ -1,4 +1,4 @@
-"""The mesh's certificate authorities in a file, kept as Consul has them.
+"""Keeps the mesh's certificate authorities in a file up to date with Consul.
 
 Envoy verifies the control plane with the file and reads it again when it is replaced, so that a rotation of the
 authority needs no restart. The answers come from the agent's own cache and need no token. Python's ``http.client`` is

@@ -1,4 +1,4 @@
-"""The companion's event loop."""
+"""Runs the companion's event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.companion.tasks import Tasks
 
 
 def run(tasks: Tasks) -> None:
-    """Run the tasks until the process is told to end."""
+    """Run the tasks until the process is asked to end."""
     logging.basicConfig(format="%(asctime)s %(levelname)s gossamer sidecar: %(message)s", level=logging.INFO)
     asyncio.run(_run(tasks))
 
@@ -23,7 +23,7 @@ async def _run(tasks: Tasks) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    # Each task's module is imported only where there is the task, for the memory.
+    # A task's module is imported only if the task exists, to save memory.
     async with contextlib.AsyncExitStack() as stack:
         if tasks.dns_sockets:
             from xds.companion.dns import DnsServer

@@ -1,4 +1,5 @@
-"""UDP sockets of loopback. Apart from the server, so that a command that only opens them does not load dnspython."""
+"""Opens UDP sockets of loopback. Separate from the server, so that a command that only opens them does not load
+dnspython."""
 
 from __future__ import annotations
 

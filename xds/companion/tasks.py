@@ -47,7 +47,7 @@ class Tasks:
         return cls(**{**read, "dns_sockets": tuple(read["dns_sockets"])})
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Return whether there are any tasks."""
         return bool(self.dns_sockets or self.roots_file)
 
 

@@ -1,4 +1,4 @@
-"""Resources that let nobody in, for a sidecar whose newest policy can't be installed."""
+"""Resources that admit no caller, for a sidecar whose newest policy can't be installed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NOBODY = Admission(ConnectionPolicy(allow=True), RequestPolicy(False, (), DENIED
 def closed_listener(
     sidecar: Sidecar, settings: ProxySettings, roots: Roots, name: str, *, dual_stack: bool
 ) -> Resource | None:
-    """Return a public listener that lets nobody in, in place of the one called ``name``; ``None`` for any other one.
+    """Return a public listener that admits no caller, in place of the one called ``name``; ``None`` for any other one.
 
-    It has nothing in it that a user gave.
+    It contains nothing that a user gave.
     """
     address, port = public_address(sidecar, settings)
     if name != names.listener("public_listener", address, port):
@@ -32,7 +32,8 @@ def closed_listener(
 def closed_to_all(
     sidecar: Sidecar, settings: ProxySettings, roots: Roots, resources: ResourcesByType, *, dual_stack: bool
 ) -> ResourcesByType:
-    """Return ``resources`` with what lets nobody in: at the listener, and for requests on connections that stand."""
+    """Return ``resources`` with a listener that admits no caller, and routes that deny requests on established
+    connections."""
     found = {type_url: dict(by_name) for type_url, by_name in resources.items()}
     for name in found.get(LISTENER, {}):
         closed = closed_listener(sidecar, settings, roots, name, dual_stack=dual_stack)

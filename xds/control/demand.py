@@ -2,7 +2,8 @@
 
 Only what some admitted proxy serves, may call or names is read, once, however many proxies share it. Two parts of the
 demand become stale separately: the streams whose tokens are to be checked change with every stream that comes or goes,
-and cost a copy of a set; the services change rarely, and finding them costs a walk over everybody's intentions.
+and cost a copy of a set; the services change rarely, and finding them costs a walk over the intentions of all live
+services.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class DemandTracker:
 
     def add_leaf(self, proxy: Proxy) -> None:
         """Read the leaf certificate of a proxy."""
-        if proxy.leaf_key not in self._by_leaf:  # it is there where the same proxy left a moment ago
+        if proxy.leaf_key not in self._by_leaf:  # it is known if the same proxy left a moment ago
             self._by_leaf[proxy.leaf_key] = set()
             self._stale = True
         self._by_leaf[proxy.leaf_key].add(proxy)
@@ -132,7 +133,7 @@ class DemandTracker:
         return self._readers.get(key, set())
 
     def remove(self, proxy: Proxy) -> None:
-        """Stop reading on behalf of a proxy that is gone for good."""
+        """Stop reading on behalf of a proxy that will not reconnect."""
         self.read_for(proxy, frozenset())
         self._remove_leaf(proxy)
 

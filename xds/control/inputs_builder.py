@@ -154,7 +154,7 @@ class InputsBuilder:
     def _admission(
         self, decisions: Decisions, providers: Mapping[str, TokenProvider], *, default_allow: bool
     ) -> tuple[Admission, tuple[str, ...]]:
-        """Return who is let in, and the reason if a quota closes the service."""
+        """Return who is admitted, and the reason if a quota closes the service."""
         denied = sum(each.action is Action.DENY for each in decisions.exact.values())
         for amount, what, quota in ((len(decisions.exact), "name", "sources"), (denied, "deny", "denied")):
             limit = getattr(self._mesh_wide.quotas, quota)

@@ -337,7 +337,7 @@ class ControlPlane:
                 if proxy.ready:
                     log.error("sidecar %r keeps what it has: %s", proxy.client.node.id, blocker.reason)  # noqa: TRY400
         differs = proxy.blocked_by(blocker.reason if blocker else None)
-        self._views.note_that_it_waits(proxy)
+        self._views.note_waiting(proxy)
         if differs and blocker and not proxy.ready:
             level = logging.DEBUG if blocker.passing else logging.WARNING
             log.log(level, "sidecar %r waits: %s", proxy.client.node.id, blocker.reason)

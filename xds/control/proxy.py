@@ -1,4 +1,4 @@
-"""One connected proxy: who it is, what it waits for, what is meant for it, and its session."""
+"""One connected proxy: its identity, what it waits for, the resources meant for it, and its session."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Proxy:
         self.session = Session(self, delta=client.delta)
         self.wake: Callable[[], None] = _without_stream
         self.end: Callable[[str], None] = _without_stream
-        """Ends its stream, with the reason that its Envoy is told."""
+        """Ends its stream with a reason, which its Envoy logs."""
         self.refuse: Callable[[StreamRefused], None] = _without_stream
         """Ends its stream, because it may not act for its service."""
         self.sidecar: Sidecar | None = None
@@ -123,7 +123,7 @@ class Proxy:
         return self._routes(type_url, scope) if scope is not None else None
 
     def select(self, type_url: str, names: Collection[str]) -> list[Resource]:
-        """Those of these resources that are meant for this proxy."""
+        """Return those of these resources that are meant for this proxy."""
         mine = self._own.resources.get(type_url, {})
         if not self.transparent:
             return [mine[name] for name in names if name in mine]
@@ -154,7 +154,7 @@ class Proxy:
         return [*mine, *self._view.names(type_url)]
 
     def complete(self) -> bool:
-        """Whether all of its upstreams have been read."""
+        """Return whether all of its upstreams have been read."""
         return not (self.transparent and not self._view.is_known()) and not self._unread_explicit()
 
     @property
@@ -163,7 +163,7 @@ class Proxy:
         return self._inputs is not None and self._inputs.on_demand
 
     def asked_as(self, name: str) -> str | None:
-        """On demand, the name by which a cluster has to be asked for; ``None`` for those that it always has."""
+        """Return the name by which a cluster is requested on demand; ``None`` for clusters that it always has."""
         if name in self._own.resources.get(CLUSTER, {}) or name in self._view.egress.get(CLUSTER, {}):
             return None
         return asked_as(name)
@@ -183,7 +183,7 @@ class Proxy:
             self.changed({type_url: set(self._view.names(type_url)) for type_url in SERVED_TYPES})
 
     def _made(self, inputs: SidecarInputs) -> OwnResources:
-        """Return its own resources; where the newest policy can't be installed, nobody is let in.
+        """Return its own resources; where the newest policy can't be installed, no caller is admitted.
 
         An extension that is required and can't be applied leaves everything as it was, unless who may call differs.
         """
@@ -230,7 +230,7 @@ class Proxy:
             self.leaf = before.leaf
 
     def blocked_by(self, reason: str | None) -> bool:
-        """Note what keeps it from being served, if anything does; whether that is news."""
+        """Note the reason why it is not served, if any. Return whether it differs from the previous one."""
         news = reason != self.blocker
         self.blocker = reason
         self.settle()
@@ -240,7 +240,7 @@ class Proxy:
         """Begin serving as soon as the first answer would be whole, or waiting for that has been given up."""
         if self.ready:
             if self.complete():
-                self.wake()  # what was held back until everything had been read need not wait any more
+                self.wake()  # resources that waited until everything had been read can be sent now
         elif self.incomplete:
             self.ready = not self._patient or self.complete()
             if self.ready or not self._waited_for:
@@ -275,11 +275,11 @@ class Proxy:
         self.settle()
 
     def own_problems(self) -> tuple[str, ...]:
-        """Return what of its registration, and of what is about its service, can't be followed."""
+        """Return the problems of its registration, and of the entries that are about its service."""
         return self._own.problems
 
     def problems(self) -> dict[str, list[str]]:
-        """Return what was set aside, by upstream; under its own service what of its registration can't be followed."""
+        """Return what was set aside, by upstream; the problems of its registration are under its own service."""
         found = dict(self._view.problems()) if self.transparent else {}
         if self._own.problems:
             found[self.service] = [*found.get(self.service, []), *self._own.problems]

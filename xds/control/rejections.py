@@ -1,9 +1,9 @@
-"""Leaves out of a sidecar's own resources what its Envoy rejected: the net below the checks of values.
+"""Leaves out of a sidecar's own resources what its Envoy rejected: the safety net below the checks of values.
 
-A listener is rejected whole, with everything that users put into it: an access log whose file can't be opened, say. So
-the parts that users give are left out one after the other until Envoy takes it, first those that Envoy's words point
-at. What is rejected without any of them is replaced by what lets nobody in. What one Envoy rejects changes nothing for
-another: a proxy says what it likes.
+Envoy rejects a listener as a whole, even because of one part that a user gave, such as an access log whose file can't
+be opened. So these parts are left out one after the other until Envoy accepts it, first those that Envoy's message
+points at. A listener that is rejected without any of them is replaced by one that admits no caller. A rejection by one
+Envoy changes nothing for others, because a proxy can claim anything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LeftOut:
 
     parts: frozenset[Part] = frozenset()
     closed: frozenset[str] = frozenset()
-    """The listeners that are replaced by what lets nobody in."""
+    """Listeners that are replaced by ones that admit no caller."""
     without_tokens: bool = False
     """Whether no JSON Web Token is verified, so that what needs one is denied."""
     reasons: tuple[str, ...] = ()

@@ -152,7 +152,7 @@ class ServiceViews:
         changes = view.assign(reach, table, special)
         self.changes += 1
         self._inform(view, changes)
-        self.see_what_it_waits_for(view)
+        self.update_waiting(view)
         return True
 
     def to_assign(self, services: Iterable[str]) -> list[str]:
@@ -231,9 +231,9 @@ class ServiceViews:
         waiting = {} if upstream in table.unknown else self._waiting_for.pop(upstream, {})
         for view in waiting:
             if view.is_known() and self._is_behind(view.service):
-                relisted.add(view.service)  # brought up to date, they are served
+                relisted.add(view.service)  # once brought up to date, they are served
             else:
-                self.see_what_it_waits_for(view)
+                self.update_waiting(view)
         if not changes and (listing, addresses) == (table.listing, table.addresses):
             return relisted
         for view in self._callers(upstream):
@@ -268,7 +268,7 @@ class ServiceViews:
                 if proxy.transparent:
                     proxy.changed(changes)
 
-    def see_what_it_waits_for(self, view: ServiceView) -> None:
+    def update_waiting(self, view: ServiceView) -> None:
         """Note one upstream that a view waits for; once it waits for none, its proxies need not wait either.
 
         One upstream is enough: a view that waits for a thousand is checked again when that one has been read, not a
@@ -282,7 +282,7 @@ class ServiceViews:
         elif any(proxy.waits_for_upstreams for proxy in proxies):
             self._waiting_for.setdefault(waits_for, {})[view] = None
 
-    def note_that_it_waits(self, proxy: Proxy) -> None:
+    def note_waiting(self, proxy: Proxy) -> None:
         """Note the same for one proxy, so that its siblings need not be checked whenever one of many connects."""
         view = self.by_service[proxy.service]
         waits_for = view.first_unknown() if proxy.waits_for_upstreams else None

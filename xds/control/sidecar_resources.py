@@ -1,4 +1,4 @@
-"""What is one sidecar's alone: its listeners, its certificate, its application, the upstreams that it names itself."""
+"""Encodes what belongs to one sidecar only: its listeners, certificate, application, and explicit upstreams."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def own_resources(inputs: SidecarInputs, left_out: LeftOut = NOTHING_LEFT_OUT) -
     for resource in _own_resources(inputs.without(left_out.parts) if left_out.parts else inputs, problems.append):
         by_name = made.setdefault(resource.type_url, {})
         if resource.name in by_name:
-            # The first is the sidecar's own: a listener that a user names like it would take its place.
+            # The first one is generated: a listener of a user with the same name must not replace it.
             problems.append(f"{TYPE_NAMES[resource.type_url]} {resource.name!r}: there is one of this name already")
         else:
             by_name[resource.name] = resource
@@ -99,7 +99,7 @@ def _own_resources(inputs: SidecarInputs, problem: Callable[[str], None]) -> Ite
         named = outbound.outbound_clusters(inputs.mesh_wide, listed, inputs.hosts)
         scopes_named = outbound.outbound_routes(listed, inputs.hosts)
         yield observation.encode(listener, named, OUTBOUND, routes=scopes_named, of_all_upstreams=True)
-        yield routes.by_address()  # whoever asks: when clusters stop coming on demand, scopes lead there for a moment
+        yield routes.by_address()  # always: when clusters are no longer on demand, scopes refer to it for a moment
         if not inputs.mesh_wide.destinations_only:
             yield clusters.original_destination(inputs.mesh_wide.passthrough_connect_timeout_ms)
         if inputs.dns_port:
@@ -134,8 +134,8 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
     try:
         listener = public(sidecar, settings, inputs.mesh, admission, trust_domain, dual_stack=inputs.dual_stack)
     except OverrideError as error:
-        # What its owner wanted of the listener is not known, so it lets nobody in. Were there none instead, requests
-        # on the connections that stand would be answered for as long as Envoy drains it.
+        # The owner's intention for the listener is unknown, so it admits no caller. Without any listener, requests on
+        # established connections would be answered for as long as Envoy drains the old one.
         problem(f"{error}; it is refused: new connections and requests through the mesh are denied")
         admission = NOBODY
         settings = replace(settings, public_listener_json=None)
@@ -189,7 +189,7 @@ def _explicit(
         problem("envoy_listener_json is only for a service without routes, and of TCP; the generated listener is used")
         upstream = target.without_listener().upstream
     if upstream.settings.listener_json:
-        # Whoever writes such a listener names the cluster as Consul does.
+        # Users name the cluster in such a listener as Consul does.
         name = encoder.consul_name()
     try:
         listener = outbound.explicit(upstream, protocol, here.datacenter, max_request_headers_kb=largest)

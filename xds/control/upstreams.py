@@ -1,4 +1,4 @@
-"""Services as upstreams, each encoded once and shared by every proxy that calls it in the same way."""
+"""Encodes services as upstreams, each once for all proxies that call it with the same settings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Pure: what the rules decide, encoded as Envoy resources. One module for each kind of resource.
+"""Encodes what the rules decide as Envoy resources, without I/O. One module for each kind of resource.
 
-Names, ports and values that an operator can see are Consul's (its xDS server, ``agent/xds``), so that dashboards and
-habits made for Consul keep working.
+Names, ports and values that an operator can see are Consul's (its xDS server, ``agent/xds``), so that dashboards made
+for Consul keep working.
 """

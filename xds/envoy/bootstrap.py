@@ -1,7 +1,7 @@
-"""The bootstrap of a sidecar: who it is, where its control plane is, and nothing about the mesh.
+"""Builds the bootstrap of a sidecar: its identity and its control plane, and nothing about the mesh.
 
-Built from envoy-data-plane's types, so that a field that Envoy doesn't have can't be written. Names are those of
-``consul connect envoy``: the cluster ``local_agent``, the tags ``consul.source.*`` and ``consul.destination.*``.
+It is built from envoy-data-plane's types, so only fields that Envoy has can be written. Names are those of ``consul
+connect envoy``: the cluster ``local_agent``, the tags ``consul.source.*`` and ``consul.destination.*``.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:
             ads_config=core.ApiConfigSource(
                 api_type=core.ApiConfigSourceApiType.DELTA_GRPC,
                 transport_api_version=core.ApiVersion.V3,
-                # Without this, every request and acknowledgement carries 60 KB about the Envoy.
+                # Without this, every request and acknowledgement contains 60 KB about Envoy.
                 set_node_on_first_message_only=True,
                 grpc_services=[
                     core.GrpcService(
@@ -178,7 +178,7 @@ def _ads() -> core.ConfigSource:
     return core.ConfigSource(
         ads=core.AggregatedConfigSource(),
         resource_api_version=core.ApiVersion.V3,
-        # A sidecar that is not registered yet waits for as long as it takes.
+        # A sidecar that is not registered yet waits without a time limit.
         initial_fetch_timeout=timedelta(0),
     )
 

@@ -1,4 +1,4 @@
-"""Clusters: what an upstream's connections go to, the local application, and the way past the mesh."""
+"""Encodes clusters: those of upstreams, the local application, and the original destination outside the mesh."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _nameless(
 
 
 def consul_name_of(target: Target, here: Here) -> str:
-    """Consul's name for the cluster of a target; also the SNI that is expected there."""
+    """Return Consul's name for the cluster of a target, which is also the SNI that is expected there."""
     if target.prepared_query:
         return names.query_cluster(target.service, here.datacenter, here.trust_domain)
     return names.service_cluster(target.service, target.datacenter or here.datacenter, here.trust_domain, target.subset)
@@ -111,7 +111,7 @@ def aggregate(name: str, consul_name: str, members: Iterable[str]) -> Resource:
         alt_stat_name=consul_name,
         cluster_type=cluster.Cluster.CustomClusterType(name="envoy.clusters.aggregate", typed_config=typed(config)),
         lb_policy=cluster.Cluster.CLUSTER_PROVIDED,
-        connect_timeout=milliseconds(DEFAULT_CONNECT_TIMEOUT_MS),  # of nothing: its members have their own
+        connect_timeout=milliseconds(DEFAULT_CONNECT_TIMEOUT_MS),  # an aggregate has none: its members have their own
     )
     return encode(CLUSTER, name, message, clusters=tuple(config.clusters))
 
@@ -152,7 +152,7 @@ def _tune_balancer(message: cluster.Cluster, balancer: LoadBalancer) -> None:
 
 
 def _speak(message: cluster.Cluster, protocol: str, *, negotiated: bool) -> None:
-    """HTTP/2 where the protocol is; where it may be, what the other side agrees to."""
+    """Set the protocol to HTTP/2 where the application's is, and to what the other side accepts where it may be."""
     if protocol in MULTIPLEXED:
         explicit = upstream_http_pb2.HttpProtocolOptions.ExplicitHttpConfig(http2_protocol_options=HTTP2)
         options = upstream_http_pb2.HttpProtocolOptions(explicit_http_config=explicit)
@@ -202,7 +202,7 @@ def _local(name: str, address: core.Address, settings: ProxySettings, protocol: 
 
 
 def original_destination(connect_timeout_ms: int) -> Resource:
-    """Where connections to addresses outside the mesh go: to the address that was dialed, as it is.
+    """Return the cluster of connections to addresses outside the mesh, which go to the dialed address unchanged.
 
     They are counted for each of these addresses (``cluster.original-destination.endpoint.<address>``).
     """

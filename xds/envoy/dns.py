@@ -1,14 +1,14 @@
-"""DNS in the sidecar: the virtual IPs of its upstreams by name, and everything else forwarded.
+"""Encodes the DNS listener of a sidecar: it answers for its upstreams with their virtual IPs, and forwards the rest.
 
-Only names whose address the sidecar really carries are answered (unlike Consul's DNS, which knows no intentions). Envoy
-answers questions for addresses, over UDP; what it forwards goes to the host's resolvers.
+Only names that the sidecar has an address for are answered (unlike Consul's DNS, which ignores intentions). Envoy
+answers queries for addresses, over UDP; it forwards others to the host's resolvers.
 
-Two things that Envoy's filter can't do are made up for by what is in its table:
+The table of Envoy's filter works around two of its limits:
 
-* It answers NXDOMAIN where a name has addresses of the other family only, and musl then takes the name not to be. So a
-  name with IPv4 addresses alone has them as IPv6 addresses as well (``::ffff:240.0.0.1``, RFC 4291, 2.5.5.2), to which
-  the kernel connects over IPv4.
-* It compares letter by letter, while names in DNS have no case (RFC 1035, 2.3.3). So each name is there as the catalog
+* It answers NXDOMAIN where a name has addresses of the other family only, and musl then considers the name missing. So
+  a name with only IPv4 addresses has them as IPv6 addresses too (``::ffff:240.0.0.1``, RFC 4291, 2.5.5.2), to which the
+  kernel connects over IPv4.
+* It compares names with their case, which DNS ignores (RFC 1035, 2.3.3). So the table has each name as the catalog
   spells it, in small and in capital letters. For every other spelling ``gossamer sidecar`` runs ``xds.companion.dns``
   in front of Envoy, which asks in small letters.
 """
@@ -76,7 +76,7 @@ def dns_listener(port: int, services: Iterable[Named], datacenter: str, *, dual_
 
 
 def _names_of(service: str, datacenter: str) -> Iterable[str]:
-    """As Consul's DNS has them (``agent/dns.go``): the short ones, and those with everything that may be said."""
+    """Yield a service's names as in Consul's DNS (``agent/dns.go``): the short ones and the fully qualified ones."""
     found: dict[str, None] = {}
     for suffix in ("virtual.consul", f"virtual.default.ns.default.ap.{datacenter}.dc.consul"):
         for spelled in (service, service.lower(), service.upper()):

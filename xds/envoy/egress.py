@@ -1,9 +1,10 @@
-"""Egress: destinations outside the mesh that are reached through a terminating gateway (Consul: ``Destination``).
+"""Encodes egress: destinations outside the mesh that are reached through a terminating gateway (Consul:
+``Destination``).
 
-A destination at an IP address is dialed at that address and port, like any other address that the outbound listener is
-told of. One with a host name is found by what the client says: the server name of its TLS handshake, or the host of its
-HTTP request. Only connections that are no virtual IP's are looked at for that, and only at the ports of such
-destinations, since looking means to wait for the client's first bytes.
+A destination at an IP address is dialed at that address and port, like any other address that the outbound listener
+lists. One with a host name is recognised by the client's first bytes: the server name of its TLS handshake, or the host
+of its HTTP request. Only connections to other addresses than virtual IPs, and only at the ports of such destinations,
+are inspected, because inspection waits for these bytes.
 """
 
 from __future__ import annotations

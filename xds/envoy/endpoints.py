@@ -1,4 +1,4 @@
-"""Endpoints: the instances of a service with the health and the weight that Consul computes for them."""
+"""Encodes endpoints: the instances of a service with the health and the weight that Consul computes for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_assignment(name: str, instances: Iterable[Instance], *, only_passing: b
 
 
 def unreachable(instance: Instance) -> str | None:
-    """Why Envoy could not be given this instance: it would reject the whole list for one address that is no IP."""
+    """Return why Envoy can't be given this instance: one address that is no IP would make it reject the whole list."""
     if not is_ip(instance.address):
         return f"instance {instance.service_id}: address {instance.address!r} is not an IP address"
     if not 0 < instance.port < 65536:
@@ -33,7 +33,7 @@ def unreachable(instance: Instance) -> str | None:
 def _lb_endpoint(instance: Instance, only_passing: bool) -> bytes:
     gets_traffic, weight = health_and_weight(instance)
     gets_traffic = gets_traffic and (instance.health is Health.PASSING or not only_passing)
-    # Either keeps new connections away; one in maintenance is not broken, and Envoy's operators can see which it is.
+    # Both keep new connections away. Operators can tell an instance in maintenance from a broken one in Envoy.
     otherwise = core.DRAINING if instance.health is Health.MAINTENANCE else core.UNHEALTHY
     # LbEndpoint.endpoint: an Endpoint, its address: an Address, its socket_address: address and port_value.
     socket_address = text(2, canonical_ip(instance.address) or "") + number(3, instance.port)
@@ -43,7 +43,7 @@ def _lb_endpoint(instance: Instance, only_passing: bool) -> bytes:
 
 
 def health_and_weight(instance: Instance) -> tuple[bool, int]:
-    """Whether an instance gets traffic, and how much (Consul, ``agent/xds/endpoints.go``).
+    """Return whether an instance gets traffic, and how much (Consul, ``agent/xds/endpoints.go``).
 
     A critical check and maintenance mode take it out; a warning one selects the warning weight; a weight below 1 takes
     it out as well.

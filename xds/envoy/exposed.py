@@ -1,4 +1,4 @@
-"""Exposed paths: what health probes and scrapers reach in plain HTTP, past mutual TLS and the intentions.
+"""Encodes exposed paths, which health probes and scrapers reach in plain HTTP without mutual TLS and intentions.
 
 One listener for each port, with a route for each path: exactly that path, whatever its query. Any other path is
 answered with 404 and never reaches the application.

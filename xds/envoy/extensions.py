@@ -1,7 +1,7 @@
-"""Consul's Envoy extensions (``EnvoyExtensions``) that need no service of their own.
+"""Applies Consul's Envoy extensions (``EnvoyExtensions``) that need no service of their own.
 
-They are put into resources that are otherwise made, in the order in which they are given. None gets in front of the
-intentions: filters go behind the RBAC filter, and a property of a resource that protects it can't be overridden.
+They change complete resources, in the order in which they are given. No extension precedes the intentions: filters are
+inserted behind the RBAC filter, and properties that protect a resource can't be overridden.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which client identities a public listener takes in its TLS handshake.
+"""Encodes the client identities that a public listener accepts in its TLS handshake.
 
-The RBAC filter alone comes too late for a TCP service: Envoy judges on the first byte from the client, but connects to
-the application before that, so a server that speaks first has greeted a client that may not call it (Envoy issue
-9023). So the same decision is put into the TLS context as well, as the SPIFFE IDs that a client certificate may carry.
-A match list knows no "except"; for "everybody but these" a regular expression for the other names is spelled out.
+The RBAC filter alone is too late for a TCP service: Envoy evaluates it on the first byte from the client, but connects
+to the application before that, so a server that speaks first has greeted a denied client (Envoy issue 9023). So the
+same decision is put into the TLS context as well, as the SPIFFE IDs that a client certificate may carry. A match list
+has no exceptions, so a denial of some names is written as a regular expression for all other names.
 
-Such expressions grow with the names. Above `LARGEST` the handshake takes every service of the mesh, and the RBAC filter
-alone decides.
+Such expressions grow with the names. Above `LARGEST` the handshake accepts every service of the mesh, and only the RBAC
+filter decides.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def not_among(excluded: Iterable[str]) -> str:
             node = node.following.setdefault(character, _Node())
         node.is_name = True
     order, todo = [], [root]
-    while todo:  # by hand: a name may be longer than Python's stack is deep
+    while todo:  # without recursion: a name may be longer than Python's stack is deep
         node = todo.pop()
         order.append(node)
         todo += node.following.values()
@@ -102,7 +102,7 @@ def _ways_past(characters: frozenset[str]) -> tuple[str, ...]:
 
 def _ways_out(texts: _Texts) -> list[str]:
     ways = [_anything_but(texts) + names.SEGMENT + "*"]
-    # Where nothing follows, a character is complete: what comes behind it is its node's to say.
+    # Where nothing follows, the character is complete, and its node has the expression for what follows.
     ways += [re.escape(each) + _group(_ways_out(inner), may_end=True) for each, inner in texts.items() if inner]
     return ways
 

@@ -1,4 +1,4 @@
-"""The public listener, at which others reach the application: mutual TLS, the intentions, the application."""
+"""Encodes the public listener, at which callers reach the application: mutual TLS, the intentions, the application."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def public(
     address, port = public_address(sidecar, settings)
     name = names.listener("public_listener", address, port)
     is_http = settings.protocol in HTTP_PROTOCOLS
-    # Whom a request is from is judged when it is there; whoever may send none is answered, and not hung up on.
+    # HTTP callers are judged by request, so a caller that may send none gets a response in place of a reset connection.
     identities = None if is_http else admitted_identities(admission.connections, trust_domain)
     tls = downstream_transport_socket(identities, mesh.incoming_tls, ALPN.get(settings.protocol or "", ()))
     judge = listener.Filter(
@@ -101,7 +101,8 @@ def public(
 
 
 def is_permissive(settings: ProxySettings, mesh: MeshSettings) -> bool:
-    """Whether who is not in the mesh may dial the application's port: it says so, and the mesh entry lets it."""
+    """Return whether clients outside the mesh may dial the application's port: the settings and the mesh entry allow
+    it."""
     transparent = settings.mode is ProxyMode.TRANSPARENT
     return bool(settings.permissive_mtls) and mesh.allow_permissive_mtls and transparent
 

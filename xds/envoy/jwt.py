@@ -1,7 +1,7 @@
-"""JSON Web Tokens: the filter that verifies them, and the clusters that the keys come from.
+"""Encodes the filter that verifies JSON Web Tokens, and the clusters for their keys.
 
-The filter refuses nobody: what a token has to be is part of the intentions, which the RBAC filter after it enforces. A
-provider that is unknown or can't be used is left out of it, and so no token of it is ever taken for good.
+The filter refuses no request: the requirements are part of the intentions, which the RBAC filter behind it enforces. A
+provider that is unknown or can't be used is left out, so that its tokens are never valid.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _remote(name: str, keys: RemoteKeys) -> jwt.RemoteJwks:
 
 
 def key_clusters(providers: Iterable[TokenProvider]) -> Iterator[Resource]:
-    """Where the keys that are not local are fetched from."""
+    """Yield the clusters from which keys that are not local are fetched."""
     for provider in providers:
         if provider.remote_keys is not None:
             yield _key_cluster(names.jwks_cluster(provider.name), provider.remote_keys)
@@ -127,7 +127,7 @@ def _key_cluster(name: str, keys: RemoteKeys) -> Resource:
 
 
 def _verified_tls(host: str, keys: RemoteKeys) -> core.TransportSocket:
-    """TLS towards the server of the keys: whoever could stand in for it could issue tokens."""
+    """Return TLS towards the server of the keys, with verification: an impostor of it could issue tokens."""
     san = tls.SubjectAltNameMatcher.IP_ADDRESS if is_ip(host) else tls.SubjectAltNameMatcher.DNS
     trusted = tls.CertificateValidationContext()
     matched = trusted.match_typed_subject_alt_names.add(san_type=san)

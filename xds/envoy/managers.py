@@ -1,4 +1,4 @@
-"""HTTP connection managers: one for all HTTP upstreams of a sidecar, one for what comes in.
+"""Encodes HTTP connection managers: one for all HTTP upstreams of a sidecar, one for incoming requests.
 
 The routes of both come as scopes (`xds.envoy.routes`), so that they change without a listener.
 """
@@ -97,14 +97,15 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
     grpc = settings.protocol == "grpc"
     filters = _grpc_filters() if grpc else []
     filters.append(token_filter())
-    # Where no scope says otherwise, nobody is let in: to allow, with no policies, is to deny.
+    # Without a scope, no request is allowed: the action ALLOW without policies denies.
     filters.append(http_filter(RBAC_FILTER, http_rbac_pb2.RBAC(rules=rbac.RBAC(action=rbac.RBAC.ALLOW))))
     found = _scoped("public_listener", names.INBOUND_SCOPE, filters)
     if settings.max_request_headers_kb:
         found.max_request_headers_kb.value = settings.max_request_headers_kb
     normalize(found, mesh)
     if not mesh.sanitize_client_cert and not grpc:
-        # Replace whatever came with the request: a caller whose sidecar carries it as plain TCP could have forged it.
+        # Replace the header of the request: a caller whose sidecar treats the connection as plain TCP could have forged
+        # it.
         found.forward_client_cert_details = Manager.SANITIZE_SET
         found.set_current_client_cert_details.CopyFrom(
             Manager.SetCurrentClientCertDetails(cert=True, chain=True, dns=True, uri=True)
@@ -181,7 +182,7 @@ def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter], *, 
 def _common(stat_prefix: str, filters: list[manager.HttpFilter]) -> Manager:
     return Manager(
         stat_prefix=stat_prefix,
-        # Extended CONNECT, by which a WebSocket is carried over HTTP/2 between the sidecars.
+        # Extended CONNECT, for WebSockets over HTTP/2 between the sidecars.
         http2_protocol_options=core.Http2ProtocolOptions(allow_connect=True),
         upgrade_configs=[Manager.UpgradeConfig(upgrade_type="websocket")],
         http_filters=[*filters, http_filter("envoy.filters.http.router", http_router_pb2.Router())],

@@ -1,4 +1,4 @@
-"""How a text, a header or a path is compared, in Envoy's words."""
+"""Encodes comparisons of texts, headers and paths."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def header(match: HeaderMatch, *, missing_too: bool = False) -> route.HeaderMatc
 
 
 def methods(names: tuple[str, ...]) -> route.HeaderMatcher:
-    """One of some methods."""
+    """Return a condition that the method is one of some."""
     pattern = "|".join(map(re.escape, names))
     return route.HeaderMatcher(
         name=":method", string_match=matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=pattern))

@@ -1,4 +1,4 @@
-"""The names that Consul gives things in Envoy (``agent/connect/sni.go``, ``uri_service.go``, ``agent/xds``).
+"""Names that Consul gives to resources in Envoy (``agent/connect/sni.go``, ``uri_service.go``, ``agent/xds``).
 
 Community Edition: namespace and partition are always ``default``.
 """
@@ -28,7 +28,8 @@ ORIGINAL_DESTINATION = "original-destination"
 
 
 def service_cluster(service: str, datacenter: str, trust_domain: str, subset: str = "") -> str:
-    """Consul's name for the cluster of a service or a subset of it; also the SNI that its sidecars expect."""
+    """Return Consul's name for the cluster of a service or a subset of it, which is also the SNI that its sidecars
+    expect."""
     return f"{subset + '.' if subset else ''}{service}.default.{datacenter}.internal.{trust_domain}"
 
 
@@ -77,12 +78,12 @@ DIALED_ADDRESS_AND_PORT = "vip:%DOWNSTREAM_LOCAL_ADDRESS%"
 
 
 def query_cluster(query: str, datacenter: str, trust_domain: str) -> str:
-    """Consul's name for the cluster of a prepared query."""
+    """Return Consul's name for the cluster of a prepared query."""
     return f"{query}.default.{datacenter}.query.{trust_domain}"
 
 
 def destination(address: str, service: str, datacenter: str, trust_domain: str) -> str:
-    """Consul's name for a destination outside the mesh; also the SNI that its terminating gateway expects."""
+    """Return Consul's name for a destination outside the mesh, which is also the SNI that its gateway expects."""
     dashed = re.sub(r"[.:]", "-", address)
     return f"destination.{dashed}.{service_cluster(service, datacenter, trust_domain)}"
 
@@ -173,12 +174,12 @@ def upstream_stat_prefix(service: str, datacenter: str) -> str:
 
 
 def jwt_payload(provider: str) -> str:
-    """Under what the claims of a verified token are kept for the filters after it."""
+    """Return the key under which the claims of a verified token are kept for later filters."""
     return f"jwt_payload_{provider}"
 
 
 def jwks_cluster(provider: str) -> str:
-    """Where the keys of a JWT provider are fetched from."""
+    """Return the name of the cluster from which the keys of a JWT provider are fetched."""
     return f"jwks_cluster_{provider}"
 
 

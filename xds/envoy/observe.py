@@ -1,7 +1,7 @@
-"""What a listener tells of its traffic: access logs and traces, put into it once it is otherwise made.
+"""Adds access logs and tracing to complete listeners.
 
 Consul's (``agent/xds/accesslogs``): one log in each filter that ends a chain, and one at the listener itself for
-connections that no chain takes (Envoy's response flag ``NR``).
+connections that no chain accepts (Envoy's response flag ``NR``).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The outbound listener, which does not know the services, and those on the addresses of explicit upstreams.
+"""Encodes the outbound listener, whose shape does not depend on the services, and listeners of explicit upstreams.
 
-The outbound listener is of constant shape. A matcher on the dialed address sends the virtual-IP ranges to one chain,
-which names the upstream's cluster after that address; so a new upstream is a cluster and its endpoints, and the
-listener stays as it is. Only the addresses vary that are claimed outside the ranges, that carry HTTP, or at which the
-port decides, and they sit in the matcher: a changed matcher drains no connection, a changed chain would. All the chains
-that a matcher may ever name are there from the start.
+The outbound listener has a constant shape. A matcher on the dialed address sends the virtual-IP ranges to one chain,
+which derives the name of the upstream's cluster from that address; so a new upstream is a cluster and its endpoints,
+and the listener stays the same. Only addresses that are claimed outside the ranges, that carry HTTP, or whose port
+matters are listed, and they are in the matcher: a changed matcher drains no connection, a changed chain would. All
+chains that a matcher may ever name exist from the start.
 
-Where clusters come on demand, other chains of the same kinds take the connections (`Way`): they ask for the cluster
-that they name, when there is none, and hold the connection until it comes.
+Where clusters come on demand, other chains of the same kinds accept the connections (`ChainSelection`): they request a
+missing cluster and hold the connection until it arrives.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PASSTHROUGH_CHAIN = "passthrough"
 OWN_ADDRESSES = ("127.0.0.1", "::1")
 """Addresses at which the outbound listener listens."""
 NOWHERE = "nowhere"
-"""The name of no chain: a connection that it is to take is closed."""
+"""Name of no chain: a connection that is matched to it is closed."""
 KINDS = ("tcp", "http", "grpc")
 """The kinds of chains: connections, requests, and requests that are counted by gRPC method."""
 
@@ -81,12 +81,12 @@ def outbound(
         listed: the addresses that it has to be told of (`MeshWideSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
-    way = Way(mode, on_demand)
+    selection = ChainSelection(mode, on_demand)
     chains = [
         _mesh_chain(each, by_port, asks, max_request_headers_kb)
         for each in KINDS
         for by_port in (False, True)
-        for asks in way.all(each)
+        for asks in selection.all(each)
     ]
     chains.append(
         listener.FilterChain(name=TLS_CHAIN, filters=_picked_connection(names.EGRESS_HOST, "upstream.egress"))
@@ -111,9 +111,10 @@ def outbound(
             *inspectors(hosts),
         ],
         filter_chains=chains,
-        # A second Envoy on this port would take half of the connections, silently, and carry them as someone else.
+        # A second Envoy on this port would silently receive half of the connections, and carry them under another
+        # identity.
         enable_reuse_port=BoolValue(value=False),
-        filter_chain_matcher=_by_destination(settings, port, listed, hosts, way),
+        filter_chain_matcher=_by_destination(settings, port, listed, hosts, selection),
     )
 
 
@@ -133,7 +134,7 @@ def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[Egress
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ChainSelection:
     """Which filter chains there are, and which take connections: those that ask for what is not there, or the others.
 
     What may change over has both for TCP. For HTTP it has those that ask from the start, because a connection that
@@ -144,11 +145,11 @@ class Way:
     on_demand: bool
 
     def all(self, kind: str) -> tuple[bool, ...]:
-        """Whether the chains that there are for a kind ask."""
+        """Return, for each existing chain of a kind, whether it requests missing clusters."""
         return (False, True) if self.mode is ClusterMode.AUTO and kind == "tcp" else (self.asks(kind),)
 
     def asks(self, kind: str) -> bool:
-        """Whether the one that takes connections does."""
+        """Return whether the chain that accepts connections requests missing clusters."""
         return self.on_demand or (self.mode is ClusterMode.AUTO and kind != "tcp")
 
     def chain(self, kind: str, *, by_port: bool) -> str:
@@ -182,27 +183,27 @@ def _by_destination(
     own_port: int,
     listed: Mapping[VirtualAddress, str],
     hosts: Collection[EgressHost],
-    way: Way,
+    selection: ChainSelection,
 ) -> xds_matcher.Matcher:
-    """Which chain takes a connection: by the address, the most precise one first, and where ports decide by these."""
+    """Return the matcher that picks the chain of a connection: by address, the most specific first, then by port."""
     past = _outside(hosts, None if settings.destinations_only else _go_to(PASSTHROUGH_CHAIN))
-    by_kind = {way.chain("tcp", by_port=False): [_network(each) for each in settings.virtual_ranges]}
+    by_kind = {selection.chain("tcp", by_port=False): [_network(each) for each in settings.virtual_ranges]}
     ports: dict[str, dict[VirtualAddress, str]] = {}
-    chains = {protocol: way.chain(kind(protocol), by_port=False) for protocol in {*listed.values()}}
+    chains = {protocol: selection.chain(kind(protocol), by_port=False) for protocol in {*listed.values()}}
     for at, protocol in listed.items():
         if at.port == ANY_PORT:
             by_kind.setdefault(chains[protocol], []).append(_one_address(at.ip))
         else:
             ports.setdefault(at.ip, {})[at] = protocol
     ranges = [_range(encoded, _go_to(chain)) for chain, encoded in by_kind.items() if encoded]
-    # The listener's own address, dialed past it, would lead from Envoy to itself until no connection is left.
+    # A connection to the listener's own address would loop from Envoy to itself until no connections are left.
     itself = _exact("destination_port", _PORT_INPUT, {str(own_port): NOWHERE}, past)
     ranges.append(_range(map(_one_address, OWN_ADDRESSES), itself))
     for ip, there in sorted(ports.items()):
         otherwise = past
         if not all(at.own for at in there):
-            otherwise = _go_to(way.chain("tcp", by_port=False))  # where no cluster is named after it: refused
-        ranges.append(_range([_one_address(ip)], _by_port(there, otherwise, way)))
+            otherwise = _go_to(selection.chain("tcp", by_port=False))  # refused without a cluster of that name
+        ranges.append(_range([_one_address(ip)], _by_port(there, otherwise, selection)))
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_ip", network_inputs_pb2.DestinationIPInput()),
         custom_match=xds_core.TypedExtensionConfig(
@@ -253,8 +254,8 @@ def _exact(name: str, message: Message, chains: Mapping[str, str], otherwise: On
     return OnMatch(matcher=xds_matcher.Matcher(matcher_tree=tree, on_no_match=otherwise))
 
 
-def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, way: Way) -> OnMatch:
-    chains = {str(at.port): _go_to(way.chain(kind(protocol), by_port=True)) for at, protocol in there.items()}
+def _by_port(there: Mapping[VirtualAddress, str], otherwise: OnMatch | None, selection: ChainSelection) -> OnMatch:
+    chains = {str(at.port): _go_to(selection.chain(kind(protocol), by_port=True)) for at, protocol in there.items()}
     tree = xds_matcher.Matcher.MatcherTree(
         input=_input("destination_port", network_inputs_pb2.DestinationPortInput()),
         exact_match_map=xds_matcher.Matcher.MatcherTree.MatchMap(map=chains),

@@ -1,7 +1,7 @@
-"""What users give as Envoy's own JSON (Consul's ``envoy_*_json`` escape hatches), decoded with the whole typed API.
+"""Decodes Envoy's own JSON that users give (Consul's ``envoy_*_json`` escape hatches), with the whole typed API.
 
-A public listener that is given so gets the mesh's TLS and intentions put into every one of its filter chains. Where
-that can't be done it is refused: Consul serves it unprotected.
+The mesh's TLS and intentions are inserted into every filter chain of such a public listener. If that is impossible, the
+listener is refused; Consul serves it unprotected.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def decoded(setting: str, text: str, type_name: str) -> bytes:
     pool = importlib.import_module("envoy_data_plane.message_pool").default_message_pool
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # whether a field is deprecated is Envoy's to say
+            warnings.simplefilter("ignore", DeprecationWarning)  # Envoy itself decides about deprecated fields
             return bytes(pool.url_to_type[PREFIX + type_name].from_dict(data))
-    except Exception as error:  # of the library's own, for whatever is wrong with it
+    except Exception as error:  # errors of the library, for any problem of the message
         reason = " ".join(str(error).split())
         raise OverrideError(f"{setting}: {reason or type(error).__name__}") from None
 
@@ -71,14 +71,14 @@ def _types(data: Any) -> Iterator[str]:
 
 
 def load_type(setting: str, type_name: str) -> None:
-    """Import the part of the API that has a type: all of it takes seconds.
+    """Import the part of the API that contains a type; importing all of it takes seconds.
 
     Raises:
         OverrideError: there is no such type.
     """
     package = type_name.rpartition(".")[0]
     while package and not package.rpartition(".")[2].startswith("v"):
-        package = package.rpartition(".")[0]  # a message within a message
+        package = package.rpartition(".")[0]  # a nested message
     try:
         importlib.import_module(f"envoy_data_plane.{package}")
     except ImportError:
@@ -199,7 +199,7 @@ def _plain(key: str) -> str:
 
 
 def _found(data: Any, field: str) -> list[Any]:
-    """Every value of a field, however deep and however spelled."""
+    """Yield every value of a field, at any depth and in any spelling."""
     if isinstance(data, list):
         return [value for each in data for value in _found(each, field)]
     if not isinstance(data, dict):

@@ -1,9 +1,9 @@
-"""The RBAC filters that enforce the intentions on a public listener.
+"""Encodes the RBAC filters that enforce the intentions on a public listener.
 
-As in Consul the filter lists what departs from the default: under a default of deny it says what is allowed, under one
-of allow what is denied. Sources are told apart by the certificate, requests by what is in them. Where Consul subtracts
-intentions from each other, here each source has the one rule that precedence gives it, and the rule for all others is
-for identities that are none of these.
+As in Consul, the filter lists what differs from the default: under a default of deny it lists what is allowed, under
+one of allow what is denied. Sources are identified by their certificates. Consul subtracts intentions from each other;
+here each source has the one rule that precedence gives it, and the rule for all others applies to identities that are
+none of these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STAT_PREFIX = "connect_authz"
 
 
 def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb2.RBAC:
-    """``policy`` as the network filter's rules: no policies under ALLOW lets nobody in, under DENY everybody."""
+    """Return ``policy`` as the network filter's rules: without policies, ALLOW admits no caller and DENY all."""
     if policy.every:
         pattern = names.any_spelling_pattern if policy.others_permitted else names.exact_pattern
         principals = [_every_but(map(pattern, policy.exceptions), trust_domain, services_only=policy.allow)]
@@ -41,7 +41,7 @@ def network_rbac(policy: ConnectionPolicy, trust_domain: str) -> network_rbac_pb
 
 
 def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], trust_domain: str) -> http_rbac_pb2.RBAC:
-    """``policy`` as the HTTP filter's rules.
+    """Return ``policy`` as the HTTP filter's rules.
 
     Args:
         policy: who may send what.
@@ -51,7 +51,7 @@ def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], tru
     listed = not policy.default_allow
     rules = rbac.RBAC(action=rbac.RBAC.ALLOW if listed else rbac.RBAC.DENY)
     principals: dict[bytes, tuple[rbac.Permission, list[rbac.Principal]]] = {}
-    made: dict[Rule, tuple[bytes, rbac.Permission] | None] = {}  # of thousands of sources most have the same rule
+    made: dict[Rule, tuple[bytes, rbac.Permission] | None] = {}  # most of thousands of sources have the same rule
     for who, requests in _grants(policy, trust_domain, listed=listed):
         if requests not in made:
             permission = _where(requests, providers, allowed=listed)
@@ -183,7 +183,7 @@ def _payload(provider: TokenProvider, path: tuple[str, ...], value: matcher.Valu
     return rbac.SourcedMetadata(metadata_matcher=found)
 
 
-@functools.lru_cache(maxsize=1 << 14)  # of many sources, a change is about one; nobody changes what is returned
+@functools.lru_cache(maxsize=1 << 14)  # a change is usually about one of many sources; the result is immutable
 def _identity(service_pattern: str, trust_domain: str) -> rbac.Principal:
     pattern = matcher.RegexMatcher(regex=names.spiffe_pattern(service_pattern, trust_domain))
     return rbac.Principal(

@@ -1,7 +1,7 @@
-"""A resource as it travels: encoded once, then shared by every proxy that uses it.
+"""Encoded resources, each encoded once and shared by every proxy that uses it.
 
-That goes for its frame as well. Protobuf's repeated fields concatenate, so a response is what is its own (a nonce)
-joined with parts that are ready: for each resource ``head``, then ``body``.
+Its frame is shared as well. Protobuf's repeated fields concatenate, so a response is its own part (a nonce) joined with
+encoded parts: ``head`` and ``body`` of each resource.
 """
 
 from __future__ import annotations

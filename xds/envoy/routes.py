@@ -1,12 +1,13 @@
-"""Routes of HTTP upstreams: a discovery chain as one scoped route configuration for each address it is dialed at.
+"""Encodes routes of HTTP upstreams: a discovery chain is one scoped route configuration for each address it is dialed
+at.
 
-Every outbound HTTP connection goes through one connection manager. It notes the dialed address in a header, by which
-the scope is found; the header is taken away again on the way up. So a new upstream is a resource of its own here, and
-no listener changes.
+Every outbound HTTP connection goes through one connection manager. It puts the dialed address into a header, by which
+the scope is found; the header is removed before the request is sent upstream. So a new upstream is a resource of its
+own, and no listener changes.
 
-Where clusters come on demand, so do the routes of an upstream that has any. One that has none, whose requests all go
-to the cluster that is named after the address, shares one configuration with all the others of that kind: it routes by
-another such header. So its first request waits for its cluster alone, for which Envoy has a time limit.
+Where clusters come on demand, so do the routes of an upstream that has any. Upstreams without routes, whose requests
+all go to the cluster named after the address, share one configuration, which routes by another such header. So their
+first request waits for its cluster only, for which Envoy has a time limit.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ CLUSTER_HEADER = "x-gossamer-cluster"
 OWN_HEADERS = (SCOPE_HEADER, CLUSTER_HEADER)
 """Headers that only the sidecar itself may see."""
 BY_ADDRESS = "by-address"
-"""The name of the routes that upstreams without any share."""
+"""Name of the routes that upstreams without routes of their own share."""
 ANY_CLUSTER = BoolValue(value=False)
-"""Envoy would refuse a route to a cluster that is not there yet, and on demand none is before the first request."""
+"""Disables the check that a route's cluster exists; with on-demand clusters none exists before the first request."""
 IDLE_TIMEOUT_MS = 300_000
-"""Envoy's own default for a stream. Every route says it, because before there is a route less holds (`managers`)."""
+"""Envoy's own default for a stream. Every route sets it, because a shorter one applies before there is a route
+(`managers`)."""
 
 Added = core.HeaderValueOption.HeaderAppendAction
 
@@ -93,7 +95,7 @@ def straight_scope(dialed: str, service: str) -> Resource:
     """Return the scope of an address without routes: all requests go to the cluster named after it."""
     cluster = names.requests_to(dialed)
     straight = scope(dialed, _everything(service, route.RouteAction(cluster=cluster)), (cluster,))
-    return replace(straight, shares_routes=True)  # an extension that patches it makes another resource, without this
+    return replace(straight, shares_routes=True)  # a patch of an extension makes a resource without this flag
 
 
 @functools.cache
@@ -104,7 +106,7 @@ def by_address() -> Resource:
 
 
 def divides(chain: DiscoveryChain) -> bool:
-    """Whether requests are told apart, or treated in any way, so that an upstream needs routes of its own."""
+    """Return whether requests are distinguished or treated in any way, so that an upstream needs routes of its own."""
     start = chain.nodes[chain.start]
     if not isinstance(start, Resolver):
         return True
@@ -135,7 +137,7 @@ def configuration(name: str, chain: DiscoveryChain, clusters: Mapping[str, str])
 
 
 def _everything(name: str, action: route.RouteAction) -> route.RouteConfiguration:
-    """One route, for all requests."""
+    """Return routes with one route, for all requests."""
     action.idle_timeout.CopyFrom(milliseconds(IDLE_TIMEOUT_MS))
     everything = route.Route(match=route.RouteMatch(prefix="/"), route=action)
     return route.RouteConfiguration(

@@ -1,4 +1,4 @@
-"""TLS contexts and the secrets they name. Certificates are never inlined: a rotation touches secrets only."""
+"""Encodes TLS contexts and the secrets they name. Certificates are never inlined: a rotation changes secrets only."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TRANSPORT_SOCKET = "envoy.transport_sockets.tls"
 
 
 def typed(message: Message) -> Any:
-    """``message`` as an ``Any``, the same bytes every time."""
+    """Return ``message`` as an ``Any``, with deterministic bytes."""
     packed = Any()
     packed.Pack(message, deterministic=True)
     return packed
 
 
 def ads_source() -> core.ConfigSource:
-    """ "Over the stream that you already have"."""
+    """Return the config source that means the current stream."""
     return core.ConfigSource(ads=core.AggregatedConfigSource(), resource_api_version=core.V3)
 
 
@@ -45,7 +45,7 @@ def leaf_secret(leaf: Leaf) -> Resource:
 
 
 def roots_secret(roots: Roots) -> Resource:
-    """All trusted roots, one bundle."""
+    """Return all trusted roots as one secret."""
     bundle = "".join(pem if pem.endswith("\n") else pem + "\n" for pem in roots.certificates)
     secret = tls.Secret(
         name=names.ROOTS_SECRET,
@@ -78,7 +78,7 @@ def _upstream(parameters: TLSParameters, alpn: tuple[str, ...]) -> bytes:
 def downstream_transport_socket(
     identities: list[matcher.StringMatcher] | None, parameters: TLSParameters, alpn: Iterable[str]
 ) -> core.TransportSocket:
-    """Mutual TLS on a public listener, for clients with one of these SPIFFE IDs; ``None`` is any of the mesh."""
+    """Return mutual TLS on a public listener, for clients with one of these SPIFFE IDs; ``None`` is any of the mesh."""
     context = tls.DownstreamTlsContext(
         common_tls_context=_common(
             tls.CertificateValidationContext(

@@ -1,4 +1,4 @@
-"""An upstream in Envoy: what its discovery chain comes to, for each name under which a listener asks for it.
+"""Encodes an upstream: the resources of its discovery chain, for each name under which a listener refers to it.
 
 TCP: one cluster of that name. HTTP: routes of that name, which lead to a cluster named after it. Where a chain has
 routes of its own, they lead to clusters that all the upstream's names share. A resolver with failover is an aggregate
@@ -26,7 +26,7 @@ InstancesOfTarget = Callable[[Target], Sequence[Instance]]
 
 
 def members(target: Target, instances: Iterable[Instance]) -> list[Instance]:
-    """Those of a service's instances that belong to a target."""
+    """Yield those of a service's instances that belong to a target."""
     return [instance for instance in instances if chosen(target.filter, instance)] if target.filter else [*instances]
 
 
@@ -58,7 +58,7 @@ class UpstreamEncoder:
         """Problems of its settings, complete once it is encoded."""
 
     def refusal(self) -> str | None:
-        """Why the chain can't be encoded, if so."""
+        """Return the reason why the chain can't be encoded, ``None`` where it can."""
         chain = self._chain
         if chain.refusal is not None:
             return chain.refusal
@@ -113,11 +113,11 @@ class UpstreamEncoder:
             yield routes.scope(name, configuration, tuple(sorted(set(behind.values()))))
 
     def consul_name(self) -> str:
-        """Consul's name for the cluster of the whole service."""
+        """Return Consul's name for the cluster of the whole service."""
         return self._consul_name(Target(self._chain.service))
 
     def alone(self, dialed: str, instance: Instance) -> Iterator[Resource]:
-        """One instance under a name of its own: whoever dials an instance's own address wants that one."""
+        """Yield the resources of one instance under a name of its own, for callers that dial its own address."""
         target = next(
             (target for target in self._chain.targets.values() if target.service == self._chain.service),
             Target(self._chain.service),
@@ -135,7 +135,9 @@ class UpstreamEncoder:
         consul_name = names.destination(address, service, here.datacenter, here.trust_domain)
         target = Target(service, external_sni=consul_name)
         protocol = self._chain.protocol
-        is_dialed = names.address_of(name) is not None  # else it is a host's, to which routes of all hosts lead
+        is_dialed = (
+            names.address_of(name) is not None
+        )  # otherwise it is a host's, which the routes of all hosts refer to
         cluster = self._cluster_at(name) if is_dialed else name
         yield clusters.service_cluster(cluster, target, here, protocol, self._settings, stat_name=consul_name)
         yield endpoints.load_assignment(cluster, instances)
@@ -176,7 +178,7 @@ class UpstreamEncoder:
         balancer = resolver.load_balancer if resolver else None
         identities: set[str] = set()
         if target.prepared_query:
-            # Nobody: a query that finds nothing leads nowhere, and an empty list would take anybody.
+            # No identity: a query without results has no instances, and an empty list would accept any identity.
             found = {(each.service, each.datacenter) for each in self._instances(target)} or {("", "")}
             here = self._here
             identities = {spiffe_id(who, where or here.datacenter, here.trust_domain) for who, where in found}

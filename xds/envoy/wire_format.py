@@ -1,7 +1,7 @@
-"""Protobuf's encoding by hand (protobuf, "Encoding"), for what there is very much of.
+"""Protobuf's encoding by hand (protobuf, "Encoding"), for messages that are very numerous.
 
-A mesh has a hundred thousand endpoints, and each is encoded again whenever its service changes: as messages they take
-five times as long. What is made here is, byte for byte, what the messages would make; the tests hold it against them.
+A mesh has a hundred thousand endpoints, and each is encoded again whenever its service changes: encoding messages takes
+five times as long. The results equal those of messages byte for byte, which tests verify.
 """
 
 from __future__ import annotations

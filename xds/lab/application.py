@@ -1,4 +1,4 @@
-"""The applications of the lab, which know nothing of a mesh: servers, and clients that dial them.
+"""Applications of the lab that know nothing of a mesh: servers, and clients that dial them.
 
 ``python -m xds.lab.application NAME PORT`` greets every connection with its name and echoes lines. With ``--http`` it
 answers requests with its name, after calling every service that ``--calls NAME=URL`` names: ``http://`` others of its
@@ -187,7 +187,7 @@ async def dial(host: Host, address: str, port: int, within_s: float = 10.0, say:
         except BaseException:
             made.close()
             raise
-        reader, writer = await asyncio.open_connection(sock=made)  # the socket is the transport's to close now
+        reader, writer = await asyncio.open_connection(sock=made)  # the transport closes the socket from now on
         try:
             writer.write(f"{say}\n".encode() if say else b"")
             greeting = await reader.readline()
@@ -242,7 +242,7 @@ class Held:
         return answer
 
     async def still_open(self) -> bool:
-        """Whether one more request is answered on the very connection that all were answered on."""
+        """Return whether one more request is answered on the same connection."""
         return bool((await self.ask())["request"] == self.requests)
 
     async def __aenter__(self) -> Held:

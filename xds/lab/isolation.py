@@ -1,8 +1,8 @@
-"""Namespaces of the demo's own, so that nothing it makes can outlive it.
+"""Runs the demo in namespaces of its own, so that nothing it makes can outlive it.
 
-The demo goes on in a mount namespace with a ``/run`` in memory: the network namespaces' names, the logs and the mesh
-file are there and nowhere else, and the kernel takes all of it back when the last process ends, however it ends.
-Without root, a user namespace gives the rights that this takes, over nothing but itself.
+The demo runs in a mount namespace with a ``/run`` in memory, which holds the network namespaces' names, the logs and
+the mesh file; the kernel removes all of it when the last process ends, however it ends. Without root, a user namespace
+gives the necessary rights, within itself only.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _SYSCTLS = (
 
 
 def inside() -> bool:
-    """Whether this process is in namespaces of its own already."""
+    """Return whether this process is in namespaces of its own already."""
     return os.environ.get(_INSIDE) == str(os.getpid())
 
 
 def enter(arguments: list[str]) -> None:
-    """Become ``gossamer`` with these arguments, in namespaces of its own.
+    """Replace this process by ``gossamer`` with these arguments, in namespaces of its own.
 
     Raises:
         MissingError: this machine does not allow it; the message says what is missing.
     """
-    # Where Debian keeps what users other than root can't find.
+    # Debian's folder of programs that is not on the path of users other than root.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     unshare = _unshare()
     tried = subprocess.run([*unshare, "sh", "-c", _PROBE], capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def enter(arguments: list[str]) -> None:
             f"network namespaces with nftables can't be made here: {_last_line(tried.stderr)}"
             + ("" if os.geteuid() == 0 else "; as root the demo needs no user namespace")
         )
-    os.environ[_INSIDE] = str(os.getpid())  # exec keeps the number
+    os.environ[_INSIDE] = str(os.getpid())  # exec keeps the process ID
     command = [*unshare, "sh", "-c", f'{_PREPARE} && exec "$@"', "sh", sys.executable, "-m", "xds", *arguments]
     os.execvp(command[0], command)  # noqa: S606 - becoming it is the point
 

@@ -1,4 +1,4 @@
-"""A whole mesh on one machine: a catalog, Gossamer, and hosts that each run an application and its sidecar."""
+"""Runs a whole mesh on one machine: a catalog, Gossamer, and hosts that each run an application and its sidecar."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # Whatever a run was about, nothing that was written in it may have a credential.
+            # No file that a run wrote may contain a credential.
             leaks = await self._leaks() if error is None else []
         finally:
             await self._exit.aclose()
@@ -351,7 +351,7 @@ class Lab:
 
 
 async def get(host: Host, port: int, path: str, address: str = "") -> tuple[int, Any]:
-    """GET from a server on one of the hosts, at its own address where none is given.
+    """Send a GET request to a server on one of the hosts, at its own address by default.
 
     Returns:
         The status, and JSON decoded or anything else as text.

@@ -1,4 +1,4 @@
-"""A mesh file as a lab's catalog: what an operator would write with an editor."""
+"""Writes a mesh file as a lab's catalog, as an operator would with an editor."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MeshFile:
         return self._tokens.setdefault(service, str(uuid.uuid4()))
 
     def credentials(self) -> dict[str, str]:
-        """Every token that there is, by what it is."""
+        """Return every token that exists, by its purpose."""
         named = {f"the token of {each['id']}": each["token"] for each in self.services.values() if "token" in each}
         return named | {f"the token of {service}": token for service, token in self._tokens.items()}
 
@@ -75,7 +75,7 @@ class MeshFile:
         self.write()
 
     async def check(self, node: str, address: str, service_id: str, status: str) -> None:  # noqa: ARG002
-        """Say how an instance is."""
+        """Set the health of an instance."""
         self.services[service_id]["check"] = {"name": "health", "ttl": "1h", "status": status}
         self.write()
 

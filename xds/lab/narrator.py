@@ -1,4 +1,4 @@
-"""How the demo talks: each step says what is done, what is expected, what was seen; a table ends it."""
+"""Prints the steps of the demo, each with its expectation and observation, and a table at the end."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ class Narrator:
         click.echo(text)
 
     def begin(self, what: str, how: str, expected: str) -> None:
-        """Announce a step before it is done."""
+        """Print a step before it is done."""
         self._what, self._began = what, time.monotonic()
         click.echo(f"\n{len(self.steps) + 1}. {click.style(what, bold=True)}")
         click.echo(f"   {click.style(how, dim=True)}")
         click.echo(f"   expected: {expected}")
 
     def end(self, seen: str, *, ok: bool) -> None:
-        """Say what was seen, and whether that was as expected."""
+        """Print what was observed, and whether it was as expected."""
         self.steps.append(Step(self._what, time.monotonic() - self._began, ok))
         verdict = click.style("as expected", fg="green") if ok else click.style("NOT AS EXPECTED", fg="red", bold=True)
         click.echo(f"   seen:     {seen}  [{verdict}]")
 
     @asynccontextmanager
     async def patience(self, what: str) -> AsyncIterator[None]:
-        """Say now and then that something is still going on."""
+        """Print now and then that something is still in progress."""
 
-        async def tell() -> None:
+        async def repeat() -> None:
             began = time.monotonic()
             while True:
                 await asyncio.sleep(PATIENCE_S)
                 click.echo(f"   ... {what}, {time.monotonic() - began:.0f} s so far")
 
-        telling = asyncio.create_task(tell())
+        repeating = asyncio.create_task(repeat())
         try:
             yield
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            repeating.cancel()
+            await asyncio.gather(repeating, return_exceptions=True)
 
     def summary(self) -> bool:
         """Print the table; whether every step went as expected."""

@@ -1,7 +1,6 @@
-"""Hosts that are network namespaces, on a bridge in a namespace of its own.
+"""Makes hosts: network namespaces on a bridge in a namespace of its own.
 
-Names carry the process ID of who made them, so that what a crashed run left behind can be told apart and is removed
-by the next one.
+Names contain the process ID of their maker, so that the next run can remove what a crashed one left behind.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Host:
         if uid is None:
             return [*enter, *arguments]
         capability = "+dac_read_search"
-        # The kernel forgets who is to die with its parent when the user changes, so it is told after that.
+        # The kernel resets the parent-death signal when the user changes, so it is set after that.
         user = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--pdeathsig=KILL"]
         return [*enter, "setpriv", *user, f"--inh-caps={capability}", f"--ambient-caps={capability}", *arguments]
 
@@ -125,7 +124,7 @@ class Network:
         _ip("-n", bridge, "link", "set", port, "master", "br0", "up")
         _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
         _ip("-n", host.namespace, "link", "set", "eth0", "up")
-        # A virtual IP has to have a route before the kernel gets to redirect it.
+        # A virtual IP needs a route before the kernel can redirect it.
         _ip("-n", host.namespace, "route", "add", "default", "via", f"{SUBNET}.254")
         self._hosts.append(host)
         return host
@@ -134,7 +133,7 @@ class Network:
 def _remove(namespace: str) -> None:
     """Remove a namespace, and end what still runs in it."""
     found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    for number in set(found.stdout.split()) - {str(os.getpid())}:  # a benchmark enters one itself
+    for number in set(found.stdout.split()) - {str(os.getpid())}:  # benchmarks enter one themselves
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(number), signal.SIGKILL)
     with contextlib.suppress(NetworkError):

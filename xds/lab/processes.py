@@ -1,4 +1,4 @@
-"""Child processes that end with their owner, and waiting for something to come true."""
+"""Runs child processes that end with their owner, and waits for conditions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Process:
         return self._process.returncode is None
 
     def alive(self) -> bool:
-        """Whether it is running.
+        """Check that it is running.
 
         Raises:
             ProcessError: it has ended.

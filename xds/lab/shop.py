@@ -1,4 +1,4 @@
-"""The demo's mesh: a small shop whose services dial each other by virtual IP, and who may dial whom.
+"""The demo's mesh: a small shop whose services dial each other by virtual IP, and its intentions.
 
 web calls api, api calls payments and the database; the database speaks plain TCP, the others HTTP. There are two
 instances of api.
@@ -28,7 +28,7 @@ def calls(service: str, addresses: dict[str, str]) -> list[str]:
 
 
 def url(service: str, address: str) -> str:
-    """Where ``service`` answers, by its virtual IP or its name."""
+    """Return the URL of ``service``, by its virtual IP or its name."""
     return f"tcp://{address}:{PORT}" if service in PLAIN_TCP else f"http://{address}:{PORT}/"
 
 
@@ -42,7 +42,7 @@ class Shop:
     """The virtual IPs, by service."""
 
     def url(self, service: str) -> str:
-        """Where a service answers."""
+        """Return the URL of a service."""
         return url(service, self.addresses[service])
 
 

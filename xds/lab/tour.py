@@ -1,4 +1,4 @@
-"""What ``gossamer demo`` shows: a small shop in a mesh, and what happens to it on a bad day."""
+"""Runs the steps of ``gossamer demo``: a small shop in a mesh, and its reaction to failures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Tour:
         self._consul = consul
         self._hold = hold
         self._folder = folder
-        self._tell = Narrator()
+        self._narrator = Narrator()
         self.held = False
         """Whether the tour is over, went as expected, and the mesh is kept running."""
         self._lab: Lab
@@ -88,11 +88,11 @@ class Tour:
             NetworkError: the kernel refuses the network that it needs.
         """
         where = "a Consul with ACLs on" if self._consul else "a mesh file and no Consul"
-        self._tell.say(f"Starting gossamer serve on {where}; whatever no intention allows is denied ...")
+        self._narrator.say(f"Starting gossamer serve on {where}; whatever no intention allows is denied ...")
         async with Lab(mesh_file=not self._consul, acl=self._consul, folder=self._folder) as lab:
             self._lab = lab
-            self._tell.say("Starting a small shop: five hosts, each with an application, an Envoy and redirection ...")
-            async with self._tell.patience("starting"):
+            self._narrator.say("Starting a shop: five hosts, each with an application, an Envoy and redirection ...")
+            async with self._narrator.patience("starting"):
                 self._shop = await open_shop(lab)
             self._introduce()
             web = self._shop.members["web-1"]
@@ -107,7 +107,7 @@ class Tour:
                 await self._rotate(web, held)
                 await self._lose_instance(web, held)
                 await self._lose_control_plane(web, held)
-            ok = self._tell.summary()
+            ok = self._narrator.summary()
             if self._hold:
                 self.held = ok
                 await self._leave_up()
@@ -116,39 +116,39 @@ class Tour:
     def _introduce(self) -> None:
         for name, member in self._shop.members.items():
             address = self._shop.addresses[member.service]
-            self._tell.say(f"  {name:<11} on host {member.host.address}, virtual IP {address}")
-        self._tell.say("  web calls api, api calls payments and db; db speaks plain TCP, the others HTTP")
+            self._narrator.say(f"  {name:<11} on host {member.host.address}, virtual IP {address}")
+        self._narrator.say("  web calls api, api calls payments and db; db speaks plain TCP, the others HTTP")
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
     async def _dial_by_virtual_ip(self, web: Member) -> None:
         url = self._shop.url("api")
-        self._tell.begin("web dials api by its virtual IP", f"web$ curl {url}", "api, payments and db answer")
+        self._narrator.begin("web dials api by its virtual IP", f"web$ curl {url}", "api, payments and db answer")
         answer = await ask(web.host, url)
         called = {name: _name(each) for name, each in answer.get("calls", {}).items()}
         seen = f"{answer['service']}, which called {', '.join(called.values())}"
-        self._tell.end(seen, ok=set(called.values()) == {"payments-1", "db-1"})
+        self._narrator.end(seen, ok=set(called.values()) == {"payments-1", "db-1"})
 
     async def _denied(self, web: Member) -> None:
         address = self._shop.addresses["db"]
-        self._tell.begin(
+        self._narrator.begin(
             "web dials db, which no intention allows", f"web$ nc {address} {PORT}", "refused, and db never hears of it"
         )
         seen = await who_answers(web.host, address, PORT)
-        self._tell.end(seen or "refused", ok=seen is None)
+        self._narrator.end(seen or "refused", ok=seen is None)
 
     async def _past_the_mesh(self, web: Member) -> None:
         host = self._shop.members["db-1"].host
-        self._tell.begin(
+        self._narrator.begin(
             "web dials db's host itself, past the mesh",
             f"web$ nc {host.address} {APPLICATION_PORT}",
             "refused: db's sidecar wants a certificate",
         )
         seen = await who_answers(web.host, host.address, APPLICATION_PORT, say="hello")
-        self._tell.end(seen or "refused", ok=seen is None)
+        self._narrator.end(seen or "refused", ok=seen is None)
 
     async def _who_carried_it(self, web: Member) -> None:
-        self._tell.begin(
+        self._narrator.begin(
             "who carried it",
             f"curl http://{self._lab.control.address}:{ADMIN_PORT}/v1/sidecars",
             "mutual TLS, one upstream for web, configured by nobody",
@@ -158,20 +158,20 @@ class Tour:
         clusters = (await self._lab.sidecars())[web.sidecar_id]["resources"]["clusters"]["sent"]
         given = [name for name in clusters if name.startswith("vip:")]
         identity = (await certificate(self._lab.control, apis[0].host.address))[0].rpartition(".consul/")[2]
-        self._tell.end(
+        self._narrator.end(
             f"{handshakes} TLS handshakes at api's sidecars, .../{identity}; web was given {', '.join(given)}",
             ok=handshakes > 0 and given == [f"vip:{self._shop.addresses['api']}"] and identity.endswith("/svc/api"),
         )
 
     async def _hold_connection(self, held: Held) -> None:
-        self._tell.begin(
+        self._narrator.begin(
             "web holds a connection to api open from now on",
             f"web$ curl --keepalive {self._shop.url('api')}",
             "every answer of api counts the requests on it",
         )
         answer = await held.ask()
         ok = await held.still_open()
-        self._tell.end(f"{answer['service']} answered {held.requests} requests on it", ok=ok)
+        self._narrator.end(f"{answer['service']} answered {held.requests} requests on it", ok=ok)
 
     async def _change_intention(self, web: Member, held: Held, action: str | None) -> None:
         if action is None:
@@ -181,15 +181,15 @@ class Tour:
             )
         else:
             what, expected = "the intention is back", "new dials are answered, no process was restarted"
-        self._tell.begin(what, self._edit("web", "api", action), expected)
+        self._narrator.begin(what, self._edit("web", "api", action), expected)
         took = await self._until_followed(web, action)
         verb = "refused" if action is None else "answered"
         lives, ok = await self._lives(held)
-        self._tell.end(f"{verb} after {took * 1000:.0f} ms; {lives}", ok=ok)
+        self._narrator.end(f"{verb} after {took * 1000:.0f} ms; {lives}", ok=ok)
 
     async def _rotate(self, web: Member, held: Held) -> None:
         how = "a new root by Consul's API" if self._consul else "gossamer ca rotate --mesh mesh.yaml"
-        self._tell.begin(
+        self._narrator.begin(
             "every certificate is replaced, root and all, under traffic",
             how,
             "new handshakes show the new authority, no dial fails, the open connection lives",
@@ -198,7 +198,7 @@ class Tour:
         before = {member.sidecar_id: await self._issuer(member) for member in members}
         async with (
             Traffic(web.host, self._shop.url("api")) as traffic,
-            self._tell.patience("certificates on their way"),
+            self._narrator.patience("certificates on their way"),
         ):
             await traffic.more(5)
             await self._lab.catalog.rotate_ca()
@@ -212,7 +212,7 @@ class Tour:
             await traffic.more(20)
         lives, ok = await self._lives(held)
         issuers = {await self._issuer(member) for member in members}
-        self._tell.end(
+        self._narrator.end(
             f"{traffic.answered.total()} dials answered, {traffic.failed} failed; all signed by {', '.join(issuers)};"
             f" {lives}",
             ok=traffic.failed == 0 and len(issuers) == 1 and ok,
@@ -222,12 +222,12 @@ class Tour:
         kept = (await held.ask())["service"]
         lost = "api-2" if kept == "api-1" else "api-1"
         member = self._shop.members[lost]
-        self._tell.begin(
+        self._narrator.begin(
             f"{lost} is lost",
             f"kill -9 its application and its Envoy; its check turns critical in {self._named()}",
             f"{kept} answers everything from then on",
         )
-        async with self._traffic(web) as traffic, self._tell.patience("dialing"):
+        async with self._traffic(web) as traffic, self._narrator.patience("dialing"):
             for process in member.processes.values():
                 await process.stop(signal.SIGKILL)
             node, host = member.node, member.host.address
@@ -240,16 +240,16 @@ class Tour:
 
             await eventually(f"{kept} to answer everything", settled)
         lives, ok = await self._lives(held)
-        self._tell.end(f"{kept} answers everything, {traffic.failed} dials failed until then; {lives}", ok=ok)
+        self._narrator.end(f"{kept} answers everything, {traffic.failed} dials failed until then; {lives}", ok=ok)
 
     async def _lose_control_plane(self, web: Member, held: Held) -> None:
-        self._tell.begin(
+        self._narrator.begin(
             "the control plane is killed and comes back, under traffic",
             "kill -9 gossamer; gossamer serve ...",
             "no dial fails; afterwards changes are followed again",
         )
         assert self._lab.gossamer is not None
-        async with self._traffic(web) as traffic, self._tell.patience("coming back"):
+        async with self._traffic(web) as traffic, self._narrator.patience("coming back"):
             await self._lab.stop_gossamer(signal.SIGKILL)
             await traffic.more(20)
             await self._lab.start_gossamer()
@@ -259,7 +259,7 @@ class Tour:
         denied = await self._until_followed(web, None)
         allowed = await self._until_followed(web, "allow")
         lives, ok = await self._lives(held)
-        self._tell.end(
+        self._narrator.end(
             f"{traffic.answered.total()} dials answered, {traffic.failed} failed; then an intention went and came back,"
             f" followed after {denied * 1000:.0f} and {allowed * 1000:.0f} ms; {lives}",
             ok=traffic.failed == 0 and ok,
@@ -302,8 +302,8 @@ class Tour:
         return "Consul" if self._consul else "mesh.yaml"
 
     async def _leave_up(self) -> None:
-        """Say what there is to try, and wait to be interrupted."""
-        lab, say = self._lab, self._tell.say
+        """Print what can be tried, and wait to be interrupted."""
+        lab, say = self._lab, self._narrator.say
         enter = (
             "nsenter --user --preserve-credentials --net --target" if _in_user_namespace() else "nsenter --net --target"
         )
@@ -326,7 +326,7 @@ async def certificate(host: Host, address: str) -> tuple[str, str]:
     it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # looked at, not trusted
+    context.verify_mode = ssl.CERT_NONE  # inspected, not verified
     made = host.socket()
     try:
         async with asyncio.timeout(10):

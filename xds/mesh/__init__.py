@@ -1,1 +1,1 @@
-"""What is true of the mesh right now: immutable facts, and the one place that holds the current ones."""
+"""The current state of the mesh: immutable facts, and the one object that holds the current ones."""

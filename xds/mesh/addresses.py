@@ -1,8 +1,7 @@
-"""IP addresses and networks: the one parser that every address goes through, wherever it comes from.
+"""Parses IP addresses, networks and host-port pairs, for every source of them.
 
-It takes what Envoy takes. Python's own takes more: a scope (``fe80::1%eth0``), in which anything may stand, and
-numbers.
-One address that Envoy refuses makes it reject the whole resource that holds it.
+It accepts what Envoy accepts. Python's own parser accepts more: scopes (``fe80::1%eth0``) with arbitrary text, and
+numbers. Envoy rejects a whole resource because of one address that it refuses.
 """
 
 from __future__ import annotations
@@ -46,7 +45,9 @@ def parse_network(text: str) -> IPNetwork:
 @functools.lru_cache(maxsize=1 << 17)
 def canonical_ip(text: str) -> str | None:
     """Return the one way to write the IP address ``text``, ``None`` where it is none. Asked for again and again."""
-    if isinstance(text, str) and _IPV4.fullmatch(text):  # as nearly all are, and that takes a tenth of what follows
+    if isinstance(text, str) and _IPV4.fullmatch(
+        text
+    ):  # the usual case, which takes a tenth of the time of the general one
         return text
     try:
         return str(parse_ip(text))

@@ -1,6 +1,7 @@
 """A compiled discovery chain (Consul: ``/v1/discovery-chain/:service``): how requests to a service find its instances.
 
-It begins at one node. A router picks the next node by the request, a splitter by chance, a resolver ends at a target.
+It begins at one node. A router picks the next node by the request, a splitter at random, and a resolver ends at a
+target.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The facts Gossamer knows of a mesh, in Consul's words.
+"""Facts of a mesh, in Consul's vocabulary.
 
-Every fact is frozen and compares by value, so "did anything change?" is ``==``. Facts carry no behaviour beyond
-questions about themselves; who may call whom is `xds.policy`, how it looks in Envoy is `xds.envoy`.
+Every fact is frozen and compares by value, so a change is found with ``==``. Facts have no behaviour beyond queries
+about themselves; `xds.policy` decides who may call whom, `xds.envoy` encodes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked of an HTTP request, by routes and by intentions alike, and what is done to its headers."""
+"""Conditions on HTTP requests, of routes and of intentions, and changes of headers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The Mesh: the current facts, swapped in batches; nothing else in Gossamer mutates what is known.
+"""The current facts, which change in batches and nowhere else.
 
-A source hands over a `Batch`; `Mesh.apply` swaps the facts in and answers with the keys whose value really changed.
-An answer that says the same as before therefore costs a comparison and nothing after it.
+A source delivers a `Batch`; `Mesh.apply` stores its facts and returns the keys whose value differs. An answer that is
+the same as before therefore costs one comparison.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Demand:
     """Streams whose tokens are checked for the right to act for their services."""
 
     def includes(self, key: Key) -> bool:
-        """Whether the fact ``key`` is part of it."""
+        """Return whether the fact ``key`` is part of it."""
         match key.kind:
             case Kind.INSTANCES:
                 return key.of in self.services or key.of in self.elsewhere
@@ -123,7 +123,7 @@ class Mesh:
         self._facts: dict[Key, object] = {}
 
     def apply(self, batch: Batch) -> frozenset[Key]:
-        """Swap in the facts of ``batch``; the keys whose value differs from before."""
+        """Store the facts of ``batch``. Return the keys whose value differs from before."""
         changed = frozenset(key for key, fact in batch.items() if self._facts.get(key) != fact)
         for key in changed:
             if batch[key] is None:
@@ -137,7 +137,7 @@ class Mesh:
         return tuple(key.kind.value for key in BASE_FACTS if key not in self._facts)
 
     def fact(self, key: Key) -> object | None:
-        """Whatever is known under ``key``."""
+        """Return the fact under ``key``, ``None`` while it is unknown."""
         return self._facts.get(key)
 
     def _get(self, key: Key, _type: type[Fact]) -> Fact | None:

@@ -1,8 +1,8 @@
-"""Names of services: which of them can be used, and which spellings Consul takes for one service.
+"""Names of services: which can be used, and which spellings Consul considers one service.
 
 Consul's catalog, intentions and config entries ignore letter case (``agent/consul/state``: indexes in lower case).
-Identities do not: a certificate carries one spelling. `fold` is Consul's comparison, `Spellings` says which spelling of
-a service is its identity: that of the catalog.
+Identities do not: a certificate has one spelling. `fold` is Consul's comparison, `Spellings` says which spelling of a
+service is its identity: that of the catalog.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fold(name: str) -> str:
 
 
 def _lower(character: str) -> str:
-    # Not name.lower(): that changes a final sigma by what is before it, which Go does not.
+    # Not name.lower(): unlike Go, it converts a final sigma depending on the character before it.
     return "i" if character == _DOTTED_I else character.lower()
 
 

@@ -1,4 +1,4 @@
-"""What shapes a sidecar: the settings of its registration, and the config entries that fill in what it leaves open."""
+"""Settings of sidecars: those of the registration, and the config entries that supply what it leaves open."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ _Settings = TypeVar("_Settings", UpstreamSettings, ProxySettings)
 
 
 def _over(upper: _Settings, lower: _Settings) -> _Settings:
-    """Asked of every sidecar whenever config entries or intentions change, so without `dataclasses.replace`."""
+    """Combine settings. Written by hand, since ``dataclasses.replace`` is slow and this runs for every sidecar whenever
+    config entries or intentions change."""
     names = _FIELDS[type(upper)]
     values = ((getattr(upper, name), getattr(lower, name)) for name in names)
     return type(upper)(*(below if above is None else above for above, below in values))
@@ -194,7 +195,7 @@ class EntryProblem:
         return f"{self.kind}/{self.name}: {self.text}"
 
     def concerns(self, service: str) -> bool:
-        """Whether it is about the sidecars of ``service``: theirs, or an entry that holds for all."""
+        """Return whether it is about the sidecars of ``service``: of their own entry, or one for all."""
         return self.kind != "service-defaults" or fold(self.name) == fold(service)
 
 

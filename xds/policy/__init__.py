@@ -1,1 +1,1 @@
-"""Pure rules over facts: who may call whom, which upstreams a service has, who owns a virtual IP."""
+"""Rules over facts, without I/O: who may call whom, which upstreams a service has, who owns a virtual IP."""

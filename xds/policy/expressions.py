@@ -1,7 +1,7 @@
-"""Regular expressions (RE2, as in Envoy) that others wrote: compiled with bounds on what that may cost.
+"""Compiles regular expressions (RE2, as in Envoy) that tenants wrote, with limits on their size.
 
-RE2 matches in linear time, but what it compiles an expression into can be large: a short text can become a program of
-megabytes, in every sidecar that has it.
+RE2 matches in linear time, but its compiled programs can be large: a short text can become megabytes, in every sidecar
+that has it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Filter expressions, with which a service-resolver says what instances are in a subset.
+"""Parses and evaluates filter expressions, with which a service-resolver selects the instances of a subset.
 
-Consul's language (documentation, "Filtering": ``Service.Meta.version == v2 and "canary" not in Service.Tags``) over
-what is known of an instance. An expression about anything else can't be evaluated here and says so when it is parsed,
-rather than choosing wrong instances.
+Consul's language (documentation, "Filtering": ``Service.Meta.version == v2 and "canary" not in Service.Tags``) over the
+known fields of an instance. An expression with any other field is refused when it is parsed, because it would select
+wrong instances.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v
 
 
 def chosen(expression: str, instance: Instance) -> bool:
-    """Whether ``instance`` is one that ``expression`` chooses; an empty one chooses all.
+    """Return whether ``expression`` selects ``instance``; an empty one selects all.
 
     Raises:
         FilterError: the expression can't be evaluated.
@@ -234,7 +234,7 @@ def _value(kind: str, text: str) -> str:
         raise FilterError(f"expected a value, not {text!r}")
     if not (_SELECTOR.fullmatch(text) or _NUMBER.fullmatch(text)):
         raise FilterError(f"the value {text!r} has to be quoted: only words and plain numbers may stand alone")
-    return text.replace('["', ".").replace('"]', "")  # as Consul joins the steps of a word
+    return text.replace('["', ".").replace('"]', "")  # as Consul joins the parts of a selector
 
 
 def _unescaped(found: re.Match[str]) -> str:

@@ -1,9 +1,9 @@
-"""Forbids the owners of services to put what they like into the configuration of Envoys, as an operator decides.
+"""Forbids features by which the owners of services change the configuration of Envoys, as the operator decides.
 
-Consul lets whoever may write a service's registration or its service-defaults give Envoy extensions (Lua among them)
-and JSON of listeners and clusters. All of these act on the sidecars of that service, which call others. An operator
-who does not trust the owners so far forbids them. What the proxy-defaults give stays: to write these, one has to be an
-operator (``operator = "write"``).
+In Consul, the owner of a service can give Envoy extensions (Lua among them) and JSON of listeners and clusters, in its
+registration or its service-defaults. They act on the sidecars of that service, which call others. An operator who does
+not trust the owners can forbid them. The proxy-defaults are not affected, because writing them needs ``operator =
+"write"``.
 """
 
 from __future__ import annotations

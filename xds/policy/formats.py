@@ -1,9 +1,9 @@
 """Envoy's format strings: which of their command operators are evaluated, and for whom.
 
-Envoy takes the value of a header for a format string and evaluates it where the route is: a router of one service is
-evaluated in the sidecars of all of its callers. Some operators read what is the caller's alone (environment, files,
-metadata). So a string that another service's owner wrote may use the operators in `OF_REQUESTS` alone, which say
-nothing that the request does not. A format of an operator's own, an access log's, may use all that Envoy has.
+Envoy treats the value of a header as a format string and evaluates it where the route is: the router of one service is
+evaluated in the sidecars of all its callers. Some operators read what belongs to the caller (environment, files,
+metadata). So a string of another service's owner may only use the operators in `OF_REQUESTS`, which reveal nothing
+beyond the request. The format of an access log, which the mesh's operator writes, may use all operators.
 
 Source: Envoy, "Access logging: command operators", and what Envoy 1.36 to 1.40 take.
 """

@@ -1,12 +1,12 @@
-"""Service Intentions: precedence, and what they decide.
+"""Decides by Service Intentions, in their order of precedence.
 
 Consul's order (Community Edition, "Intentions: precedence and match order"): an exact destination beats a wildcard
 one, then an exact source beats a wildcard one; the first intention that matches decides, and where none matches the
 default does. Permissions on HTTP requests and JSON Web Tokens can't be judged on a TCP connection: there they deny.
 
 Consul ignores letter case where it matches intentions, but a certificate carries one spelling. So an intention that
-allows speaks for the spelling of the catalog alone, and one that denies for every spelling. A source that is spelled
-otherwise gets no more than what every other source gets.
+allows applies to the catalog's spelling only, and one that denies to every spelling. A source with another spelling
+gets no more than all other sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xds.mesh.names import WILDCARD, fold
 
 
 def precedence(intention: Intention) -> int:
-    """Consul's number for how precise an intention is; the higher one wins (9, 8, 6 and 5)."""
+    """Return Consul's number for how specific an intention is; the higher one wins (9, 8, 6 and 5)."""
     if intention.destination != WILDCARD:
         return 9 if intention.source != WILDCARD else 8
     return 6 if intention.source != WILDCARD else 5
@@ -49,7 +49,7 @@ class Decisions:
         return others if grants_everything(found) else Action.DENY
 
     def all(self) -> list[Intention]:
-        """Every intention that decides about some name."""
+        """Yield every intention that decides about some name."""
         return [*self.exact.values(), *([self.otherwise] if self.otherwise else [])]
 
 
@@ -71,7 +71,7 @@ class Reach:
     others: bool
 
     def includes(self, name: str) -> bool:
-        """Whether it may call ``name``."""
+        """Return whether the source may call ``name``."""
         key = fold(name)
         found = self.own.get(key)
         if found is None:
@@ -104,7 +104,7 @@ class IntentionIndex:
             _take(self._by_destination, destination, source)
         self._add(self._all - before)
         if sum(map(len, self._by_source.values())) != len(self._all):
-            # Names that differ in case alone: which of them is left can't be told from what went.
+            # With names that differ only in case, the removed ones do not determine which remain.
             self._by_source, self._by_destination = {}, {}
             self._add(self._all)
         sources = frozenset(fold(intention.source) for intention in changed)
@@ -113,14 +113,14 @@ class IntentionIndex:
         return sources, frozenset(fold(intention.destination) for intention in changed)
 
     def _add(self, intentions: Iterable[Intention]) -> None:
-        # Of two that speak of one pair of services in different spellings the stricter one counts, which comes last.
+        # If two intentions name one pair of services in different spellings, the stricter one counts; it is last.
         for intention in sorted(intentions, key=_strictness, reverse=True):
             source, destination = fold(intention.source), fold(intention.destination)
             self._by_source.setdefault(source, {})[destination] = intention
             self._by_destination.setdefault(destination, {})[source] = intention
 
     def reach(self, source: str, *, default_allow: bool) -> Reach:
-        """Whom ``source`` may call; an intention with HTTP permissions counts as allow, as in Consul."""
+        """Return what ``source`` may call; an intention with HTTP permissions counts as allow, as in Consul."""
         mine = self._by_source.get(fold(source), {})
         general = mine.get(WILDCARD) or self._by_source.get(WILDCARD, {}).get(WILDCARD)
         others = default_allow if general is None else general.action is not Action.DENY
@@ -147,7 +147,7 @@ class IntentionIndex:
         exact: dict[str, Intention] = {}
         for intention in sorted(found, key=lambda i: (-precedence(i), i.source)):
             if intention.source == WILDCARD:
-                # Whatever comes later has less precedence than an intention that already matches every source.
+                # Later ones have less precedence than an intention that matches every source.
                 return Decisions(exact, intention)
             exact.setdefault(spelled(intention.source), intention)
         return Decisions(exact, None)
@@ -275,7 +275,7 @@ def _rule(intention: Intention, default_allow: bool) -> Rule:
 
 
 def token_checks(policy: RequestPolicy) -> Iterator[TokenCheck]:
-    """Every JSON Web Token that some rule of ``policy`` asks for."""
+    """Yield every JSON Web Token that some rule of ``policy`` requires."""
     for rule in (*(rule for _, rule in policy.exact), policy.otherwise):
         yield from rule.tokens
         for permission in rule.permissions:

@@ -1,4 +1,4 @@
-"""What a sidecar's settings come to, level by level."""
+"""Combines the settings of a sidecar from their levels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySetting
 
 
 def is_dialed_directly(sidecar: Sidecar, entries: ConfigEntries) -> bool:
-    """`effective_settings` of ``dialed_directly`` alone: asked of every instance of every upstream."""
+    """Return ``dialed_directly`` of `effective_settings`, quickly: this runs for every instance of every upstream."""
     defaults = entries.defaults_of(sidecar.service)
     levels = (sidecar.settings, defaults, entries.proxy_defaults)
     return next((each.dialed_directly for each in levels if each.dialed_directly is not None), False)
@@ -58,7 +58,7 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
     own, as in Consul.
     """
     if not sidecar.upstreams:
-        return ()  # most have none, and this is asked of every sidecar
+        return ()  # most have none, and this runs for every sidecar
     said = entries.defaults_of(sidecar.service)
     defaults = _defaults(said, sidecar.settings.mesh_gateway, entries)
     found = []
@@ -92,14 +92,14 @@ class Differing:
         self._about = {fold(problem.name) for problem in problems}
 
     def as_upstream(self, service: str) -> bool:
-        """Whether ``service`` may be reached in another way, its discovery chain apart."""
+        """Return whether ``service`` may be reached differently, apart from its discovery chain."""
         if self._upstreams or self._before.destination_of(service) != self._after.destination_of(service):
             return True
         before, after = (each.defaults_of(service) for each in (self._before, self._after))
         return before.dialed_directly != after.dialed_directly
 
     def as_sidecar(self, service: str) -> bool:
-        """Whether the own resources of the sidecars of ``service`` may differ."""
+        """Return whether the own resources of the sidecars of ``service`` may differ."""
         if self._sidecars or fold(service) in self._about:
             return True
         return self._before.defaults_of(service) != self._after.defaults_of(service)

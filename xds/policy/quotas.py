@@ -1,7 +1,7 @@
-"""Limits of what one service's owner may ask of all others, which no honest service reaches.
+"""Limits on the configuration of one service's owner; they are far above what services need.
 
-What one service's owner writes is evaluated by the server, and is configuration of every sidecar that calls the
-service. So each kind of it has a limit. What exceeds one sets that service aside as an upstream, and nothing else.
+The server evaluates what a service's owner writes, and every sidecar that calls the service is configured with it. So
+each kind of it has a limit. A service that exceeds one is set aside as an upstream, and nothing else is affected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which services a sidecar may call: the implicit upstreams.
+"""Determines which services a sidecar may call: the implicit upstreams.
 
 Consul's rule (its intention topology): every service of the catalog that the intentions let the source call, an
 intention with HTTP permissions counting as allow whatever they say, minus the service itself and ``consul``.
@@ -42,7 +42,7 @@ class Candidates:
         return (self.names ^ other.names) | (self.catalog ^ other.catalog)
 
     def upstreams(self, service: str, reach: Reach) -> frozenset[str]:
-        """Those of them that ``service`` may call. What all sources have in common is worked out once."""
+        """Return the upstreams that ``service`` may call. The part that all sources have in common is cached."""
         found = self._pick(reach.own, self._in_general(reach))
         return found - {service} if service in found else found
 
@@ -55,7 +55,7 @@ class Candidates:
         return self._general[key][1]
 
     def reached_by_any(self, sources: Iterable[tuple[str, Reach]]) -> frozenset[str]:
-        """Those that any of these may call: the union of `upstreams`, at the cost of what sets the sources apart."""
+        """Return the union of `upstreams` of these sources, at the cost of what distinguishes them."""
         found: set[str] = set()
         not_by: dict[tuple[int, bool], Counter[str]] = {}
         count: Counter[tuple[int, bool]] = Counter()
@@ -75,7 +75,7 @@ class Candidates:
         return frozenset(found)
 
     def denied(self, service: str, reach: Reach) -> set[str]:
-        """Those that some intention singles out so that ``service`` may not call them, and itself."""
+        """Return the names that some intention singles out so that ``service`` may not call them, and its own."""
         singled_out = (
             name for verdicts in (reach.own, reach.shared) for key in verdicts for name in self._spelled(key)
         )

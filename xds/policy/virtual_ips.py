@@ -1,24 +1,24 @@
-"""The virtual-IP table: which service answers at an address.
+"""The table of virtual IPs: which service an address belongs to.
 
-Whoever may register one service may claim any address for it, with a tagged address. So the claims are ranked:
+The owner of a service can claim any address for it, with a tagged address. So the claims are ranked:
 
-1. What is **assigned** wins over what is claimed: addresses that Consul's servers gave (the tag ``consul-virtual`` from
-   Consul 1.11 on, ``AutoVirtualIPs`` and ``ManualVirtualIPs`` of a discovery chain), and those that a mesh file gives.
+1. What is **assigned** wins over what is claimed: addresses that Consul's servers assigned (the tag ``consul-virtual``
+   from Consul 1.11 on, ``AutoVirtualIPs`` and ``ManualVirtualIPs`` of a discovery chain), and those that a mesh file
+   assigns.
 2. Then the earlier claim wins: Consul's CreateIndex, the name where that is equal. A service keeps the index of its
-   first claim for as long as any of its instances claims the address, so a rolling deployment of the owner gives the
-   address to nobody else.
-3. A service answers at every port of its address; another one's claim takes no port out of it. Ports divide an address
-   only where they are meant to: between assigned claims, under ``strict``, and at instances' own addresses.
+   first claim for as long as any of its instances claims the address, so that a rolling deployment of the owner does
+   not lose the address.
+3. A service answers at every port of its address; another service's claim takes no port from it. Ports divide an
+   address only where they are meant to: between assigned claims, under ``strict``, and at instances' own addresses.
 
-Claims outside the ranges for virtual IPs are taken where they are assigned, and refused otherwise: an address there may
-be a host's.
+Claims outside the ranges for virtual IPs are accepted where they are assigned, and refused otherwise: such an address
+may belong to a host.
 
-**Several servers.** They see the same claims and so reach the same owners. The one thing that a server can't know of
-the time before it started is rule 2's first claim, if every instance that made it is gone. Then it goes by the
-instances that there are. A conflict of that kind is between two tagged addresses. Every server reports it for both
-services, and it ends when one of them is taken back.
+**Several servers.** They see the same claims and so determine the same owners. A server can't know rule 2's first claim
+from before its start if every instance that made it is gone; then it uses the existing instances. Such a conflict is
+between two tagged addresses. Every server reports it for both services, and it ends when one of the tags is removed.
 
-Claims are known of services that some connected sidecar may call.
+Only claims of services that some connected sidecar may call are known.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class VirtualIPTable:
             return {}
         best = min(first.values())
         whole = first.pop(ANY_PORT, None)
-        # Who claims all of it shares with nobody: either it is before all others, or it has nothing.
+        # A service that claims all ports does not share: it is either first, or has nothing.
         if whole == best or (len({service for *_, service in first.values()}) == 1 and not self._is_by_port(ip)):
             return {ANY_PORT: best[2]}
         return {port: service for port, (*_, service) in sorted(first.items())}

@@ -1,1 +1,1 @@
-"""Traffic redirection: pure rules into nftables or iptables text, then apply, verify and undo it."""
+"""Traffic redirection: encodes rules as nftables or iptables text; applies, verifies and undoes them."""

@@ -1,4 +1,4 @@
-"""Puts the rules in place, says whether they stand, and takes them away, in this or another network namespace."""
+"""Applies, verifies and removes the rules, in this or another network namespace."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Redirector:
             self._restore(lambda _version, saved: iptables.undo(saved))
 
     def stands(self, rules: Rules) -> bool:
-        """Whether exactly ``rules`` stand.
+        """Return whether exactly ``rules`` are applied.
 
         Raises:
             RedirectError: the tables can't be read.
@@ -100,7 +100,7 @@ class Redirector:
                 self._run([f"{tool}-restore", "--noflush", "-w", "5"], text)
 
     def _nft_expected(self, rules: Rules) -> list[Any]:
-        """How the kernel lists ``rules``: asked of it, in a namespace that lives as long as the question."""
+        """Return how the kernel lists ``rules``: they are applied in a temporary namespace."""
         script = f"nft -f - && nft -j list table inet {nftables.TABLE}"
         listed = self._run(["unshare", "--net", "sh", "-c", script], nftables.transaction(rules), prefix=[])
         return _comparable(listed)

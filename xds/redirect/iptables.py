@@ -1,7 +1,8 @@
-"""The rules for ``iptables-restore`` and ``ip6tables-restore``, where nft is missing: Consul's chains and order.
+"""Encodes the rules for ``iptables-restore`` and ``ip6tables-restore``, where nft is missing: Consul's chains and
+order.
 
-Each family is one transaction. Chains of ours that stand already are emptied by it, and jumps to them removed first,
-so that applying twice is applying once.
+Each family is one transaction. It empties existing chains of Gossamer and removes jumps to them first, so that applying
+the rules twice has no further effect.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _jumps_removed(saved: str) -> list[str]:
 
 
 def same(saved: str, rules: Rules, version: int) -> bool:
-    """Whether the rules stand just as they should, order within each chain included."""
+    """Return whether the rules are applied exactly, in order within each chain."""
     return _by_chain(ours(saved)) == _by_chain(wanted(rules, version))
 
 
@@ -100,6 +101,6 @@ def _by_chain(lines: list[str]) -> dict[str, list[str]]:
     chains: dict[str, list[str]] = {}
     for line in lines:
         _, chain, *rest = line.split()
-        # iptables-save puts the address before the protocol, whichever way round it was given.
+        # iptables-save prints the address before the protocol, regardless of the order in which they were given.
         chains.setdefault(chain, []).append(" ".join(sorted(rest)))
     return chains

@@ -1,4 +1,4 @@
-"""The rules as one nftables transaction for IPv4 and IPv6: a table of our own, replaced whole."""
+"""Encodes the rules as one nftables transaction for IPv4 and IPv6, which replaces Gossamer's table as a whole."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _network(network: object) -> str:
 def transaction(rules: Rules) -> str:
     """Return the input of ``nft -f`` that replaces the table in one step."""
     lines = [UNDO.rstrip(), f"table inet {TABLE} {{"]
-    # A chain must be there before a rule can jump to it.
+    # A chain must exist before a rule can jump to it.
     for chain, content in sorted(chains(rules).items(), key=lambda item: not item[0].startswith("proxy_")):
         lines += [f"\tchain {chain} {{", *(f"\t\t{line}" for line in content), "\t}"]
     return "\n".join([*lines, "}"]) + "\n"

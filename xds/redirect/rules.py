@@ -1,9 +1,9 @@
-"""What is redirected and what is not. Pure; `xds.redirect.nftables` and `xds.redirect.iptables` put it into words.
+"""Rules of what is redirected. Pure; `xds.redirect.nftables` and `xds.redirect.iptables` encode them.
 
 Consul's rules (``consul connect redirect-traffic``): every TCP connection of the host goes to the sidecar's outbound
 port, except the sidecar's own and those to 127.0.0.1; every TCP connection to the host goes to its inbound port.
-Exclusions come first. Ours differ in three ways: IPv6 is redirected as well rather than let past the mesh, one
-transaction replaces whatever rules of ours stood before, and they can be verified and undone.
+Exclusions come first. Gossamer's differ in three ways: IPv6 is redirected as well, one transaction replaces the
+previous rules, and they can be verified and undone.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the mesh is read from; the only rooms that do input."""
+"""Sources of the mesh: a Consul or a file."""

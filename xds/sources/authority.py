@@ -1,12 +1,12 @@
-"""The certificate authority of a mesh without a Consul. Pure: keys and the time come in, certificates go out.
+"""The certificate authority of a mesh without a Consul. Pure: keys and the time are arguments, certificates results.
 
 Certificates have the shape of Consul's (``agent/connect``): P-256; a root with the trust domain as its SPIFFE ID, for
 ten years; leaves with the service's SPIFFE ID and no subject, for 72 hours, backdated a minute for clocks that differ.
 
 A rotation makes a new root, signed by itself and once more by the root before it (cross-signed). Leaves are then signed
-by the new root and carry the cross-signed certificate along, so that a proxy which still trusts only the old root
-accepts them; proxies trust both until every leaf of the old root has expired twice over, as Consul does. The old key is
-needed for nothing after that signature and is forgotten.
+by the new root and include the cross-signed certificate, so that a proxy which still trusts only the old root accepts
+them; proxies trust both until every leaf of the old root has expired twice over, as Consul does. The old key is not
+needed after that signature and is deleted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Authority:
         return tuple(root for root in self.old if now < root.rotated_out_at + OLD_ROOT_TRUSTED)
 
     def check(self) -> None:
-        """See that the key is the certificate's.
+        """Check that the key belongs to the certificate.
 
         Raises:
             ValueError: it is not, or one of them can't be read.
@@ -199,7 +199,7 @@ def _key_usage(*, leaf: bool) -> x509.KeyUsage:
 
 
 def _key_id(key: ec.EllipticCurvePublicKey) -> x509.SubjectKeyIdentifier:
-    """Consul's: the SHA-256 of the whole public key structure."""
+    """Return the key ID as Consul computes it: the SHA-256 of the whole public key structure."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)

@@ -1,4 +1,4 @@
-"""A mesh file written from a running Consul."""
+"""Writes a mesh file from a running Consul."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def document(
 
 
 def _services(instances: list[Any], left_out: list[str]) -> list[Any]:
-    """Consul's IDs are a node's own, a mesh file's are not: where several nodes use one, the node is put behind it."""
+    """Yield the services. Consul's IDs belong to a node, a mesh file's do not: an ID that several nodes use gets the
+    node's name."""
     uses = Counter(entry["Service"]["ID"] for entry in instances)
     services = []
     for entry in sorted(instances, key=lambda entry: (entry["Service"]["Service"], entry["Node"]["Node"])):
@@ -183,7 +184,7 @@ def _proxy(proxy: Any) -> dict[str, Any]:
 
 
 def _snake(data: Any, fields: Iterable[str]) -> dict[str, Any]:
-    """Those of ``fields`` that ``data`` has in camel case, by their own spelling."""
+    """Return those of ``fields`` that ``data`` has in camel case, under their own spelling."""
     spelled = {_camel(field): field for field in fields}
     return {spelled[key]: value for key, value in data.items() if key in spelled and value not in (None, "", 0, False)}
 

@@ -1,4 +1,4 @@
-"""A sidecar's registration: for the commands that run beside it and have to know its ports and its service."""
+"""Selects a sidecar's registration, for commands that run beside it and need its ports and its service."""
 
 from __future__ import annotations
 

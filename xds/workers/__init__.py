@@ -1,1 +1,2 @@
-"""Serving sidecars from one process or from several: one reads the mesh, each of the others serves its share."""
+"""Serves sidecars from one process or from several, of which one reads the mesh and each of the others serves its
+share."""

@@ -1,8 +1,8 @@
-"""The log that gRPC writes to standard error, taken for ours.
+"""Takes over the log that gRPC writes to standard error.
 
 gRPC's C++ code writes to file descriptor 2 and has no other way to hand its log over. So the descriptor becomes one end
-of a pipe that the event loop reads, and Python's own standard error the descriptor that was there before. The pipe
-never blocks who writes to it: lines that find no room are lost.
+of a pipe that the event loop reads, and Python's own standard error the descriptor that was there before. Writing to
+the pipe never blocks: lines for which it has no room are lost.
 
 An operator who sets ``GRPC_VERBOSITY`` or ``GRPC_TRACE`` gets gRPC's log as it is.
 """
@@ -41,7 +41,7 @@ class GrpcLog:
 
     @contextmanager
     def followed(self, take: Callable[[Event], None]) -> Iterator[None]:
-        """Hand what it says of connections to ``take``, and log the rest, as long as the block runs."""
+        """Pass events of connections to ``take``, and log all other lines, as long as the block runs."""
         if self._reader is None:
             yield
             return
@@ -57,7 +57,7 @@ class GrpcLog:
             if not isinstance(event, Other):
                 take(event)
             elif event.text.strip():
-                # Clients may have a part in it, so it is quoted, and limited as every line is.
+                # Clients can influence it, so it is quoted, and limited like every line.
                 source = "gRPC" if event.grpc else "standard error"
                 log.warning("%s: %r", source, event.text.decode("utf-8", "replace"))
 
@@ -74,13 +74,13 @@ def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
-    with suppress(OSError):  # of a user who has as many pages in pipes as he may
+    with suppress(OSError):  # the user's limit of pages in pipes is reached
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     sys.stderr.flush()
     sys.stderr = os.fdopen(before, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(writer, STANDARD_ERROR, inheritable=False)
     os.close(writer)
-    # What Python says when the process crashes would be lost in the pipe.
+    # Python's message at a crash would be lost in the pipe.
     faulthandler.enable(sys.stderr)
     return GrpcLog(reader)
 

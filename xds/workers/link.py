@@ -1,4 +1,4 @@
-"""What the process that reads and a worker say to each other: Python objects over a socket that only they have."""
+"""Messages between the process that reads and a worker: Python objects over a private socket."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Link:
 
     @classmethod
     async def over(cls, end: socket.socket) -> Link:
-        """Talk over ``end``."""
+        """Make a link over ``end``."""
         return cls(*await asyncio.open_connection(sock=end))
 
     def say(self, message: object) -> None:
@@ -101,5 +101,5 @@ class Link:
         return said
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._writer.close()

@@ -1,7 +1,7 @@
 """The log of a process that serves: its format, and limits for lines that others cause.
 
-Whoever can connect can cause a line: a refused stream, a rejected resource, a failed handshake. So lines are limited at
-one place, for every line there is: the same text once a minute, and lines of one kind at a small rate.
+Any client can cause a line: a refused stream, a rejected resource, a failed handshake. So all lines are limited, in one
+place: the same text once a minute, and lines of one kind at a small rate.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LineLimit(logging.Filter):
             return True
         try:
             text = record.getMessage()
-        except Exception:  # logging reports a line that can't be formatted; whoever logs it goes on
+        except Exception:  # logging reports a line that can't be formatted, and its caller goes on
             return True
         now = self._clock()
         kind = self._kinds.setdefault(str(record.msg), _Kind(KIND_BURST, now))

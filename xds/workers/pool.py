@@ -1,8 +1,8 @@
 """Several workers that share one port, and the process that reads the mesh for all of them.
 
-The kernel gives each new connection to one of the processes that listen (``SO_REUSEPORT``). Each worker says what its
-sidecars need; what all of them need together is read once, and each is told what it asked for. A worker that ends is
-replaced, and its sidecars, which connect again to whoever listens, lose nothing but the moment.
+The kernel gives each new connection to one of the processes that listen (``SO_REUSEPORT``). Each worker reports what
+its sidecars need; the union is read once, and each worker is sent what it asked for. A worker that ends is replaced,
+and its sidecars reconnect to any of the workers.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class WorkerPool:
                 await self._listen_to(worker)
                 code = await _ended(worker.process)
                 if number not in self._workers:
-                    return  # it was told to
+                    return  # it was asked to end
                 self._take_demand(worker, Demand())
                 del self._workers[number]
                 log.error("worker %d ended with code %s; another one takes its place", worker.process.pid, code)
@@ -218,7 +218,7 @@ class WorkerPool:
         return [each for each in found if not isinstance(each, BaseException)]
 
     async def sidecars(self) -> list[dict[str, Any]]:
-        """Every connected sidecar, as plain data."""
+        """Return every connected sidecar, as plain data."""
         return sorted(itertools.chain(*await self._ask("sidecars")), key=lambda each: (each["id"], each["address"]))
 
     async def families(self) -> Iterable[Metric]:

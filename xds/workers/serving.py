@@ -1,4 +1,4 @@
-"""A control plane and its xDS server in this process, whether that is the only one or one of several workers."""
+"""Runs a control plane and its xDS server in this process, which is the only one or one of several workers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ LATER_S = 0.25
 
 def prepare_process() -> None:
     """Set this process up for a long life with many connections."""
-    # What is kept is kept for long, and refers to itself in few places: looking through it all for what nobody can
-    # reach any more took an eighth of the CPU of a change for a thousand sidecars.
+    # Most objects live long and few are in cycles: with the usual thresholds, garbage collection took an eighth of the
+    # CPU time of a change for a thousand sidecars.
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -168,7 +168,7 @@ class Serving:
         self._ads.handshakes.take(event, asyncio.get_running_loop().time())
 
     async def sidecars(self) -> list[dict[str, Any]]:
-        """Every connected sidecar, as plain data."""
+        """Return every connected sidecar, as plain data."""
         return status.sidecars(self.plane)
 
     async def families(self) -> Iterable[Metric]:

@@ -55,9 +55,9 @@ async def _obey(link: Link, serving: Serving) -> None:
 
 
 def main() -> None:
-    """Work."""
-    # Who started it says when it ends: a terminal's Ctrl-C reaches everybody.
-    # So does a service manager's SIGTERM, to all processes of the service.
+    """Run a worker."""
+    # The parent process ends it. A terminal's Ctrl-C and a service manager's SIGTERM reach all processes, so they are
+    # ignored here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     grpc_log = take_over(os.environ)

@@ -173,7 +173,7 @@ async def test_a_client_that_reads_too_slowly_is_let_go(
     monkeypatch.setattr(ads_server, "WRITE_TIMEOUT", 0.5)
     monkeypatch.setattr(ads_server, "WRITE_CHECK_INTERVAL", 0.1)
     serving.server._checking.cancel()  # type: ignore[union-attr]
-    serving.server._checking = asyncio.create_task(serving.server._look_after())
+    serving.server._checking = asyncio.create_task(serving.server._run_checks())
     reader, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1)
     writer.write(raw_call(first_request()))
 

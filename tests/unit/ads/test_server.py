@@ -20,8 +20,8 @@ from xds.ads import stream as ads_stream
 from xds.ads.listening import ListenError
 from xds.ads.messages import Response
 from xds.ads.server import SERVICE, AdsServer
+from xds.ads.slots import AT_ONCE
 from xds.ads.stream import Stream
-from xds.ads.turns import AT_ONCE
 from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
@@ -259,7 +259,7 @@ async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -
     stuck, other = Pushed(server, takes=False), Pushed(server, takes=True)
     ahead = [Pushed(server, takes=False) for _ in range(AT_ONCE)]
     for each in (*ahead, stuck, other):
-        server.turns.ask(each.wake)
+        server.slots.ask(each.wake)
     stuck.small = 1
     stuck.wake()  # it has something to say while it waits for its turn, and does not take it
     async with asyncio.timeout(20):
@@ -279,7 +279,7 @@ async def test_a_slot_that_comes_while_nothing_is_accepted_goes_to_the_next() ->
     for each in stuck:
         each.stream.call.write(discovery.DeltaDiscoveryResponse(nonce="before").SerializeToString())
     for each in (*stuck, other):
-        server.turns.ask(each.wake)
+        server.slots.ask(each.wake)
     await until(lambda: bool(other.sent))
     for each in stuck:
         each.take()

@@ -101,7 +101,7 @@ def watch(script: Script, deliver: Callable[[Reply], object], replaced: Callable
         script.read,
         deliver,
         on_replaced=replaced,
-        tell=lambda *_: None,
+        report=lambda *_: None,
         pace_s=0,
         patience=lambda: 30.0,
         chance=random.Random(1),

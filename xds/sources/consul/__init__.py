@@ -1,1 +1,1 @@
-"""Reading a mesh from Consul's HTTP API: client, blocking queries, decoding, certificates."""
+"""Reads a mesh from Consul's HTTP API: client, blocking queries, decoding, certificates."""

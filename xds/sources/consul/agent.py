@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from xds.mesh.mesh import DATACENTER, DEFAULT_ALLOW, Batch, Key
 from xds.sources import decode
-from xds.sources.consul.blocking import Backoff, Tell, WatchState
+from xds.sources.consul.blocking import Backoff, Report, WatchState
 from xds.sources.consul.client import Consul, ConsulError, understanding
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class AgentReader:
     Args:
         client: the Consul to read.
         deliver: called with the facts.
-        tell: called with failures.
+        report: called with failures.
         default_allow: the default to use in place of Consul's.
         chance: the source of jitter.
     """
@@ -33,14 +33,14 @@ class AgentReader:
         self,
         client: Consul,
         deliver: Callable[[Batch], None],
-        tell: Tell,
+        report: Report,
         default_allow: bool | None,
         chance: random.Random,
     ) -> None:
         self.state = WatchState()
         self._client = client
         self._deliver = deliver
-        self._tell = tell
+        self._report = report
         self._default_allow = default_allow
         self._chance = chance
 
@@ -52,18 +52,18 @@ class AgentReader:
                 with understanding():
                     await self.read()
                 if not self.state.answered:
-                    await self._say_whether_there_are_acls()
+                    await self._warn_without_acls()
                 self.state = WatchState(answered=True)
                 backoff.reset()
                 pause = AGENT_INTERVAL
             except ConsulError as error:
                 if str(error) != self.state.error:
-                    self._tell("the agent's description", error)
+                    self._report("the agent's description", error)
                 self.state.error = str(error)
                 pause = backoff.after(error)
             await asyncio.sleep(pause)
 
-    async def _say_whether_there_are_acls(self) -> None:
+    async def _warn_without_acls(self) -> None:
         if not await self._client.has_acls():
             log.warning(
                 "Consul at %s has no ACLs: any client is given the certificate of the service that it names, as in"
@@ -92,7 +92,7 @@ class AgentReader:
                     DEFAULT_ALLOW: decode.agent_default_allow(about),
                 } | batch
             except (KeyError, TypeError, AttributeError, ConsulError) as error:
-                # What was known once is not replaced by a guess.
+                # Known facts are not replaced by a guess.
                 if self.state.answered or (isinstance(error, ConsulError) and not error.forbidden):
                     raise
                 batch = await self._without_agent(error) | batch
@@ -103,8 +103,8 @@ class AgentReader:
         reply = await self._client.read("/v1/connect/ca/roots")
         if self._default_allow is None and not reply.default_policy and not self.state.answered:
             log.error(
-                "can't tell what holds where no intention matches (%s); taking deny. Give the token agent:read, or say"
-                " it with --default-intention-policy",
+                "the default where no intention matches is unknown (%s), so it is deny: give the token agent:read, or"
+                " set --default-intention-policy",
                 error,
             )
         datacenters = await self._client.awaited(self._client.catalog.datacenters())

@@ -1,4 +1,4 @@
-"""Authorization of streams: whether the token of each may act for its service, asked of Consul.
+"""Authorizes streams: asks Consul whether the token of each may act for its service.
 
 The blocking query for a certificate does not notice for minutes that a token was deleted, and another stream may have
 the certificate already. So each new stream is authorized by itself, before anything is sent to it, and every stream
@@ -128,7 +128,7 @@ class StreamAuthorizer:
                     if asked:
                         self._served.setdefault(key, set()).update(asked)
                     self._deliver({Key(Kind.STREAM, each): answer for each in asked})
-                    # When all sidecars come back at once, each would otherwise make a request of its own.
+                    # When all sidecars reconnect at once, each would otherwise make a request of its own.
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                 case StreamRefused():

@@ -1,10 +1,10 @@
-"""Blocking queries: the index rules, and the loop that keeps one going.
+"""Repeats blocking queries, by Consul's rules for their index.
 
-The rules (Consul, "Blocking queries", and what its servers were measured to do): an index comes from a 200 only and is
-at least 1; one that goes backwards, or an early answer with the same index, means that the state was restored or
-replaced: then everything is read again without blocking, because other queries sleep on an index that is too high.
-An answer is never taken for a change; who receives it compares. Queries are let expire, not cancelled: Consul keeps a
-cancelled one's connection slot until its wait is over.
+The rules (Consul, "Blocking queries", and the measured behaviour of its servers): an index comes from a 200 only and is
+at least 1. If it decreases, or an early answer has the same index, the state was restored or replaced; then everything
+is read again without blocking, because other queries wait for an index that is too high. An answer does not imply a
+change; its receiver compares. Queries expire and are not cancelled, because Consul keeps the connection slot of a
+cancelled query until its wait is over.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from xds.sources.consul.client import ConsulError, Read, Reply
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[str, ConsulError], None]
-"""Told what could not be read and why, for the operator."""
+Report = Callable[[str, ConsulError], None]
+"""Function that reports to the operator what could not be read and why."""
 
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
@@ -67,7 +67,7 @@ class Backoff:
         self._next_s = FIRST_BACKOFF_S
 
     def after(self, error: ConsulError) -> float:
-        """How many seconds to wait after ``error``."""
+        """Return the seconds to wait after ``error``."""
         if error.forbidden:
             base = FORBIDDEN_BACKOFF_S
         else:
@@ -84,7 +84,7 @@ class Pace:
         self._spent_until = 0.0
 
     def next_wait(self, now: float) -> float:
-        """Seconds to wait before the read that follows one that began at ``now``."""
+        """Return the seconds to wait before the read that follows one that began at ``now``."""
         self._spent_until = max(self._spent_until, now) + self._every_s
         return max(0.0, self._spent_until - now - BURST * self._every_s)
 
@@ -108,7 +108,7 @@ class Watch:
         on_failed: told of every failure.
         patience: how many seconds a query waits for a change, at the least; twice that at the most. It bounds how long
             it can sleep on a stale index, and how long a dead client's slot is held.
-        tell: told the watch's name and a failure when it is a new one, for the operator.
+        report: told the watch's name and a failure when it is a new one, for the operator.
         pace_s: the average time between two reads, at the least.
         chance: jitter.
     """
@@ -121,7 +121,7 @@ class Watch:
         *,
         on_replaced: Callable[[], None],
         on_failed: Callable[[ConsulError], None] | None = None,
-        tell: Tell,
+        report: Report,
         pace_s: float,
         patience: Callable[[], float],
         chance: random.Random,
@@ -133,7 +133,7 @@ class Watch:
         self._deliver = deliver
         self._on_replaced = on_replaced
         self._on_failed = on_failed
-        self._tell = tell
+        self._report = report
         self._pace = Pace(pace_s)
         self._chance = chance
         self._patience = patience
@@ -150,12 +150,12 @@ class Watch:
             self._blocking.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
-        """Watch until nobody wants it any more; that is noticed when the query next returns."""
+        """Watch until the watch is not wanted any more, which is noticed when the query next returns."""
         while self.wanted:
             await self.turn()
 
     async def turn(self) -> None:
-        """One read and what follows from it, the pause before the next one included."""
+        """Make one read and process it, including the pause before the next one."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         wait_s = round(self._chance.uniform(1.0, 2.0) * self._patience())
@@ -166,14 +166,14 @@ class Watch:
             reply = await self._interruptible(wait_s)
             if reply is None:
                 return
-            self._take(reply, loop.time() - began, wait_s)
+            self._process(reply, loop.time() - began, wait_s)
         except ConsulError as error:
             self._failed(error)
             await self._pause(self._backoff.after(error))
             return
         await self._pause(self._pace.next_wait(loop.time()))
 
-    def _take(self, reply: Reply, elapsed_s: float, wait_s: float) -> None:
+    def _process(self, reply: Reply, elapsed_s: float, wait_s: float) -> None:
         first = self._rules.index is None
         unchanged = reply.index == self._rules.index
         replaced = self._rules.answered(reply.index, elapsed_s=elapsed_s, wait_s=wait_s)
@@ -188,10 +188,10 @@ class Watch:
             self._on_replaced()
 
     def _failed(self, error: ConsulError) -> None:
-        # An answer that was refused has not been taken: its index must not be slept on.
+        # An answer that was refused was not processed, so the next query must not wait on its index.
         self._rules.forget()
         if str(error) != self.state.error:
-            self._tell(self.name, error)
+            self._report(self.name, error)
         self.state.error = str(error)
         if self._on_failed is not None:
             self._on_failed(error)

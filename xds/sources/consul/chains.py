@@ -1,7 +1,7 @@
-"""Discovery chains: read whenever they may have changed, and not at all where they can be told.
+"""Reads discovery chains whenever they may have changed; those of plain services are derived.
 
-Most services are plain: no config entry speaks of them. Consul's answers for these differ in nothing but the name, so
-one of them is read and the others are told by it; a mesh of ten thousand services has a handful of chains to read.
+Most services are plain: no config entry is about them. Consul's answers for these differ only in the name, so one is
+read and the others are derived from it; a mesh of ten thousand services has a handful of chains to read.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from xds.mesh.mesh import Batch, Key, Kind
 from xds.mesh.names import fold
 from xds.policy.quotas import Quotas
 from xds.sources import decode
-from xds.sources.consul.blocking import Tell
+from xds.sources.consul.blocking import Report
 from xds.sources.consul.client import Consul, ConsulError, understanding
 from xds.sources.consul.decoding import off_loop
 
 RETRY_S = 5.0
 EVERY_S = 30.0
-"""Consul wakes no query when the virtual IPs of a chain change, so chains are read now and then."""
+"""Seconds between two reads of a chain: Consul wakes no query when the virtual IPs of a chain change."""
 LOOKS_A_SECOND = 2.0
 """Lookups in a second for all services together: with many, each is looked up less often."""
 
@@ -32,7 +32,7 @@ class ChainReader:
     Args:
         client: where to read.
         deliver: takes the facts.
-        tell: told of what can't be read.
+        report: told of what can't be read.
         reading: bounds how many reads go on at once.
         quotas: what a chain may come to.
     """
@@ -41,14 +41,14 @@ class ChainReader:
         self,
         client: Consul,
         deliver: Callable[[Batch], None],
-        tell: Tell,
+        report: Report,
         reading: asyncio.Semaphore,
         quotas: Quotas,
     ) -> None:
         self._client = client
         self._quotas = quotas
         self._deliver = deliver
-        self._tell = tell
+        self._report = report
         self._reading = reading
         self._watched: dict[str, bool | None] = {}
         """Whether a service's instances carry its virtual IP; ``None`` where there are none."""
@@ -73,7 +73,7 @@ class ChainReader:
         return told
 
     def let_go(self, service: str) -> None:
-        """Nobody wants it any more."""
+        """Stop reading the chain of a service."""
         self._watched.pop(service, None)
         self._read_at.pop(service, None)
         self._errors.pop(service, None)
@@ -83,7 +83,7 @@ class ChainReader:
         self._spoken_of, self._plain = frozenset(map(fold, spoken_of)), None
         self._refresh(self._watched)
 
-    def look_again(self, service: str) -> None:
+    def check_again(self, service: str) -> None:
         """Read it if that was long ago."""
         read_at = self._read_at.get(service)
         patience = max(EVERY_S, len(self._read_at) / LOOKS_A_SECOND)
@@ -113,7 +113,7 @@ class ChainReader:
                         tasks.create_task(self._read_once(service))
 
     def _is_plain(self, service: str) -> bool:
-        """Whether no entry speaks of it, so that its chain is as any other plain one's."""
+        """Return whether no entry is about a service, so that its chain equals that of any other plain one."""
         return (
             self._spoken_of is not None
             and fold(service) not in self._spoken_of
@@ -121,18 +121,18 @@ class ChainReader:
         )
 
     def _told(self, service: str) -> DiscoveryChain | None:
-        """Its chain by that of another plain service."""
+        """Return the chain of a plain service, derived from another one's."""
         if self._plain is None or not self._is_plain(service):
             return None
         if self._plain.virtual_ips and not self._watched[service]:
-            return None  # it has virtual IPs that its instances don't carry
+            return None  # it has virtual IPs that its instances don't have
         return self._plain.of(service)
 
     def _decoded(self, service: str, data: Any) -> DiscoveryChain:
         return decode.chain(service, data, quotas=self._quotas)
 
     async def _read_once(self, service: str) -> None:
-        """One read of a service's chain at a time, so that an older answer can't come after a newer one."""
+        """Read a service's chain; one read at a time, so that an older answer can't arrive after a newer one."""
         self._read_at[service] = asyncio.get_running_loop().time()
         await self._read(service)
         self._being_read.discard(service)
@@ -153,7 +153,7 @@ class ChainReader:
         except ConsulError as error:
             if self._errors.get(service) != str(error):
                 self._errors[service] = str(error)
-                self._tell(f"discovery chain of {service}", error)
+                self._report(f"discovery chain of {service}", error)
             await asyncio.sleep(RETRY_S)
             self._refresh([service])
             return
@@ -166,7 +166,7 @@ class ChainReader:
         if service not in self._watched:
             return
         self._deliver({Key(Kind.CHAIN, service): chain})
-        # Addresses that an operator gives by hand (Consul 1.18) wake nobody and are each service's own.
+        # Addresses that an operator assigns by hand (Consul 1.18) wake no query and belong to one service each.
         by_hand = "ManualVirtualIPs" in reply.data["Chain"] if chain.refusal is None else True
         if spoken_of is self._spoken_of and self._is_plain(service) and chain.is_default and not by_hand:
             self._plain = chain

@@ -1,9 +1,9 @@
-"""Consul's HTTP API: python-consul2's endpoint classes over one pooled aiohttp session.
+"""Client of Consul's HTTP API: python-consul2's endpoint classes over one pooled aiohttp session.
 
 The library's own asyncio client opens a connection for each request, ends every one after 300 s and drops client
-certificates. So its base classes run here over a session of ours: no connection limit (every blocking query holds
-one), a read timeout that fits the query's ``wait``, and TLS as configured. Endpoints and parameters that the library
-lacks go through `Consul.read`.
+certificates. So its base classes use a session of Gossamer's: no connection limit (every blocking query holds one), a
+read timeout that fits the query's ``wait``, and TLS as configured. Endpoints and parameters that the library lacks go
+through `Consul.read`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ READ_TIMEOUT_S = 20.0
 """Seconds for an answer that does not block. Consul itself holds a request for 7 s while it has no leader."""
 
 QUESTIONS_AT_ONCE = 64
-"""Consul refuses to judge more permissions in one request."""
+"""Permissions in one request; Consul refuses more."""
 ANONYMOUS = "anonymous"
-"""Stands for "no token" where an empty one would be replaced by the agent's own default token."""
+"""Token that means "no token", where the agent would replace an empty one by its own default token."""
 
 Params = Sequence[tuple[str, str | int]]
 
@@ -71,7 +71,7 @@ class Reply:
     index: int
     """X-Consul-Index, at least 1."""
     filtered: bool = False
-    """Consul left out what the token may not see (Consul 1.11 and newer say so)."""
+    """Whether Consul left out what the token may not see (reported from 1.11 on)."""
     default_policy: str = ""
     """X-Consul-Default-ACL-Policy, where Consul sends it."""
     body: bytes = b""
@@ -121,7 +121,7 @@ class PooledClient(base.HTTPClient):  # type: ignore[misc]  # python-consul2 is 
                 connector = aiohttp.UnixConnector(address.removeprefix("unix://"), limit=0)
             else:
                 connector = aiohttp.TCPConnector(limit=0, ssl=self._settings.ssl_context())
-            # Compressing costs Consul more than sending: measured on loopback and LAN.
+            # Compression costs Consul more than sending, as measured on loopback and LAN.
             headers = {"Accept-Encoding": "identity"}
             self._session = aiohttp.ClientSession(connector=connector, headers=headers)
         return self._session
@@ -184,12 +184,12 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         await self.http.close()
 
     async def follow_token_file(self, every_s: float = 1.0) -> None:
-        """Re-read the token file whenever it changes, for as long as this runs. Returns at once without one."""
+        """Read the token file again whenever it changes, until cancelled. Return at once without one."""
         while self.settings.token_file:
             await asyncio.sleep(every_s)
             try:
                 self.token = await asyncio.to_thread(self.settings.read_token) or self.token
-            except SettingsError:  # a file being replaced: the token in use goes on
+            except SettingsError:  # the file is being replaced: the current token stays
                 continue
 
     async def read(
@@ -203,7 +203,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         params: Params = (),
         known: bytes | None = None,
     ) -> Reply:
-        """GET ``path``, blocking until its index passes ``index``, ``wait_s`` seconds at most.
+        """Send a GET request for ``path``, blocking until its index passes ``index``, ``wait_s`` seconds at most.
 
         Args:
             path: from ``/v1/`` on.
@@ -230,7 +230,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         return reply
 
     async def check_may_write_service(self, service: str, token: str) -> None:
-        """See that ``token`` has service:write on ``service``; where ACLs are off, every token has.
+        """Check that ``token`` has service:write on ``service``; where ACLs are off, every token has.
 
         Raises:
             ConsulError: it hasn't (403), Consul doesn't know it (403), has no ACLs though they are needed (403), or did
@@ -264,7 +264,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         return True
 
     async def check_may_read(self, what: Sequence[tuple[str, str]]) -> None:
-        """See that this client's own token may read each of ``what``: pairs of a kind of resource and a name.
+        """Check that this client's own token may read each of ``what``: pairs of a kind of resource and a name.
 
         For an answer that lost something: a token without the permission gets it without, and no error.
 
@@ -277,7 +277,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
             raise ConsulError(f"the token may not read every {kind}: it lacks {kind}:read on {name!r}", 403)
 
     async def _denied(self, access: str, what: Sequence[tuple[str, str]], token: str) -> list[tuple[str, str]]:
-        """Those of ``what`` that ``token`` has no such access to; none where ACLs are off."""
+        """Return those of ``what`` that ``token`` has no such access to; none where ACLs are off."""
         headers = {"X-Consul-Token": token} if token else {}
         denied: list[tuple[str, str]] = []
         for start in range(0, len(what), QUESTIONS_AT_ONCE):
@@ -305,7 +305,7 @@ def _has_no_acls(error: ConsulError) -> bool:
 
 
 Read = Callable[[int | None, float], Awaitable[Reply]]
-"""Reads something once: the index to wait for, and for how many seconds."""
+"""Function that reads something once; its arguments are the index to wait for, and the seconds to wait."""
 
 
 def _reply(response: Any, known: bytes | None = None) -> Reply:
@@ -325,13 +325,13 @@ def _reply(response: Any, known: bytes | None = None) -> Reply:
 def _decoded(response: Any) -> Any:
     try:
         return orjson.loads(response.content)
-    except orjson.JSONDecodeError:  # which takes less than Go may send: half a surrogate pair, say
+    except orjson.JSONDecodeError:  # which accepts less than Go may send, for example not half a surrogate pair
         return json.loads(response.body)
 
 
 def _read_timeout(params: Any) -> float:
     wait = next((str(value) for key, value in params or () if key == "wait"), "")
-    # Consul adds up to a sixteenth to the wait that was asked for.
+    # Consul adds up to a sixteenth to the requested wait.
     return float(wait.removesuffix("s")) * 17 / 16 + 10 if wait else READ_TIMEOUT_S
 
 

@@ -1,8 +1,8 @@
-"""The config entries, one watch a kind.
+"""Reads config entries, with one watch for each kind.
 
-There is a list of all kinds (``/v1/config/``), and one watch would do. But an agent that is no server can't decode it
-(Consul 1.8 to 1.16: ``IndexedConfigEntries`` carries one kind for all of its entries) and answers with an error as soon
-as there is an entry.
+Consul has a list of all kinds (``/v1/config/``), for which one watch would suffice. But an agent that is no server
+can't decode it (Consul 1.8 to 1.16: ``IndexedConfigEntries`` has one kind for all of its entries) and returns an error
+as soon as there is an entry.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ async def read_kind(
         if known or "invalid config entry kind" not in str(error):
             raise
         if index is not None:
-            await asyncio.sleep(wait_s)  # an upgrade will teach it; until then there is nothing to wake for
+            await asyncio.sleep(wait_s)  # it will know the kind after an upgrade; until then there are no changes
         return Reply([], 1)
 
 
 async def read_all(client: Consul, kinds: Iterable[str], *, whole: bool = False) -> list[Any]:
-    """Every entry of these kinds that the token may see, once; ``whole`` where it has to see all of them.
+    """Return every entry of these kinds that the token may read; ``whole`` requires that it may read all of them.
 
     Raises:
         ConsulError: Consul can't be read.
@@ -113,10 +113,10 @@ class ConfigEntryReader:
 
         return read
 
-    def taker(self, kind: str) -> Callable[[Reply], None]:
+    def receiver(self, kind: str) -> Callable[[Reply], None]:
         """Return what takes the entries of one kind."""
 
-        def take(reply: Reply) -> None:
+        def receive(reply: Reply) -> None:
             if reply.filtered:
                 raise ConsulError(
                     f"the token may not read every {kind} entry: it needs service:read on all services, mesh:read", 403
@@ -134,7 +134,7 @@ class ConfigEntryReader:
                 self._on_changed(found.chain_names)
             self._deliver({CONFIG_ENTRIES: found})
 
-        return take
+        return receive
 
 
 def _name(entry: Any) -> object:

@@ -1,4 +1,4 @@
-"""Decoding that no answer's size turns into a stall of the event loop, and that costs what changed of a list."""
+"""Decodes large answers in a thread, and of lists only the entries that changed."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Remembered(Generic[Decoded]):
 def _same(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except RecursionError:  # nested so deep that they can't be compared
+    except RecursionError:  # nested too deep to be compared
         return False

@@ -1,7 +1,7 @@
-"""What is read beside the services here: other datacenters, mesh gateways, prepared queries.
+"""Reads other datacenters, mesh gateways and prepared queries.
 
-Instances and chains of another datacenter are blocking queries that this Consul forwards. What gateways there are, and
-what a prepared query finds, has no blocking query and is asked for now and then (Consul polls prepared queries, too).
+Instances and chains of another datacenter are blocking queries that this Consul forwards. There is no blocking query
+for the existing gateways and the result of a prepared query, so these are polled (Consul polls prepared queries, too).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.mesh.names import usable_name
 from xds.policy.quotas import Quotas
 from xds.sources import decode
-from xds.sources.consul.blocking import Tell, Watch
+from xds.sources.consul.blocking import Report, Watch
 from xds.sources.consul.client import Consul, ConsulError, Reply, understanding
 from xds.sources.consul.services import PACE_S, MakeWatch
 
@@ -34,14 +34,14 @@ class ElsewhereReader:
         client: Consul,
         make_watch: MakeWatch,
         deliver: Callable[[Batch], None],
-        tell: Tell,
+        report: Report,
         quotas: Quotas,
     ) -> None:
         self._client = client
         self._quotas = quotas
         self._make_watch = make_watch
         self._deliver = deliver
-        self._tell = tell
+        self._report = report
         self._watches: dict[Key, Watch] = {}
         self._polls: dict[Key, asyncio.Task[None]] = {}
         self._gateways_read: dict[tuple[str, str], list[object]] = {}
@@ -80,7 +80,7 @@ class ElsewhereReader:
             where = "" if chain else of.datacenter
             return await self._client.read(path, index=index, wait_s=wait_s, datacenter=where, params=params)
 
-        def take(reply: Reply) -> None:
+        def receive(reply: Reply) -> None:
             if reply.filtered:
                 raise ConsulError(f"the token may not see every instance of {of.service!r}: it needs node:read", 403)
             if chain:
@@ -93,14 +93,14 @@ class ElsewhereReader:
                 self._deliver({key: DiscoveryChain(of.service, refusal=str(error))})
 
         what = "discovery chain" if chain else "instances"
-        return self._make_watch(f"{what} of {of.service} in {of.datacenter}", read, take, PACE_S, failed)
+        return self._make_watch(f"{what} of {of.service} in {of.datacenter}", read, receive, PACE_S, failed)
 
     async def _keep(self, key: Key, watch: Watch) -> None:
         while True:
             while watch.wanted:
                 await watch.turn()
             self._deliver({key: None})
-            if not watch.wanted:  # nobody asked for it again meanwhile
+            if not watch.wanted:  # it was not requested again meanwhile
                 del self._watches[key]
                 return
             watch.read_again()
@@ -120,7 +120,7 @@ class ElsewhereReader:
             except ConsulError as error:
                 if str(error) != told:
                     told = str(error)
-                    self._tell(str(of), error)
+                    self._report(str(of), error)
                 pause = RETRY_S
             await asyncio.sleep(pause)
 
@@ -142,7 +142,7 @@ class ElsewhereReader:
                 )
                 self._gateways_read[where, name] = list(reply.data or ())
             except ConsulError as error:
-                # The others are read all the same, and of this one what was read last goes on serving.
-                self._tell(f"mesh gateway {name}", error)
+                # The others are read all the same, and the last result of this one stays in use.
+                self._report(f"mesh gateway {name}", error)
             found += self._gateways_read.get((where, name), ())
         return decode.gateways(where, found, elsewhere=bool(where))

@@ -1,4 +1,4 @@
-"""Leaf certificates from Consul, one blocking query for each, with the token that the sidecars presented."""
+"""Reads leaf certificates from Consul, with one blocking query for each and the token that the sidecars presented."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class LeafWatches:
             # Gossamer's own token, which may change at any time, fetches its own certificate, and the next one of a
             # service that is proved by a client certificate.
             token = self._client.token if key.certified else key.token or ANONYMOUS
-            # Consul (1.9 to 2.0) hands a leaf that its agent has cached to whoever asks, whatever the token.
+            # Agents of Consul (1.9 to 2.0) return a cached leaf to any client, regardless of the token.
             try:
                 await self._client.check_may_write_service(key.service, token)
             except ConsulError as error:
@@ -83,7 +83,7 @@ class LeafWatches:
 
         held = False
 
-        def take(reply: Reply) -> None:
+        def receive(reply: Reply) -> None:
             nonlocal held
             leaf = decode.leaf(reply.data)
             if leaf.service != key.service:
@@ -92,12 +92,12 @@ class LeafWatches:
             held = True
 
         def failed(error: ConsulError) -> None:
-            # Where Consul can't answer, a certificate that is held goes on serving. Where it says no, whoever comes
-            # with that token from now on gets nothing.
+            # If Consul can't answer, the current certificate stays in use. If it refuses, new streams with that token
+            # are refused.
             if error.forbidden or not held:
                 self._deliver({Key(Kind.LEAF, key): LeafRefused(str(error))})
 
-        return self._make(f"leaf certificate of {key.service}", read, take, PACE_S, failed)
+        return self._make(f"leaf certificate of {key.service}", read, receive, PACE_S, failed)
 
     async def _keep(self, key: LeafKey, watch: Watch, tasks: asyncio.TaskGroup) -> None:
         """Keep a leaf current until no proxy needs it."""
@@ -106,5 +106,5 @@ class LeafWatches:
         del self._watches[key]
         self._deliver({Key(Kind.LEAF, key): None})
         self._counted()
-        if key in self._wanted:  # it is needed again since
+        if key in self._wanted:  # it was requested again since
             self.follow(self._wanted, tasks)

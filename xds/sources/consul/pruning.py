@@ -1,4 +1,4 @@
-"""Answers that nest deeper than any decoder goes: one entry of one service's owner must not make a list unreadable."""
+"""Prunes answers that nest deeper than decoders can: one owner's entry must not make a whole list unreadable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import ijson
 
 DEEPEST = 64
-"""Consul's own entries nest some ten levels; what is deeper is in maps that hold anything."""
+"""Levels that are kept. Consul's own entries nest some ten levels; deeper ones are in maps with arbitrary content."""
 
 
 def pruned(body: bytes) -> bytes:
@@ -31,5 +31,5 @@ def pruned(body: bytes) -> bytes:
             depth -= ends
     except ijson.JSONError as error:
         raise ValueError(str(error)) from error
-    # Unlike orjson this takes integers of any size; other numbers come as decimals.
+    # Unlike orjson, this parser accepts integers of any size, and returns other numbers as decimals.
     return json.dumps(builder.value, default=float).encode()

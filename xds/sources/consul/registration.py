@@ -1,4 +1,4 @@
-"""Finding a sidecar's registration in Consul, once."""
+"""Finds a sidecar's registration in Consul."""
 
 from __future__ import annotations
 

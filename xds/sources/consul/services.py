@@ -1,9 +1,9 @@
-"""One watch a service: its instances by blocking query.
+"""Watches the instances of services, with one blocking query for each.
 
-A service that the catalog does not know, and a name that turns out to be a proxy's own, is read once and then parked
-until the catalog's names change: polling an absent name wakes on every change of the whole catalog (Consul before
-1.10), and proxies' names are half of a catalog. Those are read last, since most are known by then from the instances
-of their services, and need no reading.
+A service that is not in the catalog, and a name that belongs to a proxy, is read once and then parked until the
+catalog's names change: a query for an absent name returns on every change of the whole catalog (Consul before 1.10),
+and half of a catalog's names are proxies'. These are read last, since most are known by then from the instances of
+their services and need no reading.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xds.mesh.mesh import Batch, Key, Kind
 from xds.mesh.names import SIDECAR_SUFFIX
 from xds.policy.quotas import Quotas
 from xds.sources import decode
-from xds.sources.consul.blocking import Pace, Tell, Watch
+from xds.sources.consul.blocking import Pace, Report, Watch
 from xds.sources.consul.chains import ChainReader
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
 from xds.sources.consul.decoding import off_loop
@@ -35,7 +35,7 @@ once."""
 PARKED_S = 60.0
 """Seconds after which a parked name is looked up again, at most."""
 LOOKS_A_SECOND = 2.0
-"""At parked names, all together: where there are many, each is looked at less often."""
+"""Lookups of parked names in a second, together; with many, each is looked up less often."""
 
 
 class MakeWatch(Protocol):
@@ -60,13 +60,13 @@ class ServiceWatches:
         client: Consul,
         make_watch: MakeWatch,
         deliver: Callable[[Batch], None],
-        tell: Tell,
+        report: Report,
         quotas: Quotas,
     ) -> None:
         self._client = client
         self._make_watch = make_watch
         self._deliver = deliver
-        self._tell = tell
+        self._report = report
         self._wanted: frozenset[str] = frozenset()
         self._watches: dict[str, Watch] = {}
         self._parked: dict[str, asyncio.Event] = {}
@@ -81,10 +81,10 @@ class ServiceWatches:
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
         self._connecting = Pace(1 / CONNECTIONS_A_SECOND)
         self._shapes: dict[str, object] = {}
-        self.chains = ChainReader(client, deliver, tell, asyncio.Semaphore(CHAINS_AT_ONCE), quotas)
+        self.chains = ChainReader(client, deliver, report, asyncio.Semaphore(CHAINS_AT_ONCE), quotas)
 
     def count(self) -> int:
-        """How many watches there are."""
+        """Return the number of watches."""
         return len(self._watches)
 
     def watches(self) -> list[Watch]:
@@ -92,7 +92,7 @@ class ServiceWatches:
         return list(self._watches.values())
 
     def follow(self, wanted: frozenset[str], tasks: asyncio.TaskGroup) -> None:
-        """Watch the services ``wanted``. Others are let go when their query next returns."""
+        """Watch the services ``wanted``. Watches of others end when their query next returns."""
         self._wanted = wanted
         for service, watch in self._watches.items():
             watch.wanted = service in wanted
@@ -100,7 +100,7 @@ class ServiceWatches:
                 self._parked[service].set()
         fresh = sorted(wanted - self._watches.keys())
         self._to_be_read |= {service for service in fresh if not service.endswith(SIDECAR_SUFFIX)}
-        self._see_whether_all_are_read()
+        self._update_all_read()
         for service in fresh:
             self._watches[service] = self._watch(service)
             tasks.create_task(self._keep(service, self._watches[service], tasks))
@@ -113,15 +113,16 @@ class ServiceWatches:
         if not moved:
             return
         for service, event in self._parked.items():
-            # A sidecar may be registered for a service that itself is not: then any new name may be that sidecar's.
+            # A sidecar may be registered for a service that itself is not registered; then any new name may be that
+            # sidecar's.
             if service in moved or service not in names:
                 event.set()
 
     def _is_read(self, service: str) -> None:
         self._to_be_read.discard(service)
-        self._see_whether_all_are_read()
+        self._update_all_read()
 
-    def _see_whether_all_are_read(self) -> None:
+    def _update_all_read(self) -> None:
         if self._to_be_read:
             self._all_read.clear()
         else:
@@ -137,7 +138,8 @@ class ServiceWatches:
             nonlocal blocks
             if index is not None:
                 if not blocks:
-                    # Each takes a connection, which costs as much as reading: who waits for all has them sooner so.
+                    # Each opens a connection, which costs as much as reading, so that all services are read sooner if
+                    # these wait.
                     await self._all_read.wait()
                     await asyncio.sleep(self._connecting.next_wait(asyncio.get_running_loop().time()))
                 blocks = True
@@ -149,26 +151,26 @@ class ServiceWatches:
                     finally:
                         self._is_read(service)
             if not reply.data and self._nodes.get(service):
-                # All gone at once: because they are, or because the token may not see them any more.
+                # All instances are gone at once: either really, or because the token may not see them any more.
                 nodes = [("node", node) for node in sorted(self._nodes[service])]
                 await self._client.check_may_read([("service", service), *nodes])
             if index is not None and reply.index == index:
                 return reply
-            # Consul says its default policy from the version on that assigns virtual IPs.
+            # Consul reports its default policy from the version on that assigns virtual IPs.
             assigning = decode.BY_CONSUL if reply.default_policy else decode.CLAIMED
             return replace(reply, facts=await off_loop(reply.size, decoded, reply.data, assigning))
 
         def decoded(data: Any, assigning: frozenset[str]) -> ServiceInstances:
             return decode.service_instances(service, data, assigning=assigning)
 
-        def take(reply: Reply) -> None:
+        def receive(reply: Reply) -> None:
             if reply.filtered:
                 raise ConsulError(f"the token may not see every instance of {service!r}: it needs node:read", 403)
-            self._take(reply.facts)
+            self._deliver_instances(reply.facts)
 
-        return self._make_watch(f"instances of {service}", read, take, PACE_S)
+        return self._make_watch(f"instances of {service}", read, receive, PACE_S)
 
-    def _take(self, instances: ServiceInstances) -> None:
+    def _deliver_instances(self, instances: ServiceInstances) -> None:
         service = instances.service
         self._nodes[service] = frozenset(i.node for i in instances.instances)
         shape = [(i.node, i.service_id, i.virtual_ips) for i in instances.instances]
@@ -185,22 +187,22 @@ class ServiceWatches:
         self._deliver({Key(Kind.INSTANCES, service): instances})
 
     async def _keep(self, service: str, watch: Watch, tasks: asyncio.TaskGroup) -> None:
-        """Watch one service until nobody wants it."""
+        """Watch one service until it is not wanted any more."""
         await self._names_known.wait()
         if service.endswith(SIDECAR_SUFFIX):
             await self._all_read.wait()
             if watch.wanted and self._is_a_proxys(service):
-                # Its own reading would say no more than that nobody is reached by this name.
+                # Reading it would only show that the name has no instances of its own.
                 empty, chain = ServiceInstances(service), default_chain(service)
                 async with self._reading:
-                    await asyncio.sleep(0)  # a thousand in a row would keep everybody else waiting
+                    await asyncio.sleep(0)  # a thousand in a row would block everything else
                     self._deliver({Key(Kind.INSTANCES, service): empty, Key(Kind.CHAIN, service): chain})
                 await self._park(service)
         while watch.wanted:
             names = self._names
             await watch.turn()
             if watch.state.error is None:
-                self.chains.look_again(service)
+                self.chains.check_again(service)
             if watch.state.answered and watch.state.error is None and await self._idle(service):
                 if watch.wanted and names is self._names:
                     await self._park(service)
@@ -216,11 +218,11 @@ class ServiceWatches:
             self.follow(self._wanted, tasks)
 
     def _is_a_proxys(self, name: str) -> bool:
-        """Whether the sidecars of the service that it is named after are registered under this name."""
+        """Return whether the sidecars of the service that a name is derived from are registered under that name."""
         return name in self._proxies_of.get(name.removesuffix(SIDECAR_SUFFIX), ())
 
     async def _idle(self, service: str) -> bool:
-        """Whether there is nothing to wait for at this name before the catalog changes."""
+        """Return whether nothing can change at this name before the catalog changes."""
         if self._shapes.get(service):
             return False
         if service not in (self._names or ()):

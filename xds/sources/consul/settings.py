@@ -1,4 +1,4 @@
-"""Where Consul is and how to talk to it: flags first, then Consul's own environment variables, then its defaults."""
+"""Settings of the connection to Consul: flags first, then Consul's own environment variables, then its defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8500"
 AGENT_ROOTS_PATH = "/v1/agent/connect/ca/roots"
-"""The mesh's certificate authorities, from the agent's cache: no request to Consul's servers, and no token."""
+"""Path of the mesh's certificate authorities in the agent's cache; it needs no request to Consul's servers, and no
+token."""
 
 
 class SettingsError(Exception):

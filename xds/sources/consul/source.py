@@ -1,7 +1,7 @@
-"""A mesh read from Consul: the fixed watches, one watch a service, one a leaf certificate.
+"""Reads a mesh from Consul: fixed watches, and one for each service and each leaf certificate.
 
 Only what some connected proxy serves or may call is watched (`demand`), once, however many proxies share it. Every
-answer becomes facts and goes to the sink at once; an error changes nothing that was read before.
+answer is decoded into facts and delivered at once; an error changes nothing that was read before.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ log = logging.getLogger(__name__)
 SHARED_PACE_S = 0.1
 """Seconds between two reads of one list that every change of its kind wakes."""
 NAMES_PACE_S = 1.0
-"""The catalog's names wake on every change of any instance, and cost the whole catalog each time."""
+"""Seconds between two reads of the catalog's names: the query returns on every change of any instance, with the whole
+catalog."""
 LEAST_WAIT_S = 30.0
 MOST_WAIT_S = 600.0
-"""Consul's own limit for a blocking query."""
+"""Seconds: Consul's own limit for a blocking query."""
 QUERIES_A_SECOND = 10.0
 """Blocking queries that return in a second where nothing changes, provided that each waits long enough."""
 
@@ -87,19 +88,21 @@ class ConsulSource:
         self._told: set[str] = set()
         """The failures that were logged since Consul last answered."""
         self._base = {
-            "intentions": self.watch("intentions", self._read_intentions, self._take_intentions, SHARED_PACE_S),
-            "catalog": self.watch("catalog", self._read_names, self._take_names, NAMES_PACE_S),
-            "CA roots": self.watch("CA roots", self._reader("/v1/connect/ca/roots"), self._take_roots, SHARED_PACE_S),
+            "intentions": self.watch("intentions", self._read_intentions, self._deliver_intentions, SHARED_PACE_S),
+            "catalog": self.watch("catalog", self._read_names, self._deliver_names, NAMES_PACE_S),
+            "CA roots": self.watch(
+                "CA roots", self._reader("/v1/connect/ca/roots"), self._deliver_roots, SHARED_PACE_S
+            ),
         }
-        self._services = ServiceWatches(client, self.watch, self.deliver, self._tell, quotas)
-        self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._tell, quotas)
+        self._services = ServiceWatches(client, self.watch, self.deliver, self._report, quotas)
+        self._elsewhere = ElsewhereReader(client, self.watch, self.deliver, self._report, quotas)
         self._streams = StreamAuthorizer(client, self.deliver, self._chance)
         self._leaves = LeafWatches(client, self.watch, self.deliver, self._count)
-        self._agent = AgentReader(client, self.deliver, self._tell, default_allow, self._chance)
+        self._agent = AgentReader(client, self.deliver, self._report, default_allow, self._chance)
         entries = ConfigEntryReader(client, self.deliver, self._services.chains.entries_changed)
         for kind in FOLLOWED:
             name = f"{kind} entries"
-            self._base[name] = self.watch(name, entries.reader(kind), entries.taker(kind), SHARED_PACE_S)
+            self._base[name] = self.watch(name, entries.reader(kind), entries.receiver(kind), SHARED_PACE_S)
 
     # -- from outside ---------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class ConsulSource:
         before, self._demand = self._demand, demand
         if self._tasks is None:
             return
-        if replace(before, streams=demand.streams) == demand:  # streams come and go all the time, the rest does not
+        if replace(before, streams=demand.streams) == demand:  # streams change often, the rest rarely
             self._streams.follow(demand.streams, self._tasks)
         else:
             self._follow_demand(self._tasks)
@@ -155,7 +158,7 @@ class ConsulSource:
     ) -> Watch:
         """Return a watch whose answers go to ``deliver``; an answer that makes no sense counts as a failure."""
 
-        def take(reply: Reply) -> None:
+        def receive(reply: Reply) -> None:
             with understanding():
                 deliver(reply)
             if self._told:
@@ -169,20 +172,20 @@ class ConsulSource:
         return Watch(
             name,
             sound,
-            take,
+            receive,
             on_replaced=self.read_everything_again,
             on_failed=on_failed,
-            tell=self._tell,
+            report=self._report,
             pace_s=pace_s,
             patience=self._patience,
             chance=self._chance,
         )
 
     def _patience(self) -> float:
-        """How many seconds a query waits at the least: with many, each is asked again less often."""
+        """Return the minimum number of seconds that a query waits: with many queries, each is repeated less often."""
         return min(max(LEAST_WAIT_S, self._count_of_watches() / QUERIES_A_SECOND), MOST_WAIT_S / 2)
 
-    def _tell(self, name: str, error: ConsulError) -> None:
+    def _report(self, name: str, error: ConsulError) -> None:
         """Log a failure: once an outage where it is not about this one watch."""
         what = str(error) if error.status is not None else "unreachable"
         if what not in self._told:
@@ -196,7 +199,7 @@ class ConsulSource:
         return read
 
     def read_everything_again(self) -> None:
-        """Consul's state was replaced: no index can be relied on."""
+        """Read everything again, because Consul's state was replaced and no index is valid."""
         for watch in (
             *self._base.values(),
             *self._services.watches(),
@@ -206,7 +209,7 @@ class ConsulSource:
             watch.read_again()
 
     def deliver(self, batch: Batch) -> None:
-        """Hand facts over.
+        """Deliver facts to the sink.
 
         Raises:
             FollowingError: they could not be followed, which is nobody's fault but ours.
@@ -250,7 +253,7 @@ class ConsulSource:
         entries = list(reply.data or ())
         return replace(reply, facts=await off_loop(reply.size, self._decode_intentions, entries))
 
-    def _take_intentions(self, reply: Reply) -> None:
+    def _deliver_intentions(self, reply: Reply) -> None:
         self._intentions_seen = _pairs(reply.data)
         self.deliver({INTENTIONS: decode.ordered(reply.facts)})
 
@@ -293,13 +296,13 @@ class ConsulSource:
                 )  # fmt: skip
         return found
 
-    def _take_names(self, reply: Reply) -> None:
+    def _deliver_names(self, reply: Reply) -> None:
         if reply.same:
-            return  # every change of any instance wakes this query, and hardly any is about a name
+            return  # this query returns on every change of any instance, few of which are about a name
         self._names_body = reply.body
         found = frozenset(reply.data)
         if found == self._names_seen:
-            return  # only tags are others
+            return  # only tags differ
         self._names_seen = found
         unusable = sorted(name for name in found if not usable_name(name))
         if unusable:
@@ -308,7 +311,7 @@ class ConsulSource:
         self._services.names_changed(names)
         self.deliver({SERVICE_NAMES: names})
 
-    def _take_roots(self, reply: Reply) -> None:
+    def _deliver_roots(self, reply: Reply) -> None:
         self.deliver({ROOTS: decode.roots(reply.data)})
 
 

@@ -1,4 +1,4 @@
-"""Consul's JSON into facts. Whatever can't be followed becomes a sentence for the operator, never an exception."""
+"""Decodes Consul's JSON into facts. What can't be followed becomes a sentence for the operator, never an exception."""
 
 from __future__ import annotations
 

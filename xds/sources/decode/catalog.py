@@ -1,4 +1,4 @@
-"""``/v1/health/connect/:service``: the instances of a service, and the sidecars among them."""
+"""Decodes ``/v1/health/connect/:service``: the instances of a service, and the sidecars among them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WHERE = attrgetter("node", "service_id")
 
 
 CLAIMED = frozenset[str]()
-"""The tags that assign virtual IPs, where none do: Consul before 1.11 keeps every tag as somebody registered it."""
+"""No tags assign virtual IPs: Consul before 1.11 keeps every tag as it was registered."""
 BY_CONSUL = frozenset(("consul-virtual",))
 """Tags that Consul's servers overwrite, from 1.11 on (``agent/consul/state/catalog.go``)."""
 BY_FILE = frozenset(("consul-virtual", "virtual"))
@@ -101,7 +101,7 @@ def _virtual_ips(service: str, kind: Any, tagged: Any, assigning: frozenset[str]
     if "consul-virtual" in tagged:
         addresses.append(VirtualAddress(_ip(tagged, "consul-virtual"), assigned=by_server))
     if "virtual" in tagged:
-        # The port that comes with "consul-virtual" is the sidecar's own and says nothing.
+        # The port of "consul-virtual" is the sidecar's own and has no meaning.
         said = tagged["virtual"]
         addresses.append(VirtualAddress(said["Address"], said.get("Port") or ANY_PORT, assigned="virtual" in assigning))
     return tuple(dict.fromkeys(addresses)) if len(addresses) > 1 else tuple(addresses)
@@ -114,7 +114,7 @@ def _ip(tagged: Mapping[str, Any], tag: str) -> str:
 def _health(checks: Any) -> Health:
     if not checks:
         return Health.PASSING
-    # Consul keeps maintenance mode as a critical check of its own (api/health.go, HealthMaint).
+    # Consul represents maintenance mode as a critical check of its own (api/health.go, HealthMaint).
     maintained = [str(check.get("CheckID")).startswith(MAINTENANCE_CHECKS) for check in checks]
     statuses = {check.get("Status") for check, apart in zip(checks, maintained, strict=True) if not apart}
     if not statuses <= {"passing", "warning"}:
@@ -165,7 +165,7 @@ def _settings(proxy: Any, problems: list[str]) -> ProxySettings:
 
 @functools.lru_cache(maxsize=4096)
 def _settings_of(said: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
-    """`_read_settings`, remembered: most sidecars of a mesh say the same."""
+    """Return `_read_settings`, cached: most sidecars of a mesh have the same settings."""
     return _read_settings(orjson.loads(said))
 
 
@@ -225,12 +225,12 @@ def _with_gateway(settings: UpstreamSettings, upstream: Any) -> UpstreamSettings
 
 
 def query_result(query: str, data: Any) -> ServiceInstances:
-    """``/v1/query/:query/execute?connect=true``."""
+    """Decode ``/v1/query/:query/execute?connect=true``."""
     found = service_instances(query, data.get("Nodes"), elsewhere=bool(data.get("Failovers")))
     where = text(data, "Datacenter", "")
     return replace(found, instances=tuple(replace(each, datacenter=where) for each in found.instances))
 
 
 def gateways(datacenter: str, data: Any, *, elsewhere: bool) -> ServiceInstances:
-    """``/v1/health/service/:gateway``, of the mesh gateways of a datacenter."""
+    """Decode ``/v1/health/service/:gateway`` of the mesh gateways of a datacenter."""
     return service_instances(f"mesh gateways of {datacenter}", data, elsewhere=elsewhere)

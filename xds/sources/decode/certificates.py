@@ -1,4 +1,4 @@
-"""Certificates, and what an agent says of itself."""
+"""Decodes certificates, and an agent's description of itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from xds.sources.decode.shapes import items, text
 
 
 def roots(data: Any) -> Roots:
-    """``/v1/connect/ca/roots``."""
+    """Decode ``/v1/connect/ca/roots``."""
     found = sorted(items(data["Roots"], "Roots"), key=lambda root: (not root.get("Active"), root["ID"]))
     return Roots(text(data, "TrustDomain"), tuple(text(root, "RootCert") for root in found))
 
 
 def leaf(data: Any) -> Leaf:
-    """``/v1/agent/connect/ca/leaf/:service``. The chain holds the cross-signed intermediate after a rotation."""
+    """Decode ``/v1/agent/connect/ca/leaf/:service``. After a rotation, the chain contains the cross-signed root."""
     return Leaf(
         service=text(data, "Service"),
         certificate_chain=text(data, "CertPEM"),
@@ -25,7 +25,7 @@ def leaf(data: Any) -> Leaf:
 
 
 def agent_default_allow(data: Any) -> bool:
-    """``/v1/agent/self``: what holds where no intention matches.
+    """Return the default where no intention matches, from ``/v1/agent/self``.
 
     Raises:
         KeyError: the answer doesn't say.

@@ -1,4 +1,4 @@
-"""``/v1/discovery-chain/:service``: a compiled discovery chain."""
+"""Decodes ``/v1/discovery-chain/:service``: a compiled discovery chain."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _too_large(compiled: Any, quotas: Quotas) -> str | None:
 
 
 def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
-    """By target, the connect timeout of its resolver: a Consul before 1.10 has it there and not at the target."""
+    """Return the connect timeout of each target's resolver: a Consul before 1.10 has it there and not at the target."""
     found: dict[str, Any] = {}
     resolvers = [node.get("Resolver") or {} for node in (compiled.get("Nodes") or {}).values()]
     for resolver in resolvers:
@@ -162,7 +162,7 @@ def _retries(destination: Fields) -> Retries | None:
         codes = ()
     if codes:
         on.append("retriable-status-codes")
-    # Like Consul: NumRetries alone retries nothing, since there is no reason to.
+    # As in Consul, NumRetries without conditions retries nothing.
     return Retries(tuple(on), count or None, tuple(codes)) if on or count else None
 
 

@@ -1,4 +1,4 @@
-"""``/v1/connect/intentions`` and the providers of JSON Web Tokens that they name."""
+"""Decodes ``/v1/connect/intentions`` and the providers of JSON Web Tokens that they name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def intention(entry: Any, quotas: Quotas = DEFAULT_QUOTAS) -> Intention | None:
         TypeError: it does not even say between whom it is, so the whole list is refused.
     """
     if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
-        return None  # They speak of services elsewhere, and match none of ours (Consul, config_entry_intention.go).
+        return (
+            None  # They are about services elsewhere, and match none of this mesh (Consul, config_entry_intention.go).
+        )
     spaces = ("SourceNS", "DestinationNS", "SourcePartition", "DestinationPartition")
     if {entry.get(space) or DEFAULT for space in spaces} - {DEFAULT, "*"}:
         return None
@@ -74,7 +76,7 @@ def _intention(entry: Any, quotas: Quotas) -> Intention:
     permissions = () if problems else tuple(_permission(each) for each in fields.each("Permissions"))
     tokens = _tokens(fields.part("JWT"))
     if problems:
-        # A criterion that is not understood can't be left out: what is left would match more.
+        # A criterion that is not understood can't be left out, because the rest would match more requests.
         problems.append(f"service-intentions/{destination}: source {source!r} is denied for that")
         return Intention(source, destination, Action.DENY, problems=tuple(problems))
     action = Action.ALLOW if entry.get("Action") == "allow" else Action.DENY

@@ -1,4 +1,4 @@
-"""What is asked of HTTP requests in routers and intentions, and what is done to their headers."""
+"""Decodes conditions on HTTP requests in routers and intentions, and changes of headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_PARAMETER = 1024
 
 
 def request_match(fields: Fields, *, query: bool = True) -> RequestMatch:
-    """``Match.HTTP`` of a route and, without ``query``, ``HTTP`` of a permission."""
+    """Decode ``Match.HTTP`` of a route and, without ``query``, ``HTTP`` of a permission."""
     found = RequestMatch(
         path=_path(fields),
         headers=tuple(_header(header) for header in fields.each("Header")),
@@ -43,7 +43,7 @@ def _check_expression(fields: Fields, field: str, text: str) -> None:
 
 
 def _check_header_name(fields: Fields, name: str) -> None:
-    wrong = header_name(name.removeprefix(":"))  # :method and its like may be matched
+    wrong = header_name(name.removeprefix(":"))  # :method and similar ones may be matched
     if wrong is not None:
         fields.tell("Name", wrong)
 

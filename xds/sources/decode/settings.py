@@ -1,4 +1,4 @@
-"""What shapes sidecars: the settings in registrations, and the config entries ``/v1/config/:kind``."""
+"""Decodes the settings of sidecars: those in registrations, and config entries (``/v1/config/:kind``)."""
 
 from __future__ import annotations
 
@@ -177,7 +177,8 @@ def _upstreams(fields: Fields) -> dict[str, Any]:
 
 
 def upstream_settings(fields: Fields) -> UpstreamSettings:
-    """How an upstream is called: in ``UpstreamConfig`` in Consul's spelling, in an upstream's ``Config`` in the other.
+    """Decode the settings for calls of an upstream: ``UpstreamConfig`` and an upstream's ``Config`` spell them
+    differently.
 
     Source: Consul, service-defaults ``UpstreamConfig``; "Proxy upstream configuration".
     """

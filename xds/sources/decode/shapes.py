@@ -1,6 +1,6 @@
-"""What an answer of Consul's has to be made of: a value of another kind is refused where it is read.
+"""Checks the types of values in Consul's answers where they are read.
 
-A fact with a number where a text belongs would fail far from here, where nobody knows any more whose it is.
+A fact with a number in place of a text would fail far from here, where its origin is unknown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading Consul's JSON field by field: what is not understood is told with its place, and never raises."""
+"""Reads Consul's JSON field by field: what is not understood is reported with its place, and never raises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xds.policy.expressions import Allowance
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 
 Problem = Callable[[str], None]
-"""Told what can't be followed, in a sentence."""
+"""Function that reports what can't be followed, in a sentence."""
 
 LARGEST = 2**31 - 1
 """The largest number that is taken from a configuration; Envoy's fields hold no more."""
@@ -32,7 +32,7 @@ def milliseconds(text: str) -> int | None:
 def exact_milliseconds(text: str) -> float | None:
     """Return how many milliseconds a Go duration has, whatever its sign; ``None`` if it is none."""
     if text in ("0", "+0", "-0"):
-        return 0  # the one number that Go takes without a unit
+        return 0  # the only number that Go accepts without a unit
     if not _DURATION.fullmatch(text):
         return None
     return sum(float(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(text))
@@ -118,7 +118,7 @@ class Fields:
         return ()
 
     def flag(self, field: str) -> bool:
-        """Whether it is so."""
+        """Return a flag; false where there is none."""
         value = self.raw(field)
         if value is None or isinstance(value, bool):
             return bool(value)
@@ -181,7 +181,7 @@ class Fields:
         return None if not found else max(found, 0)
 
     def choice(self, field: str, *choices: str) -> str:
-        """One of some words, or empty."""
+        """Return one of some words, or an empty text."""
         value = self.text(field)
         if value and value not in choices:
             self.tell(field, f"expected {' or '.join(map(repr, choices))}, not {value!r}; taken as not given")

@@ -1,4 +1,4 @@
-"""Compiles the discovery chains of a mesh file, to what ``/v1/discovery-chain/:service`` answers for the same entries.
+"""Compiles the discovery chains of a mesh file, as ``/v1/discovery-chain/:service`` returns them for the same entries.
 
 Rules (Consul, "Discovery chain"; what Consul 1.8 and 1.16 answer is compared with this in the tests):
 
@@ -228,7 +228,7 @@ class _Compiler:
         return self._record(node)
 
     def _settled(self, wanted: Target) -> Target:
-        """Where redirects and default subsets lead to."""
+        """Return the target that redirects and default subsets lead to."""
         way = [wanted.id]
         target = wanted
         while True:
@@ -299,7 +299,7 @@ class _Compiler:
 
 
 def _rewritten(target: Target, service: str, subset: str, datacenter: str, peer: str) -> Target:
-    """``target`` with what is said put in; another service's subset is not meant."""
+    """Return ``target`` with these changes; a subset of another service is dropped."""
     if service and service != target.service:
         target = target._replace(service=service, subset="")
     return target._replace(

@@ -1,4 +1,4 @@
-"""What in a mesh file contradicts something else in it. Pure."""
+"""Finds contradictions within a mesh file. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = tuple[Path, str]
 
 
 def contradictions(mesh: MeshFile, services: list[Registered]) -> Iterator[Found]:
-    """Everything that can't be meant, each with where it is; ``services`` are what ``mesh`` registers."""
+    """Yield every contradiction with its place; ``services`` are what ``mesh`` registers."""
     yield from _reserved_names(services)
     yield from _repeated_ids(services)
     yield from _shared_addresses(services)
@@ -57,7 +57,7 @@ def _repeated_ids(services: list[Registered]) -> Iterator[Found]:
 
 
 def _shared_addresses(services: list[Registered]) -> Iterator[Found]:
-    """Two programs can't listen on one port of one address; a sidecar and its application are no exception."""
+    """Yield programs that listen on one port of one address, a sidecar and its application included."""
     first: dict[tuple[str, int], Registered] = {}
     for service in services:
         if not service.port:
@@ -87,7 +87,7 @@ def _exposed_elsewhere(services: list[Registered]) -> Iterator[Found]:
 
 
 def _shared_virtual_ips(services: list[Registered]) -> Iterator[Found]:
-    """Two services may share an address if it is for different ports."""
+    """Yield services that share an address at the same port; different ports are allowed."""
     first: dict[tuple[str, int], str] = {}
     for service in services:
         for tag in VIRTUAL_TAGS:

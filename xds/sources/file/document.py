@@ -1,7 +1,7 @@
-"""The text of a mesh file into a checked `MeshFile`, or into everything that is wrong with it, line by line.
+"""Parses the text of a mesh file into a checked `MeshFile`, or lists all its problems with their lines.
 
-Three looks, each only if the one before found nothing: is it YAML (as JSON is), are the fields Consul's and of the
-right kind (`models`), does it contradict itself (`contradictions`). No I/O.
+There are three checks, each only if the previous one found nothing: it is YAML (which includes JSON), the fields are
+Consul's and of the right type (`models`), and it does not contradict itself (`contradictions`). No I/O.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ DEEPEST = 50
 
 _SURROGATE = re.compile(r"\\u[dD]")
 """Escape in JSON of half a character beyond the first 65536, which takes two of these."""
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, and not always there
+_Loader: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # the C parser is ten times as fast, but not always available
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ def parse(file: str, text: str) -> Document:
 
 @contextmanager
 def no_garbage() -> Iterator[None]:
-    """Look for no garbage meanwhile: of the millions of objects that a large file becomes none is, and looking through
-    them again and again is what took most of the time.
+    """Disable garbage collection during the block. A large file becomes millions of objects, none of them garbage, and
+    repeated collections took most of the time to load it (benchmark ``start``). The block may run in a thread;
+    collection then pauses for the whole process.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -143,7 +146,7 @@ def _load_json(text: str) -> tuple[Lines, Any] | None:
     try:
         data = json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
         if _SURROGATE.search(text):
-            json.dumps(data, ensure_ascii=False).encode()  # half of a pair is no character, and breaks whoever gets it
+            json.dumps(data, ensure_ascii=False).encode()  # half of a pair is no character, and breaks its users
     except (ValueError, RecursionError):
         return None
     level = [data]
@@ -190,7 +193,7 @@ def _load(file: str, text: str) -> tuple[Lines, Any]:
         raise RefusedError(file, [Problem(mark.line + 1 if mark else 0, f"not YAML: {what}")]) from None
     except RefusedError:
         raise
-    except Exception as error:  # PyYAML raises whatever its constructors run into, on "!!bool maybe" a KeyError
+    except Exception as error:  # PyYAML raises any error of its constructors, for example a KeyError on "!!bool maybe"
         raise RefusedError(file, [Problem(0, f"not YAML: {error!r}")]) from None
     finally:
         if loader is not None:
@@ -198,7 +201,7 @@ def _load(file: str, text: str) -> tuple[Lines, Any]:
 
 
 def _check_depth(file: str, text: str) -> None:
-    """See that nothing is nested so deep that building it would exhaust the stack, which ends the process.
+    """Check that nothing is nested so deep that building it would exhaust the stack, which ends the process.
 
     Nor repeated by aliases so often that it would exhaust the memory.
     """
@@ -214,7 +217,7 @@ def _check_depth(file: str, text: str) -> None:
 
 
 def _repeated_keys(node: yaml.Node, seen: set[yaml.Node]) -> Iterator[Problem]:
-    """Keys that are given twice: YAML would keep the last one without a word."""
+    """Yield keys that are given twice, of which YAML would silently keep the last one."""
     if node in seen:
         return
     seen.add(node)

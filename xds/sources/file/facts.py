@@ -1,7 +1,6 @@
-"""A mesh file into the facts of a mesh. Pure.
+"""Converts a mesh file into the facts of a mesh. Pure.
 
-What the file registers goes through the decoder that reads Consul's answers, so that a file means here what it means
-on a Consul.
+Its services go through the decoder of Consul's answers, so that a file has the same meaning as on a Consul.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where in the text of a mesh file everything is.
+"""Finds the lines of things in the text of a mesh file.
 
-A YAML file is read through its nodes, each of which knows its line. JSON is YAML too, but a mesh of thousands of
-services is written by a program, and as JSON it is decoded fifty times as fast; then nothing knows its line, and the
-few that are asked for are counted in the text.
+A YAML file is read through its nodes, each of which has its line. JSON is YAML too, but a mesh of thousands of services
+is written by a program, and a JSON parser decodes it fifty times as fast; then there are no lines, and the few that are
+needed are counted in the text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class YAMLLines:
             elif isinstance(node, yaml.MappingNode):
                 found = next(((key, value) for key, value in node.value if key.value == step), None)
                 if found is None:
-                    continue  # a step that only the model has (the kind of a config entry), or one that is missing
+                    continue  # a step of the model only (the kind of a config entry), or a missing one
                 line, node = found[0].start_mark.line + 1, found[1]
         return int(line)
 
@@ -62,7 +62,7 @@ class JSONLines:
         return self._text.count("\n", 0, at) + 1
 
     def _step(self, at: int, step: str | int) -> tuple[int, int] | None:
-        """Where the member ``step`` of what is at ``at`` begins, and its value; ``None`` where it has none."""
+        """Return where the member ``step`` of the value at ``at`` begins, and its value; ``None`` where it has none."""
         is_list = self._text[at] == "["
         if not is_list and self._text[at] != "{":
             return None

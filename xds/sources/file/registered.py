@@ -1,8 +1,7 @@
-"""The services of a mesh file as Consul would register them: nested sidecars taken out, defaults filled in. Pure.
+"""Lists the services of a mesh file as Consul would register them: without nesting, with defaults. Pure.
 
 The defaults of a nested sidecar are Consul's (``agent/sidecar_service.go``), its port is the first of Consul's range.
-Two sidecars at one address have to say their ports: a port that depended on what else is in the file would change
-under an edit.
+Two sidecars at one address must state their ports: a port that depended on other services would change with an edit.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Registered:
         return self.name if self.native and not self.kind else None
 
     def as_json(self) -> dict[str, Any]:
-        """As Consul's ``/v1/agent/service`` and ``/v1/health/connect`` show it."""
+        """Return the service as Consul's ``/v1/agent/service`` and ``/v1/health/connect`` show it."""
         proxy = self.proxy
         tagged = self.definition.tagged_addresses.items()
         return {
@@ -108,7 +107,7 @@ class Registered:
 
 
 def registered(mesh: MeshFile) -> list[Registered]:
-    """Everything that ``mesh.services`` registers, in the order of the file."""
+    """Return everything that ``mesh.services`` registers, in the order of the file."""
     found: list[Registered] = []
     for number, service in enumerate(mesh.services):
         path: tuple[str | int, ...] = ("services", number)

@@ -1,4 +1,4 @@
-"""Finding a sidecar's registration in a mesh file."""
+"""Finds a sidecar's registration in a mesh file."""
 
 from __future__ import annotations
 

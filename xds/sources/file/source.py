@@ -31,7 +31,7 @@ from xds.sources.file.state import StateError, StateFolder
 log = logging.getLogger(__name__)
 
 SETTLE_MS = 100
-"""An edit is read once nothing has been written for this long."""
+"""Milliseconds without a write after which an edit is read."""
 LOOK_ANYWAY_MS = 500
 """Milliseconds after which a change is found where the file system reports nothing (a network mount, a link to
 elsewhere)."""
@@ -83,12 +83,12 @@ class FileSource:
         self._seen: tuple[object, ...] = ()
         """The files as they were when they were last taken; at the start they are looked at once more."""
         self._mesh = load(settings, tokens_needed=tokens_needed, now=clock(), quotas=quotas)
-        self._tell_loaded()
+        self._log_loaded()
 
     # -- from outside ---------------------------------------------------------------------------------------------
 
     def demand(self, demand: Demand) -> None:
-        """Hand over what ``demand`` names from now on."""
+        """Deliver what ``demand`` names from now on."""
         self._demand = demand
         self._demand_changed.set()
 
@@ -105,10 +105,10 @@ class FileSource:
         return True
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no connection is open."""
 
     def troubles(self) -> dict[str, str]:
-        """Why the file as it is now is not what is served, and what needs an operator soon."""
+        """Return why the current file is not served, and what needs an operator soon."""
         found = {"mesh file": self._trouble} if self._trouble else {}
         expires = self._mesh.authority.expires_at
         if expires - self._clock() < ROOT_WARNING:
@@ -137,7 +137,7 @@ class FileSource:
             async with aclosing(changes):
                 async for _ in changes:
                     await self._look()
-        except Exception as error:  # of the library's own, for whatever the kernel refuses
+        except Exception as error:  # errors of the library, when the kernel refuses something
             log.warning("can't be told of edits (%s): looking every %d ms", error, LOOK_ANYWAY_MS)
         while True:
             await self._look()
@@ -162,10 +162,10 @@ class FileSource:
             self._refuse(error)
             return
         except StateError as error:
-            self._refuse(error)  # and try again, since what it is about may be put right without these files
+            self._refuse(error)  # and try again, since the problem may be solved without a change of these files
             return
         except Exception as error:
-            # Whatever an edit may do to us, it does not end what is served.
+            # An edit must not end what is being served, whatever error it causes.
             self._seen = signature
             log.exception("taking the edit failed")
             self._refuse(RuntimeError(f"{self._settings.mesh}: can't be taken: {error!r}"))
@@ -177,7 +177,7 @@ class FileSource:
         if loaded == self._mesh:
             return
         before, self._mesh = self._mesh, loaded
-        self._tell_loaded(before)
+        self._log_loaded(before)
         self._sink(
             self._base()
             | self._services(self._served.services)
@@ -191,7 +191,7 @@ class FileSource:
             log.error("refused, the last good mesh goes on serving:\n%s", error)
         self._trouble = str(error)
 
-    def _tell_loaded(self, before: LoadedMesh | None = None) -> None:
+    def _log_loaded(self, before: LoadedMesh | None = None) -> None:
         mesh = self._mesh
         known = before.given.by_service if before else {}
         given = [f"{name} {address}" for name, address in sorted(mesh.given.by_service.items()) if name not in known]

@@ -1,10 +1,10 @@
-"""The state folder of a mesh without a Consul: its certificate authority and the virtual IPs that were given.
+"""Keeps the state of a mesh without a Consul in a folder: its certificate authority and the assigned virtual IPs.
 
 Both have to outlive the process: a new authority would end every connection, a new virtual IP would move a service
 under its callers. Files are replaced as a whole, by one writer at a time, and readable by their owner alone.
 
 The folder is opened once for each use, and everything is read and written below that descriptor, after its owner and
-mode were checked there: whoever swaps a folder or a file for a link between a check and a use gains nothing.
+mode were checked there, so replacing a folder or a file by a link between a check and a use has no effect.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class StateFolder:
 
     def _lock(self, folder: int) -> None:
         with self._explained("lock"):
-            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            fcntl.flock(folder, fcntl.LOCK_EX)  # held until it is closed
 
     @contextmanager
     def _opened(self) -> Iterator[int | None]:

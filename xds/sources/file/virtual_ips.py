@@ -1,7 +1,7 @@
-"""Giving virtual IPs to services that have none, as Consul does: from 240.0.0.0/4, the first being 240.0.0.1. Pure.
+"""Assigns virtual IPs to services that have none, as Consul does: from 240.0.0.0/4, the first being 240.0.0.1. Pure.
 
-Unlike Consul's, an address that was given once is never given to another service: a client that still knows the old
-one must not reach a stranger.
+Unlike in Consul, an address is never assigned to a second service: a client that still uses it must not reach another
+service.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Given:
             if service in result:
                 continue
             other = given.get(fold(service))
-            if other is not None:  # it is the same service, spelled otherwise now
+            if other is not None:  # it is the same service, which is spelled differently now
                 result[service] = result.pop(other)
                 continue
             last = _after(last)

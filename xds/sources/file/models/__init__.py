@@ -1,7 +1,7 @@
-"""What a mesh file may say: a piece of a Consul agent's configuration, typed.
+"""Models of a mesh file: a typed part of a Consul agent's configuration.
 
-``services`` holds what ``consul services register`` takes, ``config_entries.bootstrap`` what ``consul config write``
-takes, each in Consul's own spelling and no other, so that what is accepted here Consul accepts as well. A field that
+``services`` holds what ``consul services register`` accepts, ``config_entries.bootstrap`` what ``consul config write``
+accepts, each in Consul's own spelling only, so that Consul accepts everything that is accepted here. A field that
 Consul has and Gossamer does not follow is accepted; one that Consul does not have is refused. The JSON Schema that
 editors complete the file by is made of these models.
 

@@ -1,4 +1,4 @@
-"""Routers, splitters and resolvers."""
+"""Models of routers, splitters and resolvers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defaults of sidecars, what holds for the whole mesh, and what is outside of it."""
+"""Models of the defaults of sidecars, the settings of the whole mesh, and terminating gateways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intentions, what they ask of requests, and the issuers of tokens that they name."""
+"""Models of intentions, their conditions on requests, and the issuers of tokens that they name."""
 
 from __future__ import annotations
 

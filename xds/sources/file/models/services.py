@@ -1,4 +1,4 @@
-"""Services and sidecars: the fields of ``consul services register``."""
+"""Models of services and sidecars: the fields of ``consul services register``."""
 
 from __future__ import annotations
 

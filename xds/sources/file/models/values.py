@@ -1,4 +1,4 @@
-"""The kinds of values in a mesh file, and what every part of it does: refuse what it does not know."""
+"""Types of values in a mesh file, and the base of its models, which refuses unknown fields."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Exact(BaseModel):
         return data
 
     def __hash__(self) -> int:
-        # What pydantic can't hash it copies whenever it is a default, and most of a large file is defaults.
+        # Pydantic copies unhashable defaults for every model, and most of a large file is defaults (benchmark
+        # ``start``).
         return id(self)
 
 

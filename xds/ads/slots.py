@@ -1,8 +1,8 @@
-"""Whose turn it is to be sent something large.
+"""Slots for large responses.
 
-A response of a thousand resources takes milliseconds to make, and a megabyte until it is taken. When a change is about
-everybody, a thousand of them at once would hold up everything else and fill the memory; so they are made one after the
-other, and whatever is small passes.
+A response with a thousand resources takes milliseconds to make, and a megabyte of memory until it is sent. When a
+change affects all sidecars, a thousand such responses at once would block everything else and fill the memory; so they
+are made one after the other, and small responses pass them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from itertools import islice
 AT_ONCE = 2
 """Large responses that are made or written at a time."""
 PASS_ON_S = 0.05
-"""A large response that is not taken within this time does not keep the next one waiting any more."""
+"""Seconds after which a response that is still being written releases its slot."""
 
 Wake = Callable[[], None]
 
 
-class Turns:
+class Slots:
     """Slots for large responses: two at a time, so that one is made while another is written. A stream is known by the
     function that wakes it."""
 
@@ -27,13 +27,13 @@ class Turns:
         self._waiting: dict[Wake, None] = {}
 
     def ask(self, wake: Wake) -> None:
-        """Have ``wake`` called when it is its turn; at once, if it is already."""
+        """Request a slot: call ``wake`` when the stream has it, at once if it has it already."""
         self._waiting.setdefault(wake)
         if self.has(wake):
             wake()
 
     def has(self, wake: Wake) -> bool:
-        """Whether it is its turn."""
+        """Return whether the stream has a slot."""
         return bool(self._waiting) and any(each == wake for each in islice(self._waiting, AT_ONCE))
 
     def writes(self, wake: Wake) -> asyncio.TimerHandle | None:

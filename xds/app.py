@@ -120,7 +120,7 @@ class Gossamer:
         return self
 
     async def _check_protected(self) -> None:
-        """Refuse what would hand keys, or what is known of the mesh, to any host.
+        """Refuse to give keys, or the state of the mesh, to any host.
 
         Raises:
             UnprotectedError: that is so, and was not asked for.
@@ -152,8 +152,8 @@ class Gossamer:
         """Serve until ``until`` is set, then end the streams one after the other.
 
         Raises:
-            BaseExceptionGroup: the source failed in a way that nothing accounts for; better to be started anew than
-                to go on serving what no longer follows the mesh.
+            BaseExceptionGroup: the source failed unexpectedly. A restart is better than serving a state that no longer
+            follows the mesh.
         """
         assert self._running is not None
         stopped = asyncio.create_task(until.wait())

@@ -14,7 +14,7 @@ def readiness(
 ) -> tuple[bool, dict[str, Any]]:
     """Return whether sidecars can be served, and what is missing or can't be read at the moment.
 
-    Trouble alone does not make it unready: what was read before goes on serving.
+    A failure to read does not make it unready, since it serves what was read before.
     """
     ready = not missing and not stopping
     about = {"ready": ready, "not_read_yet": list(missing), "troubles": troubles}

@@ -109,7 +109,7 @@ def without_node(message: bytes, *, delta: bool) -> bytes:
 
 
 def _word(field: str, text: str) -> str:
-    """Return ``text``, which a proxy says of itself.
+    """Return ``text``, a field of the node.
 
     Raises:
         BadRequestError: it is too long, or not printable.
@@ -126,14 +126,14 @@ def _node(node: core.Node) -> Node:
     if node.HasField("user_agent_build_version"):
         build = node.user_agent_build_version.version
         version = f"{build.major_number}.{build.minor_number}.{build.patch}"
-    said = dict(node.metadata)
-    name, port = said.get("node_name", ""), said.get("dns_port", 0)
+    metadata = dict(node.metadata)
+    name, port = metadata.get("node_name", ""), metadata.get("dns_port", 0)
     return Node(
         _word("node.id", node.id),
         _word("node.cluster", node.cluster),
         _word("node.metadata.node_name", name) if isinstance(name, str) else "",
         _word("node.user_agent_version", version),
-        dual_stack=said.get("dual_stack") is True,
+        dual_stack=metadata.get("dual_stack") is True,
         dns_port=int(port) if isinstance(port, float) and 0 < port < 65536 else 0,
     )
 

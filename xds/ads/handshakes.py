@@ -79,7 +79,7 @@ class Parser:
         """The error of a handshake whose address is in one of the next lines."""
 
     def feed(self, data: bytes) -> list[Event | Other]:
-        """Return what the complete lines say; the rest is kept until it is complete."""
+        """Return the events in complete lines; an incomplete line is kept until it is complete."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [event for line in lines if (event := self._line(line)) is not None]
 
@@ -147,12 +147,12 @@ _REMEDIES = {
 
 def explanation(failed: Failed) -> str:
     """Return what is wrong with a handshake and what to do."""
-    said = _REMEDIES.get(failed.reason)
-    if said is None and "ALERT" in failed.reason:
-        said = _CLIENT_REFUSES.format(failed.reason)
-    if said is None:
+    text = _REMEDIES.get(failed.reason)
+    if text is None and "ALERT" in failed.reason:
+        text = _CLIENT_REFUSES.format(failed.reason)
+    if text is None:
         return f"the handshake failed with {failed.reason}"
-    return said.format(failed.detail or failed.reason)
+    return text.format(failed.detail or failed.reason)
 
 
 class Handshakes:
@@ -167,7 +167,7 @@ class Handshakes:
         """The times of the connections of each host that stayed without a call."""
 
     def take(self, event: Event, now: float) -> None:
-        """Take what a line of gRPC's log says of a connection; ``now`` is the time in seconds."""
+        """Process an event of a connection from gRPC's log; ``now`` is the time in seconds."""
         match event:
             case Failed(peer):
                 log.warning("TLS with %s failed: %s", peer.rpartition(":")[0], explanation(event))

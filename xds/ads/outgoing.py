@@ -45,9 +45,9 @@ class Outgoing:
         """Return the response to send now, which is then outstanding, or ``None`` when there is nothing to send.
 
         Args:
-            most: leave out what takes a response of more resources than this. Of what is to be sent beside it, changes
-            of what the proxy has go first: a proxy that waits for a large addition is sent removals and denials
-            meanwhile. `held_back` says whether anything was left out.
+            most: omit responses with more resources than this. Among the others, changes of what the proxy has are
+            first: a proxy that waits for a large addition is sent removals and denials meanwhile. `held_back` says
+            whether anything was left out.
         """
         self.held_back = False
         self._most = most
@@ -260,7 +260,7 @@ class Outgoing:
         if type_url == CLUSTER:
             for resource in resources:
                 if resource.endpoints:
-                    self._endpoints_follow(resource, anew=not state.has.get(resource.name))
+                    self._endpoints_follow(resource, is_new=not state.has.get(resource.name))
         sent = {resource.name: resource.version for resource in resources}
         state.has.update(sent)
         state.dirty.difference_update(sent)
@@ -292,7 +292,7 @@ class Outgoing:
         whole = {**state.good, **{r.name: r for r in resources}}
         return [whole[name] for name in sorted(whole)]
 
-    def _endpoints_follow(self, cluster: Resource, *, anew: bool) -> None:
+    def _endpoints_follow(self, cluster: Resource, *, is_new: bool) -> None:
         """Ensure that the endpoints of a cluster that is being sent follow it.
 
         Of a changed one, because nobody will ask. Of a new one the proxy asks when it has read the cluster, which is
@@ -305,8 +305,8 @@ class Outgoing:
             state.has.pop(name, None)
             state.dirty.add(name)
         elif not state.asked:
-            if not anew:
+            if not is_new:
                 state.owed.add(name)
-        elif anew and self._delta:
+        elif is_new and self._delta:
             state.ahead.add(name)
             state.dirty.add(name)

@@ -125,7 +125,7 @@ class AdsServer:
         self._none_left = asyncio.Event()
 
     def set_ready(self, ready: bool) -> None:
-        """Have the health service say whether sidecars can be served."""
+        """Set whether the health service reports that sidecars can be served."""
         if ready is not self._ready:
             self._ready = ready
             self._readiness.set()
@@ -246,9 +246,9 @@ class AdsServer:
     @staticmethod
     async def _warn_of_expiry(certificate: ServerCertificate) -> None:
         while True:
-            said = await asyncio.to_thread(certificate.expiry_warning, datetime.now(UTC))
-            if said is not None:
-                log.warning("%s", said)
+            warning = await asyncio.to_thread(certificate.expiry_warning, datetime.now(UTC))
+            if warning is not None:
+                log.warning("%s", warning)
             await asyncio.sleep(EXPIRY_CHECK_INTERVAL)
 
     async def _end_stuck_streams(self) -> None:

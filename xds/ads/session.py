@@ -75,7 +75,7 @@ class Session:
         return self._outgoing.next_response(most)
 
     def rejections(self) -> Iterator[Rejection]:
-        """Return what the proxy rejected of what is meant for it now."""
+        """Yield what the proxy rejected of the resources that are meant for it now."""
         for type_url, state in self._types.items():
             for rejection in state.rejected.values():
                 meant = self._view.get(type_url, rejection.name)
@@ -93,7 +93,7 @@ class Session:
         return self._outgoing.held_back
 
     def receive(self, request: Request) -> Received:
-        """Take a request: a subscription, an acknowledgement, a rejection, or several of these at once.
+        """Process a request: a subscription, an acknowledgement, a rejection, or several of these at once.
 
         Types that Gossamer does not serve are remembered nowhere and never answered.
 
@@ -134,7 +134,8 @@ class Session:
                 self._set_wildcard(state, request.type_url, wildcard=True)
 
     def _bring_along(self, state: TypeState, type_url: str, known: Mapping[str, str]) -> None:
-        """Take over what the proxy says it has. A thousand that come back at once mostly have what they should."""
+        """Store what the proxy states that it has. Most of a thousand proxies that reconnect at once have what they
+        should."""
         if known:
             has, found = state.has, 0
             for resource in self._view.select(type_url, known):

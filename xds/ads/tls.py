@@ -105,7 +105,7 @@ class ServerCertificate(ABC):
         """Take another certificate where there is one that has not been taken."""
 
     def expiry_warning(self, now: datetime) -> str | None:
-        """Return what to say of a certificate that has expired or of whose life less than a tenth is left.
+        """Return a warning about a certificate that has expired, or has less than a tenth of its life left.
 
         Args:
             now: the time, in UTC.

@@ -20,7 +20,7 @@ class Failure(click.ClickException):
 
 
 def consul_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags that say where Consul is; the command gets them resolved, as ``consul``."""
+    """Add the flags of the connection to Consul; the command gets them resolved, as ``consul``."""
     flags = [
         click.option(
             "--consul",

@@ -24,8 +24,8 @@ def gossamer() -> None:
     gossamer sidecar            on each host: an Envoy that gets its configuration from it
     gossamer redirect-traffic   on each host: the kernel's redirection into that Envoy
 
-    Exit codes: 0 done, 1 it failed (one line says why), 2 the command line is wrong, 3 (redirect-traffic --verify)
-    the rules do not stand.
+    Exit codes: 0 done, 1 it failed (one line says why), 2 the command line is wrong, 3 (redirect-traffic --verify) the
+    rules are not applied.
     """
 
 

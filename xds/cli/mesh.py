@@ -45,14 +45,14 @@ def check(file: Path, state: Path | None) -> None:
         raise Failure(f"{file} can't be used\n{error}") from error
     except StateError as error:
         raise Failure(str(error)) from error
-    told = warnings(document, facts)
-    said = "\n".join(text for _, text in told)
-    told += [
+    listed = warnings(document, facts)
+    texts = "\n".join(text for _, text in listed)
+    listed += [
         (0, f"{service!r}: {problem}")
         for service, problem in dict.fromkeys(set_aside(facts, known))
-        if problem not in said
+        if problem not in texts
     ]
-    for line, text in told:
+    for line, text in listed:
         click.echo(f"{file}:{line}: warning: {text}" if line else f"{file}: warning: {text}", err=True)
     rows = [("SERVICE", "INSTANCES", "VIRTUAL IP", "MAY BE CALLED BY")]
     for service, found in facts.instances.items():
@@ -72,7 +72,7 @@ def export_command(consul: ConsulSettings, style: str) -> None:
     """Write a mesh file from a running Consul.
 
     Services, sidecars with their virtual IPs, intentions and config entries; no tokens, no certificates. What can't be
-    taken along is said on standard error. Opaque Config maps are taken as they are: look whether they hold secrets.
+    taken along is known on standard error. Opaque Config maps are taken as they are: look whether they hold secrets.
 
     \b
       gossamer mesh export --consul http://127.0.0.1:8500 > mesh.yaml

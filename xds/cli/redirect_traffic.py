@@ -154,7 +154,7 @@ def redirect_traffic(
             click.echo(
                 f"redirected: what arrives to port {rules.inbound_port}, what is dialed to {rules.outbound_port}"
             )
-        elif redirector.stands(rules):
+        elif redirector.is_applied(rules):
             click.echo("the rules stand")
         else:
             click.echo("the rules do not stand as they should: run the same command without --verify", err=True)

@@ -101,11 +101,11 @@ def sidecar(envoy: str, envoy_arguments: tuple[str, ...], **about: Any) -> None:
 def _wait_for(file: Path) -> None:
     """Wait until ``gossamer serve``, which may be starting as well, has written the mesh's certificate authorities."""
     until = time.monotonic() + ROOTS_TIMEOUT
-    said = False
+    reported = False
     while not file.exists() and time.monotonic() < until:
-        if not said:
+        if not reported:
             click.echo(f"gossamer sidecar: waiting for {file}, which gossamer serve --mesh writes", err=True)
-            said = True
+            reported = True
         time.sleep(0.1)
 
 

@@ -77,7 +77,7 @@ class RootsFile:
             self._failure = ""
 
     def _written(self) -> str | None:
-        """Return what is in the file, ``None`` where it was removed or damaged: then it is written again."""
+        """Return the content of the file, ``None`` where it was removed or damaged, so that it is written again."""
         try:
             return self._file.read_text(encoding="ascii")
         except (OSError, ValueError):

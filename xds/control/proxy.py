@@ -81,7 +81,7 @@ class Proxy:
 
     @property
     def service(self) -> str:
-        """The service whose traffic it carries."""
+        """Service whose traffic it carries."""
         return self.client.node.cluster
 
     def decide(self, answer: Authorized | StreamRefused) -> None:
@@ -201,7 +201,7 @@ class Proxy:
             return OwnResources(resources, (*inputs.sidecar.problems, *inputs.problems, *problems))
 
     def rejected(self, rejections: Iterable[Rejection]) -> None:
-        """Take what it rejected: of its own resources, the rest goes on without what can't be had."""
+        """Process rejections: its own resources are made again without the rejected parts."""
         if self._inputs is None:
             return
         current = [
@@ -270,7 +270,7 @@ class Proxy:
         return not self.ready and self._inputs is not None and self.blocker is None
 
     def stop_waiting(self) -> None:
-        """Serve what is known; upstreams that are read later follow then."""
+        """Serve what is known; upstreams that are read later follow."""
         self._patient = False
         self.settle()
 

@@ -159,14 +159,14 @@ class ServiceView:
         return self.reach.others and 2 * (len(self.reach.own) + len(self.reach.shared)) < len(self.table.encoded)
 
     def _hidden_names(self) -> Mapping[str, set[str]]:
-        """Return what of the table belongs to upstreams that the service may not call; used where these are few."""
+        """Return the resource names of upstreams that the service may not call; used where these are few."""
         key = self.reach, self.candidates, self.table, self.table.revision
         if self._hidden[0] != key:
             self._hidden = key, self.table.names_of(self.candidates.denied(self.service, self.reach))
         return self._hidden[1]
 
     def _shown_names(self) -> Mapping[str, set[str]]:
-        """Return what of the table belongs to upstreams that the service may call; used where these are few."""
+        """Return the resource names of upstreams that the service may call; used where these are few."""
         key = self.reach, self.candidates, self.table, self.table.revision
         if self._shown[0] != key:
             self._shown = key, self.table.names_of(self.upstreams())

@@ -107,7 +107,7 @@ class ServiceViews:
         return relisted
 
     def respelled(self, before: Candidates) -> tuple[set[str], set[str]]:
-        """Follow the names that are spelled otherwise than ``before``.
+        """Follow the names that are spelled differently from ``before``.
 
         Returns:
             The services to assign again, and those whose intentions name another spelling.

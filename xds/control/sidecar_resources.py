@@ -38,7 +38,7 @@ class OwnResources:
 
 
 def own_resources(inputs: SidecarInputs, left_out: LeftOut = NOTHING_LEFT_OUT) -> OwnResources:
-    """Encode what is ``inputs.sidecar``'s alone.
+    """Encode the resources of ``inputs.sidecar`` alone.
 
     Args:
         inputs: what it is made of.
@@ -63,8 +63,8 @@ def own_resources(inputs: SidecarInputs, left_out: LeftOut = NOTHING_LEFT_OUT) -
         else:
             del made[LISTENER][name]
     if left_out.without_tokens and EXTENSION in made:
-        nobody = jwt.authentication(())
-        made[EXTENSION][nobody.name] = nobody
+        no_tokens = jwt.authentication(())
+        made[EXTENSION][no_tokens.name] = no_tokens
     return OwnResources(made, tuple(dict.fromkeys(problems)))
 
 

@@ -129,9 +129,9 @@ class BootstrapInputs:
     """Port at which the sidecar answers DNS queries, ``None`` for none."""
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the sidecar tells the control plane about itself beside its name."""
-        said = {"node_name": self.node_name, "dual_stack": self.dual_stack, "dns_port": self.dns_port}
-        return {name: value for name, value in said.items() if value}
+        """Return the node's metadata for the control plane."""
+        found = {"node_name": self.node_name, "dual_stack": self.dual_stack, "dns_port": self.dns_port}
+        return {name: value for name, value in found.items() if value}
 
 
 def sidecar_bootstrap(inputs: BootstrapInputs) -> dict[str, Any]:

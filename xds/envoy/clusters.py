@@ -122,8 +122,8 @@ def _breakers(settings: UpstreamSettings) -> cluster.CircuitBreakers:
         "max_pending_requests": settings.max_pending_requests,
         "max_requests": settings.max_concurrent_requests,
     }
-    said = {name: UInt32Value(value=value) for name, value in limits.items() if value is not None}
-    return cluster.CircuitBreakers(thresholds=[cluster.CircuitBreakers.Thresholds(**said)] if said else [])
+    given = {name: UInt32Value(value=value) for name, value in limits.items() if value is not None}
+    return cluster.CircuitBreakers(thresholds=[cluster.CircuitBreakers.Thresholds(**given)] if given else [])
 
 
 def _outlier_detection(check: PassiveHealthCheck) -> cluster.OutlierDetection:

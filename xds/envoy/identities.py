@@ -26,7 +26,7 @@ LARGEST = 512
 
 
 def admitted_identities(policy: ConnectionPolicy, trust_domain: str) -> list[matcher.StringMatcher] | None:
-    """Return the SPIFFE IDs that ``policy`` lets in; ``None`` where the handshake restricts nobody."""
+    """Return the SPIFFE IDs that ``policy`` admits; ``None`` where the handshake has no restriction."""
     if policy.others_permitted:
         if not policy.exceptions or sum(map(len, policy.exceptions)) > LARGEST:
             return None
@@ -51,13 +51,14 @@ class _Node:
 
 
 _Texts = dict[str, "_Texts"]
-"""A trie over the texts that stand for a character in an ID. It is as deep as an escaped character is long."""
+"""Trie over the texts that represent a character in an ID. It is as deep as an escaped character is long."""
 
 
 def not_among(excluded: Iterable[str]) -> str:
-    """Return a regular expression (RE2 has no negation) for every name in an ID that stands for none of ``excluded``.
+    """Return a regular expression (RE2 has no negation) for every name in an ID except those that represent one of
+    ``excluded``.
 
-    The names make a trie. A text that stands for none of them leaves it at some point, or ends where no name does. An
+    The names make a trie. A text that represents none of them leaves it at some point, or ends where no name ends. An
     excluded character may be written in several ways; all of them lead to the same node, so the expression grows with
     the length of the names and not with the number of their spellings.
     """

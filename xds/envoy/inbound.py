@@ -110,7 +110,7 @@ def is_permissive(settings: ProxySettings, mesh: MeshSettings) -> bool:
 def _add_permissive_chain(made: listener.Listener, port: int) -> None:
     """Let in as it is what was redirected from the application's own port; the mesh dials the sidecar's.
 
-    Unlike Consul's, whose mesh entry is asked only when the setting is written, this ends when that entry says so.
+    Consul checks the mesh entry only when the setting is written; here the setting ends when the entry does.
     """
     chain = listener.FilterChain(filters=[tcp_proxy("permissive_public_listener", cluster=names.LOCAL_APP)])
     chain.filter_chain_match.destination_port.value = port

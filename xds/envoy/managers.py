@@ -118,7 +118,7 @@ def token_filter() -> manager.HttpFilter:
     """Return the filter that verifies the tokens of requests; its configuration comes as an extension. If Envoy rejects
     that (because of keys in a missing file, say), it verifies none, and requests that need a token are denied.
 
-    Where Envoy refuses that (keys in a file that is not there, say), it verifies none: what needs a token is denied.
+    If Envoy rejects that, it verifies none, and requests that need a token are denied.
     """
     source = core.ExtensionConfigSource(
         config_source=ads_source(),

@@ -142,7 +142,7 @@ def exact_pattern(service: str) -> str:
 
 
 def any_spelling_pattern(service: str) -> str:
-    """Return a regular expression for every name in a SPIFFE ID that Consul takes for ``service``."""
+    """Return a regular expression for every name in a SPIFFE ID that Consul considers ``service``."""
     return "".join(map(_any_spelling, fold(service)))
 
 
@@ -153,7 +153,7 @@ def _any_spelling(character: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def encodings(character: str) -> tuple[str, ...]:
-    """Return every text that may stand in a SPIFFE ID for a folded character, whatever its case and its escaping.
+    """Return every text that can represent a folded character in a SPIFFE ID, in any case and escaping.
 
     Characters are escaped first and compared then: the escaped form of a letter is not a case of that of another one.
     Consul escapes as Go does, but signs whatever escaping a request for a certificate has (``ConnectCAService.Sign``).

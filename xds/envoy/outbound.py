@@ -71,14 +71,11 @@ def outbound(
     """Return the listener that the kernel redirects outbound connections to.
 
     Args:
-        settings: what holds for every outbound listener.
-        port: where it listens, on loopback.
-        hosts: the hosts outside the mesh that are reached through a gateway.
-        dual_stack: whether on that of IPv6 as well.
-        mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
-        on_demand: whether they are sent on demand now.
-        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
-        listed: the addresses that it has to be told of (`MeshWideSettings.lists`), each with its protocol; sorted.
+        settings: settings of every outbound listener. port: where it listens, on loopback. hosts: the hosts outside the
+        mesh that are reached through a gateway. dual_stack: whether on that of IPv6 as well. mode: when the clusters
+        are sent. What may change over has the chains of both ways, so that it drains nothing. on_demand: whether they
+        are sent on demand now. max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's
+        default. listed: the addresses that it has to list (`MeshWideSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     selection = ChainSelection(mode, on_demand)
@@ -135,10 +132,11 @@ def outbound_routes(listed: Mapping[VirtualAddress, str], hosts: Iterable[Egress
 
 @dataclass(frozen=True, slots=True)
 class ChainSelection:
-    """Which filter chains there are, and which take connections: those that ask for what is not there, or the others.
+    """Selection of filter chains: which are generated, and which accept connections.
 
-    What may change over has both for TCP. For HTTP it has those that ask from the start, because a connection that
-    stands stays where it is, and its next request may need what was taken away.
+    There are chains that request missing clusters, and chains that do not. A sidecar whose mode may change has both for
+    TCP. For HTTP it has those that request clusters from the start, because an established connection stays with its
+    chain, and its next request may need a cluster that was removed.
     """
 
     mode: ClusterMode

@@ -71,9 +71,10 @@ def http_rbac(policy: RequestPolicy, providers: Mapping[str, TokenProvider], tru
 
 
 def _grants(policy: RequestPolicy, trust_domain: str, *, listed: bool) -> Iterator[tuple[rbac.Principal, Rule]]:
-    """Yield who is told apart, with the rule for them.
+    """Yield the sources that are distinguished, with the rule for them.
 
-    ``listed``: what is allowed is listed, so whoever may do everything need not be kept out of the rule for all others.
+    ``listed``: what is allowed is listed, so a source that may do everything need not be excluded from the rule for all
+    others.
     """
     excepted = []
     for name, rule in policy.exact:

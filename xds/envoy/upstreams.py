@@ -34,11 +34,9 @@ class UpstreamEncoder:
     """Encoder of one upstream.
 
     Args:
-        chain: how it is reached.
-        settings: how it is called.
-        here: where the mesh is.
-        instances: the instances of each of the chain's targets.
-        owner: in whose clusters' names it is said that they are not shared; empty for the upstream of all siblings.
+        chain: how it is reached. settings: how it is called. here: where the mesh is. instances: the instances of each
+        of the chain's targets. owner: mark in the names of clusters that are not shared; empty for the upstream of all
+        siblings.
     """
 
     def __init__(
@@ -90,7 +88,7 @@ class UpstreamEncoder:
 
     @property
     def is_http(self) -> bool:
-        """Whether its requests are told apart."""
+        """Whether its requests are distinguished."""
         return self._chain.protocol in HTTP_PROTOCOLS
 
     def resources(self, dialed: Iterable[str]) -> Iterator[Resource]:

@@ -39,7 +39,7 @@ class QueryResult:
 
 
 Elsewhere = InstancesOf | GatewaysOf | QueryResult
-"""Key of what is read beside the services here."""
+"""Key of what is read beside the services of this datacenter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class Health(enum.Enum):
     PASSING = "passing"
     WARNING = "warning"
     MAINTENANCE = "maintenance"
-    """Somebody said so (``consul maint``); no check of it fails."""
+    """Set by an operator (``consul maint``); no check of it fails."""
     CRITICAL = "critical"
 
 
@@ -47,7 +47,7 @@ class Sidecar:
     service_id: str
     node: str
     service: str
-    """The destination service: whose traffic this proxy carries."""
+    """Destination service, whose traffic this proxy carries."""
     address: str
     """The address that was registered for the service; empty when the node's is used."""
     port: int
@@ -150,7 +150,8 @@ class LeafKey:
 
 
 CONTROL_PLANE_SERVICE = "gossamer"
-"""The service whose certificate the control plane serves xDS with. Who may have it can act as the control plane."""
+"""Service whose certificate the control plane serves xDS with. A client that may have it can act as the control plane.
+"""
 CONTROL_PLANE_LEAF = LeafKey(CONTROL_PLANE_SERVICE, "", certified=True)
 """The leaf certificate of the control plane itself, which it may have by its own token."""
 CONTROL_PLANE_CERTIFICATE = "certificate of the xDS port"

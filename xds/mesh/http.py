@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 HTTP_PROTOCOLS = ("http", "http2", "grpc")
-"""The protocols whose requests can be told apart (Consul: "http-like"). Any other is carried as TCP."""
+"""Protocols whose requests can be distinguished (Consul: "http-like"). Others are carried as TCP."""
 MULTIPLEXED = ("http2", "grpc")
 """Protocols that are HTTP/2 from end to end."""
 

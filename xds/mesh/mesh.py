@@ -45,7 +45,7 @@ class Kind(enum.StrEnum):
 
 
 class Key(NamedTuple):
-    """Names one fact: its kind, and whose it is where there is one for each service (or leaf).
+    """Key of one fact: its kind, and its service (or leaf) where there is one fact for each.
 
     A tuple, since facts are looked up dozens of times for each that changes.
     """
@@ -160,7 +160,7 @@ class Mesh:
 
     @property
     def datacenter(self) -> str | None:
-        """The datacenter whose sidecars are served."""
+        """Datacenter whose sidecars are served."""
         return self._get(DATACENTER, str)
 
     @property

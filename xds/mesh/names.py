@@ -15,9 +15,9 @@ CONNECT_PROXY = "connect-proxy"
 SIDECAR_SUFFIX = "-sidecar-proxy"
 """Suffix that Consul adds to a service's name for a sidecar without a name of its own."""
 WILDCARD = "*"
-"""The name that stands for every service in an intention."""
+"""Name for every service in an intention."""
 _DOTTED_I = "\u0130"
-"""The only character whose lower case is two characters in Python; Go's is one, the plain i."""
+"""Only character whose lower case is two characters in Python; Go's is one, the plain i."""
 _CASED = (
     (0x80, 0x2D30), (0xA640, 0xA7FF), (0xFF21, 0xFF3B), (0x10400, 0x10600), (0x10C80, 0x10CB3), (0x118A0, 0x118C0),
     (0x16E40, 0x16E80), (0x1E900, 0x1E922),

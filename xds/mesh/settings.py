@@ -22,7 +22,7 @@ class ClusterMode(enum.Enum):
     """Time at which a sidecar is sent the clusters of its implicit upstreams."""
 
     EAGER = "eager"
-    """At once, all of them."""
+    """All of them at once."""
     ON_DEMAND = "on-demand"
     """Each when it is first dialed."""
     AUTO = "auto"
@@ -99,7 +99,7 @@ class Extension:
 class ProxySettings:
     """The settings that a sidecar's registration, the service-defaults and the proxy-defaults can each give.
 
-    ``None`` means "not said here", so that the next level decides. Times are in milliseconds as in Consul.
+    ``None`` means "not given here", so that the next level decides. Times are in milliseconds as in Consul.
     """
 
     mode: ProxyMode | None = None
@@ -203,7 +203,7 @@ class EntryProblem:
 class ConfigEntries:
     """The config entries that shape sidecars; the parts that Gossamer follows.
 
-    What is kept by service is kept by its folded name, because Consul takes all spellings for one service.
+    Mappings by service use folded names, because Consul considers all spellings one service.
     """
 
     proxy_defaults: ProxySettings = ProxySettings()
@@ -212,7 +212,7 @@ class ConfigEntries:
     token_providers: Mapping[str, TokenProvider] = field(default_factory=dict)
     destinations: Mapping[str, Destination] = field(default_factory=dict)
     chain_names: frozenset[str] = frozenset()
-    """The services that some router, splitter, resolver or defaults speak of: upstreams even without instances."""
+    """Services that some router, splitter, resolver or defaults name: upstreams even without instances."""
     problems: tuple[EntryProblem, ...] = ()
 
     def defaults_of(self, service: str) -> ProxySettings:

@@ -91,7 +91,7 @@ def _replaced(upstream: ExplicitUpstream, settings: UpstreamSettings) -> Explici
 
 
 def _without_overrides(given: ProxySettings) -> Allowed:
-    gone = [said for name, said in PROXY_OVERRIDES.items() if getattr(given, name)]
+    gone = [text for name, text in PROXY_OVERRIDES.items() if getattr(given, name)]
     nothing: dict[str, None] = dict.fromkeys(PROXY_OVERRIDES)
     settings = replace(given, **nothing) if gone else given
     if given.upstream_defaults is not None:
@@ -107,7 +107,7 @@ def _without_overrides(given: ProxySettings) -> Allowed:
 
 
 def _upstream(given: UpstreamSettings) -> tuple[UpstreamSettings, list[str]]:
-    gone = [said for name, said in UPSTREAM_OVERRIDES.items() if getattr(given, name)]
+    gone = [text for name, text in UPSTREAM_OVERRIDES.items() if getattr(given, name)]
     nothing: dict[str, None] = dict.fromkeys(UPSTREAM_OVERRIDES)
     return (replace(given, **nothing) if gone else given), gone
 

@@ -66,7 +66,7 @@ OF_REQUESTS: Mapping[str, Argument] = {
     "RESP": Argument.HEADER,
     "START_TIME": Argument.NONE,
 }
-"""Operators for strings that another service's owner wrote: they tell what the request and its connection say."""
+"""Operators for strings that another service's owner wrote: they reveal only the request and its connection."""
 
 OF_LOGS: Mapping[str, Argument] = {
     **OF_REQUESTS,
@@ -102,7 +102,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 def checked(text: str, operators: Mapping[str, Argument]) -> str:
     """Return ``text`` as a format string in which only these ``operators`` are evaluated.
 
-    A percent sign that begins no operator stands for itself and is escaped; ``%%`` is one that is escaped already.
+    A percent sign that begins no operator is a literal one and is escaped; ``%%`` is one that is escaped already.
 
     Raises:
         FormatError: it uses another operator, or one with an argument that it does not take, or is no header's value.

@@ -94,7 +94,7 @@ class IntentionIndex:
         """Hold these instead.
 
         Returns:
-            The sources and the destinations, folded, that an intention speaks of that came, went or changed.
+            The sources and the destinations, folded, of intentions that were added, removed or changed.
         """
         before, self._all = self._all, frozenset(intentions)
         changed = before ^ self._all
@@ -135,7 +135,7 @@ class IntentionIndex:
         return self._by_source.get(fold(source), {}).values()
 
     def to_destination(self, destination: str, spelled: Callable[[str], str]) -> Decisions:
-        """Return what the intentions say of each source calling ``destination``.
+        """Return what the intentions decide about each source that calls ``destination``.
 
         Args:
             destination: a service.
@@ -207,9 +207,8 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
     """Return the problems of the intentions to a service of this protocol, because of which they deny.
 
     Args:
-        decisions: what the intentions say of its callers.
-        protocol: that its sidecar speaks.
-        missing_providers: the JWT providers that they name and that there aren't, or that can't be used.
+        decisions: what the intentions decide about its callers. protocol: that its sidecar speaks. missing_providers:
+        the JWT providers that they name and that there aren't, or that can't be used.
     """
     for intention in decisions.all():
         yield from intention.problems
@@ -253,7 +252,7 @@ class RequestPolicy:
     """Rule for every other source."""
 
     def other_spellings(self, rule: Rule) -> Rule:
-        """Return what holds for sources that are spelled otherwise than one for which ``rule`` holds."""
+        """Return the rule for other spellings of a source for which ``rule`` holds."""
         return self.otherwise if rule == ALLOWED else DENIED
 
 

@@ -37,7 +37,7 @@ class MeshWideSettings:
     """Features that the owners of services may not use."""
 
     def lists(self, at: VirtualAddress, protocol: str) -> bool:
-        """Return whether an outbound listener has to be told of an address, beyond its chain for the ranges."""
+        """Return whether an outbound listener has to list an address beside its chain for the ranges."""
         return protocol in HTTP_PROTOCOLS or at.port != ANY_PORT or not _is_inside(at.ip, self.virtual_ranges)
 
 

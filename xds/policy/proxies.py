@@ -44,9 +44,9 @@ def implicit_settings(service: str, entries: ConfigEntries) -> tuple[UpstreamSet
 
     That is in general, and for those with ``Overrides`` by their folded names.
     """
-    said = entries.defaults_of(service)
-    defaults = _defaults(said, None, entries)
-    overridden = {name: each.over(defaults) for name, each in (said.upstream_overrides or {}).items()}
+    own = entries.defaults_of(service)
+    defaults = _defaults(own, None, entries)
+    overridden = {name: each.over(defaults) for name, each in (own.upstream_overrides or {}).items()}
     return defaults, {name: each for name, each in overridden.items() if each != defaults}
 
 
@@ -59,20 +59,20 @@ def explicit_upstreams(sidecar: Sidecar, entries: ConfigEntries) -> tuple[Explic
     """
     if not sidecar.upstreams:
         return ()  # most have none, and this runs for every sidecar
-    said = entries.defaults_of(sidecar.service)
-    defaults = _defaults(said, sidecar.settings.mesh_gateway, entries)
+    own = entries.defaults_of(sidecar.service)
+    defaults = _defaults(own, sidecar.settings.mesh_gateway, entries)
     found = []
     for upstream in sidecar.upstreams:
-        override = (said.upstream_overrides or {}).get(fold(upstream.name), UpstreamSettings())
+        override = (own.upstream_overrides or {}).get(fold(upstream.name), UpstreamSettings())
         merged = upstream.settings if upstream.prepared_query else upstream.settings.over(override).over(defaults)
         found.append(upstream if merged == upstream.settings else replace(upstream, settings=merged))
     return tuple(found)
 
 
-def _defaults(said: ProxySettings, registered_gateway: str | None, entries: ConfigEntries) -> UpstreamSettings:
+def _defaults(own: ProxySettings, registered_gateway: str | None, entries: ConfigEntries) -> UpstreamSettings:
     """Return the settings for every upstream; the mode of the mesh gateway has more levels than the others."""
-    general = UpstreamSettings(mesh_gateway=said.mesh_gateway or entries.proxy_defaults.mesh_gateway)
-    defaults = (said.upstream_defaults or UpstreamSettings()).over(general)
+    general = UpstreamSettings(mesh_gateway=own.mesh_gateway or entries.proxy_defaults.mesh_gateway)
+    defaults = (own.upstream_defaults or UpstreamSettings()).over(general)
     return UpstreamSettings(mesh_gateway=registered_gateway).over(defaults)
 
 

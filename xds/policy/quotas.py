@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter
 
 DEFAULT_RING = 1024
-"""Entries of a hash ring, where nobody says anything (Envoy's ``minimum_ring_size``)."""
+"""Default number of entries of a hash ring (Envoy's ``minimum_ring_size``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def excess(chain: DiscoveryChain, terms: Mapping[str, int], instances: Mapping[s
 def _amounts(
     chain: DiscoveryChain, terms: Mapping[str, int], instances: Mapping[str, int]
 ) -> Iterator[tuple[str, int, str]]:
-    """Yield what a chain comes to: the name of the quota, the amount, and of what."""
+    """Yield the amounts of a chain: the name of the quota, the amount, and its description."""
     nodes = list(chain.nodes.values())
     routes = [route for node in nodes if isinstance(node, Router) for route in node.routes]
     splits = [split for node in nodes if isinstance(node, Splitter) for split in node.splits]

@@ -1,7 +1,7 @@
 """Determines which services a sidecar may call: the implicit upstreams.
 
-Consul's rule (its intention topology): every service of the catalog that the intentions let the source call, an
-intention with HTTP permissions counting as allow whatever they say, minus the service itself and ``consul``.
+Consul's rule (its intention topology): every service of the catalog that the intentions let the source call, where an
+intention with HTTP permissions always counts as allow, minus the service itself and ``consul``.
 """
 
 from __future__ import annotations

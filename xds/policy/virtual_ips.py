@@ -44,7 +44,7 @@ class Claims:
     malformed: tuple[str, ...] = ()
     """Claims that are no IP addresses."""
     outside: tuple[str, ...] = ()
-    """Addresses outside the ranges for virtual IPs that nobody assigned."""
+    """Addresses outside the ranges for virtual IPs that are not assigned."""
 
 
 def claims(
@@ -57,11 +57,10 @@ def claims(
     """Return the addresses at which a service is dialed, in canonical form.
 
     Args:
-        instances: the service's; they are tagged with addresses.
-        chain: its discovery chain, which lists addresses that are assigned to it.
-        ranges: where tagged addresses may be that nobody assigned.
-        dialed_directly: the instances whose own addresses are dialed, at the ports of their applications.
-        destinations: the addresses outside the mesh that it stands for.
+        instances: the service's; they are tagged with addresses. chain: its discovery chain, which lists addresses that
+        are assigned to it. ranges: ranges in which tagged addresses need not be assigned. dialed_directly: the
+        instances whose own addresses are dialed, at the ports of their applications. destinations: the addresses
+        outside the mesh that it stands for.
     """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
     allowed = tuple(ranges)
@@ -123,7 +122,7 @@ class VirtualIPTable:
         return frozenset(touched)
 
     def owners(self, ip: str) -> dict[int, str]:
-        """Return the services that answer at ``ip``, by port; under `ANY_PORT` whoever does at all others."""
+        """Return the services that answer at ``ip``, by port; under `ANY_PORT` the one of all other ports."""
         first: dict[int, Rank] = {}
         for service, claimed in self._claimants.get(ip, {}).items():
             for at, index in claimed.items():
@@ -148,7 +147,7 @@ class VirtualIPTable:
         return self._strict or self.is_own(ip)
 
     def is_own(self, ip: str) -> bool:
-        """Return whether ``ip`` is nothing but instances' own address: what nobody claims there is not the mesh's."""
+        """Return whether ``ip`` is only instances' own address: its other ports do not belong to the mesh."""
         return all(at.own for claimed in self._claimants.get(ip, {}).values() for at in claimed)
 
     def owned(self, service: str) -> tuple[VirtualAddress, ...]:

@@ -59,7 +59,7 @@ class Redirector:
         return "".join(iptables.restore(rules, version, "") for version in (4, 6))
 
     def apply(self, rules: Rules) -> None:
-        """Make ``rules`` stand, whatever rules of ours stood before.
+        """Apply ``rules``, in place of any previous rules of Gossamer.
 
         Raises:
             RedirectError: the kernel or the tool refused. With nft nothing was changed then; with iptables each family
@@ -81,7 +81,7 @@ class Redirector:
         else:
             self._restore(lambda _version, saved: iptables.undo(saved))
 
-    def stands(self, rules: Rules) -> bool:
+    def is_applied(self, rules: Rules) -> bool:
         """Return whether exactly ``rules`` are applied.
 
         Raises:

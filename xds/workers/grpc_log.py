@@ -65,7 +65,8 @@ class GrpcLog:
 def take_over(environment: MutableMapping[str, str]) -> GrpcLog:
     """Take gRPC's log over; to be called before gRPC is first used and before logging is configured.
 
-    The variables of ``environment`` count when gRPC is imported. Whoever imports it first has to be started with them.
+    gRPC reads the variables of ``environment`` when it is imported. A process that imports it first must be started
+    with them.
     """
     if not _writes_to_standard_error() or any(environment.get(key, value) != value for key, value in VARIABLES.items()):
         return GrpcLog()

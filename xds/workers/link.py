@@ -85,20 +85,20 @@ class Link:
         """Make a link over ``end``."""
         return cls(*await asyncio.open_connection(sock=end))
 
-    def say(self, message: object) -> None:
+    def send(self, message: object) -> None:
         """Send something, as soon as the other end takes it."""
         body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         self._writer.write(_LENGTH.pack(len(body)) + body)
 
-    async def hear(self) -> object | None:
+    async def receive(self) -> object | None:
         """Return the other end's next message; ``None`` once it has gone."""
         try:
             head = await self._reader.readexactly(_LENGTH.size)
             body = await self._reader.readexactly(_LENGTH.unpack(head)[0])
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        said: object = pickle.loads(body)  # noqa: S301 - of a process of ours, over a socket that nobody else has
-        return said
+        message: object = pickle.loads(body)  # noqa: S301 - from a process of Gossamer, over a private socket
+        return message
 
     def close(self) -> None:
         """Close the socket."""

@@ -56,7 +56,7 @@ class WorkerPool:
 
     Args:
         outbound: what holds for the outbound listeners of the whole mesh.
-        on_demand: told what all sidecars together need whenever that changes.
+        on_demand: called with what all sidecars together need whenever that changes.
         count: how many workers.
         tls: TLS with files or of the mesh, ``None`` for plain text.
     """
@@ -99,7 +99,7 @@ class WorkerPool:
         """Have every worker end its streams one after the other, over at most ``seconds``, and end."""
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
-            worker.link.say(Drain(seconds))
+            worker.link.send(Drain(seconds))
         await asyncio.gather(*(_ended(worker.process, seconds + STATUS_TIMEOUT + ENDING_S) for worker in workers))
         for worker in workers:
             worker.link.close()
@@ -123,13 +123,15 @@ class WorkerPool:
                 env={**VARIABLES, **os.environ},
             )  # fmt: skip
         worker = Worker(await Link.over(ours), process)
-        worker.link.say(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
-        said = await worker.link.hear()
-        if not isinstance(said, Listening) or said.refusal:
+        worker.link.send(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
+        message = await worker.link.receive()
+        if not isinstance(message, Listening) or message.refusal:
             worker.link.close()
             await _ended(process)
-            raise ListenError(said.refusal if isinstance(said, Listening) else "a worker ended before it could listen")
-        worker.link.say(Facts({key: fact for key in BASE_FACTS if (fact := self._mesh.fact(key)) is not None}))
+            raise ListenError(
+                message.refusal if isinstance(message, Listening) else "a worker ended before it could listen"
+            )
+        worker.link.send(Facts({key: fact for key in BASE_FACTS if (fact := self._mesh.fact(key)) is not None}))
         return worker
 
     async def watch(self) -> None:
@@ -157,11 +159,11 @@ class WorkerPool:
             try:
                 self._workers[number] = await self._start_one()
             except (ListenError, OSError) as error:
-                log.error("a worker can't be started: %s", error)  # noqa: TRY400 - nobody's fault in this code
+                log.error("a worker can't be started: %s", error)  # noqa: TRY400 - no error of this code
 
     async def _listen_to(self, worker: Worker) -> None:
-        while (said := await worker.link.hear()) is not None:
-            match said:
+        while (message := await worker.link.receive()) is not None:
+            match message:
                 case Wanted(demand):
                     self._take_demand(worker, demand)
                 case Answer(number, data) if number in worker.answers:
@@ -172,22 +174,22 @@ class WorkerPool:
     # -- facts ------------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> None:
-        """Take a batch of facts, and tell each worker what it asked for of it."""
+        """Take a batch of facts, and send each worker what it asked for."""
         changed = self._mesh.apply(batch)
         self._certified |= isinstance(batch.get(OWN_CERTIFICATE), Leaf)
         for worker in self._workers.values():
-            told = {key: batch[key] for key in changed if key in BASE_FACTS or worker.demand.includes(key)}
-            if told:
-                worker.link.say(Facts(told))
+            known = {key: batch[key] for key in changed if key in BASE_FACTS or worker.demand.includes(key)}
+            if known:
+                worker.link.send(Facts(known))
 
     def _take_demand(self, worker: Worker, demand: Demand) -> None:
         """Take the changed demand of a worker: send it what is known, and have the rest read."""
         before, worker.demand = worker.demand, demand
-        told: dict[Any, object] = {key: self._mesh.fact(key) for key in demand.keys_beside(before)}
-        told = {key: fact for key, fact in told.items() if fact is not None}
-        told |= dict.fromkeys(before.keys_beside(demand))
-        if told:
-            worker.link.say(Facts(told))
+        known: dict[Any, object] = {key: self._mesh.fact(key) for key in demand.keys_beside(before)}
+        known = {key: fact for key, fact in known.items() if fact is not None}
+        known |= dict.fromkeys(before.keys_beside(demand))
+        if known:
+            worker.link.send(Facts(known))
         together = Demand.union(each.demand for each in self._workers.values())
         if together != self._demand:
             self._demand = together
@@ -199,13 +201,13 @@ class WorkerPool:
         waits = isinstance(self._tls, MeshTls) and not self._certified
         return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
 
-    # -- what they say of themselves ----------------------------------------------------------------------------------
+    # -- their state -----------------------------------------------------------------------------------------------
 
     async def _ask(self, about: str) -> list[Any]:
         async def one(worker: Worker) -> Any:
             number = next(self._questions)
             worker.answers[number] = asyncio.get_running_loop().create_future()
-            worker.link.say(Question(number, about))
+            worker.link.send(Question(number, about))
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     return await worker.answers[number]
@@ -226,11 +228,11 @@ class WorkerPool:
         return added_up([list(self.metrics.registry.collect()), *await self._ask("families")])
 
 
-def added_up(everybody: Iterable[Iterable[Metric]]) -> list[Metric]:
+def added_up(processes: Iterable[Iterable[Metric]]) -> list[Metric]:
     """Return the metrics of several processes as those of one; times at which something began are the earliest ones."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for metrics in everybody:
+    for metrics in processes:
         for metric in metrics:
             families.setdefault(metric.name, metric)
             sums = values.setdefault(metric.name, {})

@@ -53,7 +53,7 @@ class Serving:
     """Server in this process. Facts come by `apply`; what has to be read is reported to ``on_demand``.
 
     Where TLS is the mesh's, the leaf certificate of the control plane is a fact like others, and is demanded like
-    others. The port is listened at once it is there.
+    others. The server listens as soon as it has the certificate.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Serving:
         """Listen where that waits for the mesh's certificate, and wait until cancelled.
 
         Raises:
-            Exception: following the mesh failed, which is nobody's fault but ours.
+            Exception: following the mesh failed, because of an error in Gossamer.
         """
         with self._grpc_log.followed(self._take_event):
             if isinstance(self._tls, MeshTls):

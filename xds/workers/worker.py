@@ -22,16 +22,16 @@ from xds.workers.serving import Serving, prepare_process
 async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
     """Serve until the other end has gone."""
     link = await Link.over(end)
-    start = await link.hear()
+    start = await link.receive()
     assert isinstance(start, Start)
     configure(start.log_level, "worker")
-    serving = Serving(start.outbound, lambda demand: link.say(Wanted(demand)), start.tls, grpc_log)
+    serving = Serving(start.outbound, lambda demand: link.send(Wanted(demand)), start.tls, grpc_log)
     try:
         port = await serving.start(start.address, shared=True)
     except ListenError as error:
-        link.say(Listening(0, str(error)))
+        link.send(Listening(0, str(error)))
         return
-    link.say(Listening(port))
+    link.send(Listening(port))
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(serving.watch())
@@ -42,13 +42,13 @@ async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
 
 
 async def _obey(link: Link, serving: Serving) -> None:
-    while (said := await link.hear()) is not None:
-        match said:
+    while (message := await link.receive()) is not None:
+        match message:
             case Facts(batch):
                 serving.apply(batch)
             case Question(number, about):
                 found = await (serving.sidecars() if about == "sidecars" else serving.families())
-                link.say(Answer(number, found))
+                link.send(Answer(number, found))
             case Drain(seconds):
                 await serving.drain(seconds)
                 return

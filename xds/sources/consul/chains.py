@@ -32,7 +32,7 @@ class ChainReader:
     Args:
         client: where to read.
         deliver: takes the facts.
-        report: told of what can't be read.
+        report: derived of what can't be read.
         reading: bounds how many reads go on at once.
         quotas: what a chain may come to.
     """
@@ -52,7 +52,7 @@ class ChainReader:
         self._reading = reading
         self._watched: dict[str, bool | None] = {}
         """Whether a service's instances carry its virtual IP; ``None`` where there are none."""
-        self._spoken_of: frozenset[str] | None = None
+        self._named: frozenset[str] | None = None
         self._plain: DiscoveryChain | None = None
         self._stale: set[str] = set()
         self._woken = asyncio.Event()
@@ -64,13 +64,13 @@ class ChainReader:
         """Follow the chain of ``service``, whose instances carry its virtual IP or not (``None``: there are none).
 
         Returns:
-            The chain where it can be told; otherwise it is read and delivered.
+            The chain where it can be derived; otherwise it is read and delivered.
         """
         self._watched[service] = tagged
-        told = self._told(service) if service not in self._being_read else None
-        if told is None:
+        derived = self._derived(service) if service not in self._being_read else None
+        if derived is None:
             self._refresh([service])
-        return told
+        return derived
 
     def let_go(self, service: str) -> None:
         """Stop reading the chain of a service."""
@@ -78,9 +78,9 @@ class ChainReader:
         self._read_at.pop(service, None)
         self._errors.pop(service, None)
 
-    def entries_changed(self, spoken_of: frozenset[str]) -> None:
+    def entries_changed(self, named: frozenset[str]) -> None:
         """Note that some config entry differs, so every chain may; those that make chains name these services."""
-        self._spoken_of, self._plain = frozenset(map(fold, spoken_of)), None
+        self._named, self._plain = frozenset(map(fold, named)), None
         self._refresh(self._watched)
 
     def check_again(self, service: str) -> None:
@@ -102,25 +102,21 @@ class ChainReader:
                 self._woken.clear()
                 stale = self._stale - self._being_read
                 self._stale -= stale
-                told = {Key(Kind.CHAIN, each): chain for each in stale if (chain := self._told(each)) is not None}
-                if told:
-                    self._deliver(told)
-                    for key in told:
+                derived = {Key(Kind.CHAIN, each): chain for each in stale if (chain := self._derived(each)) is not None}
+                if derived:
+                    self._deliver(derived)
+                    for key in derived:
                         self._read_at.pop(str(key.of), None)
                 for service in sorted(stale):
-                    if Key(Kind.CHAIN, service) not in told:
+                    if Key(Kind.CHAIN, service) not in derived:
                         self._being_read.add(service)
                         tasks.create_task(self._read_once(service))
 
     def _is_plain(self, service: str) -> bool:
         """Return whether no entry is about a service, so that its chain equals that of any other plain one."""
-        return (
-            self._spoken_of is not None
-            and fold(service) not in self._spoken_of
-            and self._watched.get(service) is not None
-        )
+        return self._named is not None and fold(service) not in self._named and self._watched.get(service) is not None
 
-    def _told(self, service: str) -> DiscoveryChain | None:
+    def _derived(self, service: str) -> DiscoveryChain | None:
         """Return the chain of a plain service, derived from another one's."""
         if self._plain is None or not self._is_plain(service):
             return None
@@ -139,15 +135,15 @@ class ChainReader:
         self._woken.set()
 
     async def _read(self, service: str) -> None:
-        spoken_of = self._spoken_of
+        named = self._named
         try:
             async with self._reading:
                 if service not in self._watched:
                     return
-                told = self._told(service)
-                if told is not None:
+                derived = self._derived(service)
+                if derived is not None:
                     self._read_at.pop(service, None)
-                    self._deliver({Key(Kind.CHAIN, service): told})
+                    self._deliver({Key(Kind.CHAIN, service): derived})
                     return
                 reply = await self._client.read(f"/v1/discovery-chain/{service}")
         except ConsulError as error:
@@ -168,5 +164,5 @@ class ChainReader:
         self._deliver({Key(Kind.CHAIN, service): chain})
         # Addresses that an operator assigns by hand (Consul 1.18) wake no query and belong to one service each.
         by_hand = "ManualVirtualIPs" in reply.data["Chain"] if chain.refusal is None else True
-        if spoken_of is self._spoken_of and self._is_plain(service) and chain.is_default and not by_hand:
+        if named is self._named and self._is_plain(service) and chain.is_default and not by_hand:
             self._plain = chain

@@ -84,10 +84,8 @@ class ConfigEntryReader:
     """Collector of the entries of each kind, which delivers them once every kind has been read.
 
     Args:
-        client: where to read.
-        deliver: takes the facts.
-        on_changed: told when an entry that shapes discovery chains may have changed, and of which services such
-            entries speak.
+        client: where to read. deliver: takes the facts. on_changed: called when an entry that shapes discovery chains
+        may have changed, with the services that such entries speak.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class ElsewhereReader:
         return list(self._watches.values())
 
     def follow(self, demand: Demand, tasks: asyncio.TaskGroup) -> None:
-        """Read what ``demand`` names from now on. A blocking query is let go when it next returns."""
+        """Read what ``demand`` names from now on. A blocking query that is not needed ends when it next returns."""
         wanted = {Key(Kind.INSTANCES, each) for each in demand.elsewhere} | {
             Key(Kind.CHAIN, each) for each in demand.chains
         }
@@ -109,17 +109,17 @@ class ElsewhereReader:
 
     async def _poll(self, key: Key, of: Elsewhere) -> None:
         every_s = QUERIES_EVERY_S if isinstance(of, QueryResult) else GATEWAYS_EVERY_S
-        told = ""
+        reported = ""
         while True:
             pause = every_s
             try:
                 with understanding():
                     found = await (self._gateways(of) if isinstance(of, GatewaysOf) else self._query(of))
                 self._deliver({key: found})
-                told = ""
+                reported = ""
             except ConsulError as error:
-                if str(error) != told:
-                    told = str(error)
+                if str(error) != reported:
+                    reported = str(error)
                     self._report(str(of), error)
                 pause = RETRY_S
             await asyncio.sleep(pause)

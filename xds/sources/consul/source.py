@@ -85,7 +85,7 @@ class ConsulSource:
         self._names_body = b""
         self._spelled: dict[str, str] = {}
         """The spelling of each service, by its folded name."""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         """The failures that were logged since Consul last answered."""
         self._base = {
             "intentions": self.watch("intentions", self._read_intentions, self._deliver_intentions, SHARED_PACE_S),
@@ -161,9 +161,9 @@ class ConsulSource:
         def receive(reply: Reply) -> None:
             with understanding():
                 deliver(reply)
-            if self._told:
+            if self._reported:
                 log.info("Consul answers again")
-                self._told.clear()
+                self._reported.clear()
 
         async def sound(index: int | None, wait_s: float) -> Reply:
             with understanding():
@@ -188,9 +188,9 @@ class ConsulSource:
     def _report(self, name: str, error: ConsulError) -> None:
         """Log a failure: once an outage where it is not about this one watch."""
         what = str(error) if error.status is not None else "unreachable"
-        if what not in self._told:
+        if what not in self._reported:
             log.warning("reading %s: %s; what was read before goes on serving", name, error)
-        self._told.add(what)
+        self._reported.add(what)
 
     def _reader(self, path: str) -> Read:
         async def read(index: int | None, wait_s: float) -> Reply:

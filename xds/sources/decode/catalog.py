@@ -102,8 +102,10 @@ def _virtual_ips(service: str, kind: Any, tagged: Any, assigning: frozenset[str]
         addresses.append(VirtualAddress(_ip(tagged, "consul-virtual"), assigned=by_server))
     if "virtual" in tagged:
         # The port of "consul-virtual" is the sidecar's own and has no meaning.
-        said = tagged["virtual"]
-        addresses.append(VirtualAddress(said["Address"], said.get("Port") or ANY_PORT, assigned="virtual" in assigning))
+        given = tagged["virtual"]
+        addresses.append(
+            VirtualAddress(given["Address"], given.get("Port") or ANY_PORT, assigned="virtual" in assigning)
+        )
     return tuple(dict.fromkeys(addresses)) if len(addresses) > 1 else tuple(addresses)
 
 
@@ -154,19 +156,19 @@ ITS_OWN = frozenset(
 
 
 def _settings(proxy: Any, problems: list[str]) -> ProxySettings:
-    said = {key: value for key, value in proxy.items() if key not in ITS_OWN}
+    given = {key: value for key, value in proxy.items() if key not in ITS_OWN}
     try:
-        settings, more = _settings_of(orjson.dumps(said))
+        settings, more = _settings_of(orjson.dumps(given))
     except TypeError:  # a number beyond 64 bits
-        settings, more = _read_settings(said)
+        settings, more = _read_settings(given)
     problems.extend(more)
     return settings
 
 
 @functools.lru_cache(maxsize=4096)
-def _settings_of(said: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
+def _settings_of(given: bytes) -> tuple[ProxySettings, tuple[str, ...]]:
     """Return `_read_settings`, cached: most sidecars of a mesh have the same settings."""
-    return _read_settings(orjson.loads(said))
+    return _read_settings(orjson.loads(given))
 
 
 def _read_settings(proxy: Any) -> tuple[ProxySettings, tuple[str, ...]]:

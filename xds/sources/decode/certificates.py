@@ -28,7 +28,7 @@ def agent_default_allow(data: Any) -> bool:
     """Return the default where no intention matches, from ``/v1/agent/self``.
 
     Raises:
-        KeyError: the answer doesn't say.
+        KeyError: the answer has no such field.
     """
     debug = data["DebugConfig"]
     policy = debug.get("DefaultIntentionPolicy")

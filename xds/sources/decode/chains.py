@@ -34,10 +34,8 @@ def chain(service: str, data: Any, *, elsewhere: bool = False, quotas: Quotas = 
     """Decode a chain that Consul compiled, or return the reason why it can't be followed, with kind, entry and field.
 
     Args:
-        service: whose it is.
-        data: the answer.
-        elsewhere: whether it is for another datacenter, so that none of its targets is here for being there.
-        quotas: what it may come to. One that exceeds them is not even decoded.
+        service: whose it is. data: the answer. elsewhere: whether it is for another datacenter, so that none of its
+        targets is here for being there. quotas: its limits. A chain that exceeds them is not decoded.
     """
     compiled = data["Chain"]
     virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))
@@ -103,26 +101,28 @@ def _resolvers_timeouts(compiled: Any) -> dict[str, Any]:
 def _node(node: Any, problem: Problem, minor: Problem, limits: Limits) -> Node:
     entry = f"service-{node['Type']}/{_service_of(node['Name'])}: "
 
-    def tell(what: str) -> None:
+    def report(what: str) -> None:
         problem(entry + what)
 
-    def tell_minor(what: str) -> None:
+    def report_minor(what: str) -> None:
         minor(entry + what)
 
-    balancer = _load_balancer(Fields(node.get("LoadBalancer"), "LoadBalancer", tell))
+    balancer = _load_balancer(Fields(node.get("LoadBalancer"), "LoadBalancer", report))
     if node["Type"] == "router":
         routes = [
-            _route(Fields(route.get("Definition"), f"Routes[{number}]", tell, tell_minor, limits), route["NextNode"])
+            _route(
+                Fields(route.get("Definition"), f"Routes[{number}]", report, report_minor, limits), route["NextNode"]
+            )
             for number, route in enumerate(node.get("Routes") or ())
         ]
         return Router(tuple(routes))
     if node["Type"] == "splitter":
         splits = [
-            _split(Fields(split.get("Definition"), f"Splits[{number}]", tell, tell_minor, limits), split)
+            _split(Fields(split.get("Definition"), f"Splits[{number}]", report, report_minor, limits), split)
             for number, split in enumerate(node.get("Splits") or ())
         ]
         return Splitter(_whole(splits), balancer)
-    resolver = Fields(node.get("Resolver"), "", tell)
+    resolver = Fields(node.get("Resolver"), "", report)
     failover = resolver.part("Failover")
     return Resolver(
         resolver.text("Target"), failover.texts("Targets"), resolver.limit("RequestTimeout"), balancer
@@ -158,7 +158,7 @@ def _retries(destination: Fields) -> Retries | None:
     if destination.flag("RetryOnConnectFailure") and "connect-failure" not in on:
         on.append("connect-failure")
     if not isinstance(codes, list | tuple) or not all(isinstance(c, int) and 100 <= c <= 599 for c in codes):
-        destination.tell("RetryOnStatusCodes", f"expected numbers from 100 to 599, not {codes!r}")
+        destination.report("RetryOnStatusCodes", f"expected numbers from 100 to 599, not {codes!r}")
         codes = ()
     if codes:
         on.append("retriable-status-codes")
@@ -190,10 +190,10 @@ def _load_balancer(fields: Fields) -> LoadBalancer | None:
     least, ring = fields.part("LeastRequestConfig"), fields.part("RingHashConfig")
     count = least.number("ChoiceCount") or None
     if count == 1:
-        least.tell("ChoiceCount", "expected at least 2, to choose from")
+        least.report("ChoiceCount", "expected at least 2, to choose from")
     smallest, largest = (ring.number(field, LARGEST_RING) or None for field in ("MinimumRingSize", "MaximumRingSize"))
     if (smallest or DEFAULT_RING) > (largest or LARGEST_RING):
-        ring.tell(
+        ring.report(
             "MaximumRingSize",
             f"{largest} is less than MinimumRingSize, {smallest or f'which is {DEFAULT_RING} where it is not given'}",
         )
@@ -212,11 +212,11 @@ def _hash_policy(fields: Fields) -> HashPolicy:
     ttl = 0 if cookie.flag("Session") else cookie.duration("TTL")
     terminal = fields.flag("Terminal")
     if ttl is not None and ttl < 0:
-        cookie.tell("TTL", "expected no negative duration")
+        cookie.report("TTL", "expected no negative duration")
     if not fields.flag("SourceIP"):
         wrong = header_name(value) if field in ("header", "cookie") else None if value else "expected a FieldValue"
         if not field or wrong is not None:
-            fields.tell("FieldValue" if field else "Field", wrong or "expected header, cookie or query_parameter")
+            fields.report("FieldValue" if field else "Field", wrong or "expected header, cookie or query_parameter")
     if fields.flag("SourceIP"):
         return HashPolicy(source_ip=True, terminal=terminal)
     if field == "header":
@@ -230,20 +230,20 @@ def _target(target: Any, home: str, problem: Problem) -> Target:
     service = target.get("Service") or ""
     entry = f"service-resolver/{service}: "
 
-    def tell(what: str) -> None:
+    def report(what: str) -> None:
         problem(entry + what)
 
-    fields = Fields(target, "", tell)
+    fields = Fields(target, "", report)
     subset = fields.part("Subset")
     subset.where = f"Subsets[{fields.text('ServiceSubset')!r}]"
     expression = subset.text("Filter")
     try:
         parse_filter(expression)
     except FilterError as error:
-        subset.tell("Filter", str(error))
+        subset.report("Filter", str(error))
         expression = ""
     if target.get("Peer"):
-        tell(f"leads to the peer {target['Peer']!r}, whose trust bundle Consul's HTTP API does not give")
+        report(f"leads to the peer {target['Peer']!r}, whose trust bundle Consul's HTTP API does not give")
     datacenter = fields.text("Datacenter")
     return Target(
         service=service,

@@ -44,7 +44,7 @@ def intention(entry: Any, quotas: Quotas = DEFAULT_QUOTAS) -> Intention | None:
     One that is not understood denies: to leave it out could let in whom it keeps out.
 
     Raises:
-        TypeError: it does not even say between whom it is, so the whole list is refused.
+        TypeError: it does not name its services, so the whole list is refused.
     """
     if entry.get("SourcePeer") or entry.get("SourceSamenessGroup"):
         return (
@@ -65,14 +65,14 @@ def _intention(entry: Any, quotas: Quotas) -> Intention:
     source, destination = entry["SourceName"], entry["DestinationName"]
     problems: list[str] = []
 
-    def tell(what: str) -> None:
+    def report(what: str) -> None:
         problems.append(f"service-intentions/{destination}: source {source!r}: {what}")
 
     limits = Limits(quotas)
-    fields = Fields(entry, "", tell, limits=limits)
+    fields = Fields(entry, "", report, limits=limits)
     given = items(entry.get("Permissions"), "Permissions")
     if len(given) > quotas.permissions:
-        tell(f"Permissions: {len(given)}, and the quota permissions is {quotas.permissions}")
+        report(f"Permissions: {len(given)}, and the quota permissions is {quotas.permissions}")
     permissions = () if problems else tuple(_permission(each) for each in fields.each("Permissions"))
     tokens = _tokens(fields.part("JWT"))
     if problems:
@@ -88,7 +88,7 @@ def _intention(entry: Any, quotas: Quotas) -> Intention:
 def _permission(fields: Fields) -> Permission:
     action = fields.choice("Action", "allow", "deny")
     if not action:
-        fields.tell("Action", "expected 'allow' or 'deny'")
+        fields.report("Action", "expected 'allow' or 'deny'")
     found = Permission(action == "allow", request_match(fields.part("HTTP"), query=False), _tokens(fields.part("JWT")))
     fields.done()
     return found
@@ -103,7 +103,7 @@ def _tokens(fields: Fields) -> tuple[TokenCheck, ...]:
 def _token(fields: Fields) -> TokenCheck:
     name = fields.text("Name")
     if not name:
-        fields.tell("Name", "a JWT provider needs a name")
+        fields.report("Name", "a JWT provider needs a name")
     claims = tuple(_claim(claim) for claim in fields.each("VerifyClaims"))
     fields.done()
     return TokenCheck(name, claims)
@@ -112,7 +112,7 @@ def _token(fields: Fields) -> TokenCheck:
 def _claim(fields: Fields) -> ClaimCheck:
     found = ClaimCheck(fields.texts("Path"), fields.text("Value"))
     if not found.path:
-        fields.tell("Path", "a claim needs a path")
+        fields.report("Path", "a claim needs a path")
     fields.done()
     return found
 
@@ -142,9 +142,9 @@ def token_provider(entry: Any, problem: Problem) -> TokenProvider | None:
     )
     wrong_header = header_name(found.payload_header) if found.payload_header else None
     if wrong_header is not None:
-        forwarding.tell("HeaderName", wrong_header)
+        forwarding.report("HeaderName", wrong_header)
     if not found.keys and not found.keys_file and found.remote_keys is None:
-        fields.tell("JSONWebKeySet", "expected the keys, Local or Remote")
+        fields.report("JSONWebKeySet", "expected the keys, Local or Remote")
     for what in wrong:
         problem(what)
     return None if wrong else found
@@ -157,7 +157,7 @@ def _decoded(fields: Fields, encoded: str) -> str:
         if not any(key["kty"] in KEY_TYPES for key in keys):
             raise ValueError("no key of a known type")
     except (binascii.Error, ValueError, TypeError, KeyError, RecursionError):
-        fields.tell("JWKS", f"expected a JSON Web Key Set in base64, with a key of type {', '.join(KEY_TYPES)}")
+        fields.report("JWKS", f"expected a JSON Web Key Set in base64, with a key of type {', '.join(KEY_TYPES)}")
         return ""
     return text
 
@@ -174,9 +174,9 @@ def _location(fields: Fields) -> tuple[TokenLocation, bool]:
         fields.problem(f"{fields.where}: give the Name of one of Header, QueryParam, Cookie")
     wrong = header_name(found.header) if found.header else None
     if wrong is not None:
-        header.tell("Name", wrong)
+        header.report("Name", wrong)
     if not found.value_prefix.isprintable():
-        header.tell("ValuePrefix", "expected printable characters")
+        header.report("ValuePrefix", "expected printable characters")
     return found, header.flag("Forward")
 
 
@@ -191,7 +191,7 @@ def _remote(fields: Fields) -> RemoteKeys:
     except ValueError:
         usable = False
     if not usable:
-        fields.tell("URI", f"expected an http or https address, not {uri!r}")
+        fields.report("URI", f"expected an http or https address, not {uri!r}")
     first, most = backoff.duration("BaseInterval"), backoff.duration("MaxInterval")
     cached, connect = fields.duration("CacheDuration"), cluster.duration("ConnectTimeout")
     for where, name, value in (
@@ -199,9 +199,9 @@ def _remote(fields: Fields) -> RemoteKeys:
         (fields, "CacheDuration", cached), (cluster, "ConnectTimeout", connect),
     ):  # fmt: skip
         if value is not None and value <= 0:
-            where.tell(name, "expected a duration of at least 1ms")
+            where.report(name, "expected a duration of at least 1ms")
     if first and most and most < first:
-        backoff.tell("MaxInterval", "expected no less than BaseInterval")
+        backoff.report("MaxInterval", "expected no less than BaseInterval")
     return RemoteKeys(
         uri=uri,
         request_timeout_ms=fields.number("RequestTimeoutMs") or None,

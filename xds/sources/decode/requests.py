@@ -31,7 +31,7 @@ def _path(fields: Fields) -> TextMatch | None:
         if field == "PathRegex":
             _check_expression(fields, field, text)
         elif not text.startswith("/"):
-            fields.tell(field, f"a path begins with a slash, not {text!r}")
+            fields.report(field, f"a path begins with a slash, not {text!r}")
         return TextMatch(kinds[field], text)
     return None
 
@@ -39,13 +39,13 @@ def _path(fields: Fields) -> TextMatch | None:
 def _check_expression(fields: Fields, field: str, text: str) -> None:
     wrong = fields.limits.expressions.problem(text)
     if wrong is not None:
-        fields.tell(field, wrong)
+        fields.report(field, wrong)
 
 
 def _check_header_name(fields: Fields, name: str) -> None:
     wrong = header_name(name.removeprefix(":"))  # :method and similar ones may be matched
     if wrong is not None:
-        fields.tell("Name", wrong)
+        fields.report("Name", wrong)
 
 
 _KINDS = {"Exact": Match.EXACT, "Prefix": Match.PREFIX, "Suffix": Match.SUFFIX, "Contains": Match.CONTAINS}
@@ -62,7 +62,7 @@ def _header(fields: Fields) -> HeaderMatch:
 def _query(fields: Fields) -> QueryMatch:
     name = fields.text("Name")
     if not 0 < len(name.encode("utf-8", "replace")) <= LONGEST_PARAMETER:
-        fields.tell("Name", f"expected 1 to {LONGEST_PARAMETER} bytes")
+        fields.report("Name", f"expected 1 to {LONGEST_PARAMETER} bytes")
     found = QueryMatch(name, _text(fields, {"Exact": Match.EXACT}))
     fields.done()
     return found
@@ -109,6 +109,6 @@ def _values(fields: Fields, field: str) -> tuple[tuple[str, str], ...]:
 def _check_changed(fields: Fields, field: str, name: str) -> None:
     wrong = header_name(name)
     if wrong is not None:
-        fields.tell(field, wrong)
+        fields.report(field, wrong)
     elif name.lower() == "host":
-        fields.tell(field, "the Host header can't be changed this way")
+        fields.report(field, "the Host header can't be changed this way")

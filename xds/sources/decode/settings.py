@@ -72,51 +72,52 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
     """Decode the settings of sidecars in a registration's ``Proxy``, the service-defaults or the proxy-defaults.
 
     Args:
-        source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts.
-        config: the opaque ``Config`` map.
-        problem: told what can't be followed.
+        source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts. config: the
+        opaque ``Config`` map. problem: called with what can't be followed.
     """
-    said, opaque = Fields(source, "", problem), Fields(config, "Config", problem)
-    transparent, expose = said.part("TransparentProxy"), said.part("Expose")
-    balance = opaque.text("balance_inbound_connections") or said.text("BalanceInboundConnections")
+    direct, opaque = Fields(source, "", problem), Fields(config, "Config", problem)
+    transparent, expose = direct.part("TransparentProxy"), direct.part("Expose")
+    balance = opaque.text("balance_inbound_connections") or direct.text("BalanceInboundConnections")
     if balance not in ("", "exact_balance"):
-        said.tell("BalanceInboundConnections", f"expected 'exact_balance', not {balance!r}; taken as not given")
+        direct.report("BalanceInboundConnections", f"expected 'exact_balance', not {balance!r}; taken as not given")
     for field in METRICS_LISTENERS:
         if opaque.text(field):
-            opaque.tell(field, "there is no such listener; metrics are at Envoy's admin interface, /stats/prometheus")
+            opaque.report(field, "there is no such listener; metrics are at Envoy's admin interface, /stats/prometheus")
     local_request_timeout = opaque.number("local_request_timeout_ms")
     return ProxySettings(
-        mode=_mode(said, "Mode"),
+        mode=_mode(direct, "Mode"),
         fallback_mode=_mode(opaque, "mode"),
         clusters=_cluster_mode(opaque),
         outbound_listener_port=transparent.port("OutboundListenerPort"),
         bind_address=opaque.text("bind_address") or None,
         bind_port=opaque.port("bind_port"),
-        protocol=(opaque.text("protocol") or said.text("Protocol")).lower() or None,
+        protocol=(opaque.text("protocol") or direct.text("Protocol")).lower() or None,
         local_connect_timeout_ms=opaque.number("local_connect_timeout_ms")
-        or said.number("LocalConnectTimeoutMs")
+        or direct.number("LocalConnectTimeoutMs")
         or None,
-        local_request_timeout_ms=said.number("LocalRequestTimeoutMs") or None
+        local_request_timeout_ms=direct.number("LocalRequestTimeoutMs") or None
         if local_request_timeout is None
         else local_request_timeout,
         local_idle_timeout_ms=opaque.number("local_idle_timeout_ms"),
         max_inbound_connections=opaque.number("max_inbound_connections")
-        or said.number("MaxInboundConnections")
+        or direct.number("MaxInboundConnections")
         or None,
         balance_inbound_connections=True if balance == "exact_balance" else None,
         max_request_headers_kb=opaque.number("max_request_headers_kb", LARGEST_HEADERS_KB)
-        or said.number("MaxRequestHeadersKB", LARGEST_HEADERS_KB)
+        or direct.number("MaxRequestHeadersKB", LARGEST_HEADERS_KB)
         or None,
-        permissive_mtls={"permissive": True, "strict": False}.get(said.choice("MutualTLSMode", "strict", "permissive")),
-        access_logs=_access_logs(said.part("AccessLogs")),
+        permissive_mtls={"permissive": True, "strict": False}.get(
+            direct.choice("MutualTLSMode", "strict", "permissive")
+        ),
+        access_logs=_access_logs(direct.part("AccessLogs")),
         tracing_json=opaque.text("envoy_listener_tracing_json") or None,
         public_listener_json=opaque.text("envoy_public_listener_json") or None,
         local_cluster_json=opaque.text("envoy_local_cluster_json") or None,
-        extensions=_extensions(said) or None,
-        mesh_gateway=said.part("MeshGateway").choice("Mode", "none", "local", "remote") or None,
+        extensions=_extensions(direct) or None,
+        mesh_gateway=direct.part("MeshGateway").choice("Mode", "none", "local", "remote") or None,
         dialed_directly=True if transparent.flag("DialedDirectly") else None,
         exposed_paths=_exposed_paths(expose) or None,
-        **_upstreams(said.part("UpstreamConfig")),
+        **_upstreams(direct.part("UpstreamConfig")),
     )
 
 
@@ -130,9 +131,9 @@ def _cluster_mode(opaque: Fields) -> ClusterMode | None:
     return ClusterMode(value) if value else None
 
 
-def _extensions(said: Fields) -> tuple[Extension, ...]:
+def _extensions(direct: Fields) -> tuple[Extension, ...]:
     found = []
-    for extension in said.each("EnvoyExtensions"):
+    for extension in direct.each("EnvoyExtensions"):
         arguments = json.dumps(extension.raw("Arguments") or {}, sort_keys=True)
         found.append(Extension(extension.text("Name"), extension.flag("Required"), arguments))
     return tuple(found)
@@ -258,7 +259,7 @@ def entry_facts(entry: Any) -> EntryFacts:
 
 
 def combined(entries: Iterable[EntryFacts]) -> ConfigEntries:
-    """Return what these entries say together."""
+    """Return these entries combined."""
     proxy_defaults, mesh = ProxySettings(), MeshSettings()
     service_defaults: dict[str, ProxySettings] = {}
     token_providers: dict[str, TokenProvider] = {}
@@ -295,9 +296,9 @@ def _destination(fields: Fields) -> Destination | None:
         if is_ip(address) or HOST_NAME.fullmatch(address):
             addresses.append(address.lower())
         else:
-            fields.tell("Addresses", f"{address!r} is neither an IP address nor a host name; it is left out")
+            fields.report("Addresses", f"{address!r} is neither an IP address nor a host name; it is left out")
     if port is None:
-        fields.tell("Port", "expected a port from 1 to 65535; the destination is left out")
+        fields.report("Port", "expected a port from 1 to 65535; the destination is left out")
     return Destination(tuple(dict.fromkeys(addresses)), port) if port is not None and addresses else None
 
 
@@ -326,12 +327,12 @@ def _mesh(fields: Fields) -> MeshSettings:
 def _tls(fields: Fields) -> TLSParameters:
     minimum, maximum = fields.choice("TLSMinVersion", *TLS_VERSIONS), fields.choice("TLSMaxVersion", *TLS_VERSIONS)
     if minimum in TLS_VERSIONS_IN_ORDER and maximum in TLS_VERSIONS_IN_ORDER and maximum < minimum:
-        fields.tell("TLSMaxVersion", f"{maximum} is less than TLSMinVersion {minimum}; taken as not given")
+        fields.report("TLSMaxVersion", f"{maximum} is less than TLSMinVersion {minimum}; taken as not given")
         maximum = ""
     ciphers = []
     for suite in fields.texts("CipherSuites"):
         if suite in CIPHERS or suite in CIPHERS.values():
             ciphers.append(CIPHERS.get(suite, suite))
         else:
-            fields.tell("CipherSuites", f"{suite!r} is no cipher suite of Envoy's; it is left out")
+            fields.report("CipherSuites", f"{suite!r} is no cipher suite of Envoy's; it is left out")
     return TLSParameters(TLS_VERSIONS[minimum], TLS_VERSIONS[maximum], tuple(ciphers))

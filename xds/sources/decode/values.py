@@ -88,12 +88,12 @@ class Fields:
         """Return the place of a field."""
         return f"{self.where}.{field}" if self.where else field
 
-    def tell(self, field: str, what: str) -> None:
-        """Tell what is wrong with a field."""
+    def report(self, field: str, what: str) -> None:
+        """Report what is wrong with a field."""
         self.problem(f"{self.at(field)}: {what}")
 
     def leave_out(self, field: str, what: str) -> None:
-        """Tell why a field is left out, though the rest is followed."""
+        """Report why a field is left out, though the rest is followed."""
         self.minor(f"{self.at(field)}: {what}; it is left out")
 
     def raw(self, field: str) -> Any:
@@ -106,7 +106,7 @@ class Fields:
         value = self.raw(field)
         if value is None or isinstance(value, str):
             return value or ""
-        self.tell(field, f"expected a text, not {value!r}")
+        self.report(field, f"expected a text, not {value!r}")
         return ""
 
     def texts(self, field: str) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ class Fields:
         value = self.raw(field) or []
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             return tuple(value)
-        self.tell(field, f"expected a list of texts, not {value!r}")
+        self.report(field, f"expected a list of texts, not {value!r}")
         return ()
 
     def flag(self, field: str) -> bool:
@@ -122,7 +122,7 @@ class Fields:
         value = self.raw(field)
         if value is None or isinstance(value, bool):
             return bool(value)
-        self.tell(field, f"expected true or false, not {value!r}")
+        self.report(field, f"expected true or false, not {value!r}")
         return False
 
     def number(self, field: str, most: int = LARGEST) -> int | None:
@@ -135,7 +135,7 @@ class Fields:
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or not 0 <= number <= most:
-            self.tell(field, f"expected a number from 0 to {most}, not {value!r:.60}; taken as not given")
+            self.report(field, f"expected a number from 0 to {most}, not {value!r:.60}; taken as not given")
             return None
         return number
 
@@ -148,7 +148,7 @@ class Fields:
         none."""
         found = self.duration(field)
         if found is not None and found < 0:
-            self.tell(field, f"expected no negative duration, not {self.raw(field)!r}; taken as not given")
+            self.report(field, f"expected no negative duration, not {self.raw(field)!r}; taken as not given")
             return None
         return found or None
 
@@ -158,7 +158,7 @@ class Fields:
         if not port:
             return None
         if port > 65535:
-            self.tell(field, f"expected a port from 1 to 65535, not {port}; taken as not given")
+            self.report(field, f"expected a port from 1 to 65535, not {port}; taken as not given")
             return None
         return port
 
@@ -172,7 +172,7 @@ class Fields:
             return -1 if value < 0 else round(min(value / 1e6, LARGEST))
         found = milliseconds(value) if isinstance(value, str) else None
         if found is None:
-            self.tell(field, f"expected a duration such as 1m30s, not {value!r}; taken as not given")
+            self.report(field, f"expected a duration such as 1m30s, not {value!r}; taken as not given")
         return found
 
     def limit(self, field: str) -> int | None:
@@ -184,7 +184,7 @@ class Fields:
         """Return one of some words, or an empty text."""
         value = self.text(field)
         if value and value not in choices:
-            self.tell(field, f"expected {' or '.join(map(repr, choices))}, not {value!r}; taken as not given")
+            self.report(field, f"expected {' or '.join(map(repr, choices))}, not {value!r}; taken as not given")
             return ""
         return value
 
@@ -196,7 +196,7 @@ class Fields:
         """Return the objects of a list in this one."""
         value = self.raw(field) or []
         if not isinstance(value, list):
-            self.tell(field, f"expected a list, not {value!r}")
+            self.report(field, f"expected a list, not {value!r}")
             return
         for number, item in enumerate(value):
             yield Fields(item, f"{self.at(field)}[{number}]", self.problem, self.minor, self.limits)
@@ -205,7 +205,7 @@ class Fields:
         """Return the objects of a map in this one."""
         value = self.raw(field) or {}
         if not isinstance(value, Mapping):
-            self.tell(field, f"expected fields, not {value!r}")
+            self.report(field, f"expected fields, not {value!r}")
             return
         for name, item in value.items():
             yield str(name), Fields(item, f"{self.at(field)}[{name!r}]", self.problem, self.minor, self.limits)
@@ -215,7 +215,7 @@ class Fields:
         value = self.raw(field) or {}
         if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
             return tuple(sorted(value.items()))
-        self.tell(field, f"expected texts by name, not {value!r}")
+        self.report(field, f"expected texts by name, not {value!r}")
         return ()
 
     def skip(self, *fields: str) -> None:
@@ -223,7 +223,7 @@ class Fields:
         self._read.update(fields)
 
     def done(self) -> None:
-        """Tell of the fields that nobody read."""
+        """Report the fields that were not read."""
         for field in sorted(self._data.keys() - self._read):
             if self._data[field] not in (None, "", 0, False, [], {}):
-                self.tell(field, "unknown field")
+                self.report(field, "unknown field")

@@ -4,9 +4,9 @@ Rules (Consul, "Discovery chain"; what Consul 1.8 and 1.16 answer is compared wi
 
 * Only the router of the service itself counts, and it ends with a route of everything to the service.
 * A splitter that leads to a splitter is flattened: the weights are multiplied.
-* A resolver redirects, then takes its default subset, then fails over: as it says for that subset, else under ``*``.
-  A target of failover follows redirects and default subsets of its own, and has no failover.
-* Everything in a chain has one protocol, and only one whose requests can be told apart may have routers and splitters.
+* A resolver redirects, then uses its default subset, then fails over: as for that subset, otherwise as for ``*``. A
+  target of failover follows redirects and default subsets of its own, and has no failover.
+* Everything in a chain has one protocol; routers and splitters need one whose requests can be distinguished.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ChainEntries:
 
     @classmethod
     def of(cls, entries: Iterable[Entry], spelled: Callable[[str], str]) -> ChainEntries:
-        """Return those among ``entries``; ``spelled`` says how the file spells a service."""
+        """Return those among ``entries``; ``spelled`` returns how the file spells a service."""
         found = list(entries)
         return cls(
             {spelled(entry.Name): entry for entry in found if isinstance(entry, ServiceRouter)},
@@ -83,8 +83,8 @@ class ChainEntries:
         own = self.defaults.get(service)
         if own is not None:
             return own.Protocol.lower() or "tcp"
-        said = self.proxy_defaults.Config.get("protocol") if self.proxy_defaults else None
-        return str(said or "tcp").lower()
+        given = self.proxy_defaults.Config.get("protocol") if self.proxy_defaults else None
+        return str(given or "tcp").lower()
 
 
 def compile_chain(service: str, entries: ChainEntries, datacenter: str) -> dict[str, Any]:
@@ -255,20 +255,20 @@ class _Compiler:
 
     def _failover(self, entry: ServiceResolver | None, target: Target) -> list[Target]:
         spelled = self._entries.spelled
-        said = (entry.Failover.get(target.subset) or entry.Failover.get("*")) if entry is not None else None
-        if said is None:
+        given = (entry.Failover.get(target.subset) or entry.Failover.get("*")) if entry is not None else None
+        if given is None:
             return []
-        if said.Datacenters:
+        if given.Datacenters:
             found = [
-                _rewritten(target, spelled(said.Service), said.ServiceSubset, each, "") for each in said.Datacenters
+                _rewritten(target, spelled(given.Service), given.ServiceSubset, each, "") for each in given.Datacenters
             ]
-        elif said.Targets:
+        elif given.Targets:
             found = [
                 _rewritten(target, spelled(each.Service), each.ServiceSubset, each.Datacenter, each.Peer)
-                for each in said.Targets
+                for each in given.Targets
             ]
         else:
-            found = [_rewritten(target, spelled(said.Service), said.ServiceSubset, "", "")]
+            found = [_rewritten(target, spelled(given.Service), given.ServiceSubset, "", "")]
         return [each for each in found if each != target]
 
     def _keep(self, target: Target) -> None:

@@ -76,7 +76,7 @@ def parse(file: str, text: str) -> Document:
         text: what it holds.
 
     Raises:
-        RefusedError: it is not YAML, says something that Consul does not know, or contradicts itself.
+        RefusedError: it is not YAML, has something that Consul does not know, or contradicts itself.
     """
     other = other_format(text)
     if other is not None:

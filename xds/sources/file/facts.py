@@ -63,7 +63,7 @@ class FileFacts:
     instances: Mapping[str, ServiceInstances]
     chains: Mapping[str, DiscoveryChain]
     made: tuple[str, ...]
-    """The services that a router, a splitter or a resolver speaks of, with or without instances."""
+    """Services that a router, a splitter or a resolver names, with or without instances."""
     tokens: Mapping[str, frozenset[str]]
     """Tokens that may have the certificate of each service in the mesh."""
 
@@ -136,13 +136,13 @@ class FileFacts:
         some = [f"{name} (some requests)" for name in apart["some"]]
         if others == "none":
             return ", ".join([*apart["all"], *some]) or "nobody"
-        everybody = "everybody" if others == "all" else "everybody (some requests)"
+        all_sources = "everybody" if others == "all" else "everybody (some requests)"
         denied = f" but {', '.join(apart['none'])}" if apart["none"] else ""
-        return ", ".join([everybody + denied, *apart["all"], *some])
+        return ", ".join([all_sources + denied, *apart["all"], *some])
 
 
 def facts_of(document: Document, quotas: Quotas = DEFAULT_QUOTAS) -> FileFacts:
-    """Return the facts that a document states; ``quotas`` say what the configuration of one service may come to."""
+    """Return the facts of a document; ``quotas`` limit the configuration of one service."""
     mesh, services = document.mesh, document.services
     spelled = Spellings(*([each.destination or each.name] for each in services if each.destination or not each.kind)).of
     instances: dict[str, list[tuple[Registered, int]]] = {}

@@ -43,12 +43,9 @@ class FileSource:
     """Source that serves a mesh from a file.
 
     Args:
-        settings: where it is.
-        sink: takes each batch of facts.
-        tokens_needed: as for `load`.
-        default_allow: what holds where no intention matches, in place of what the file says.
-        quotas: what the configuration of one service may come to.
-        clock: the time, in UTC.
+        settings: where it is. sink: takes each batch of facts. tokens_needed: as for `load`. default_allow: the default
+        where no intention matches, in place of the file's. quotas: limits of the configuration of one service. clock:
+        the time, in UTC.
 
     Raises:
         RefusedError: the file can't be used.
@@ -81,7 +78,7 @@ class FileSource:
         self._unpublished: str | None = None
         """The reason why the roots could not be published."""
         self._seen: tuple[object, ...] = ()
-        """The files as they were when they were last taken; at the start they are looked at once more."""
+        """State of the files when they were last read; they are checked once more at the start."""
         self._mesh = load(settings, tokens_needed=tokens_needed, now=clock(), quotas=quotas)
         self._log_loaded()
 
@@ -138,7 +135,7 @@ class FileSource:
                 async for _ in changes:
                     await self._look()
         except Exception as error:  # errors of the library, when the kernel refuses something
-            log.warning("can't be told of edits (%s): looking every %d ms", error, LOOK_ANYWAY_MS)
+            log.warning("the system can't report edits (%s): checking every %d ms", error, LOOK_ANYWAY_MS)
         while True:
             await self._look()
             await asyncio.sleep(LOOK_ANYWAY_MS / 1000)
@@ -188,7 +185,7 @@ class FileSource:
 
     def _refuse(self, error: Exception) -> None:
         if str(error) != self._trouble:
-            log.error("refused, the last good mesh goes on serving:\n%s", error)
+            log.error("refused, the last good mesh stays in use:\n%s", error)
         self._trouble = str(error)
 
     def _log_loaded(self, before: LoadedMesh | None = None) -> None:

@@ -115,9 +115,8 @@ class StateFolder:
         """Give a virtual IP to each of ``services`` that has none; all that were given.
 
         Args:
-            services: who needs one.
-            taken: addresses that services claim themselves, and who does.
-            since: what was given when this was last looked at; it may not have become less.
+            services: who needs one. taken: addresses that services claim themselves, and who does. since: what was
+            assigned when this was last read; nothing of it may be missing.
 
         Raises:
             StateError: as for `virtual_ips`, or they can't be written, or there are no more.

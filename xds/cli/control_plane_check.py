@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xds.mesh.addresses import HostPort
+from xds.tls_client import client_context
 
 if TYPE_CHECKING:
     from xds.envoy.bootstrap import ControlPlaneTls
@@ -64,10 +65,7 @@ def _plain_text(connection: socket.socket, shown: str) -> str | None:
 def _over_tls(connection: socket.socket, host: str, tls: ControlPlaneTls, shown: str) -> str | None:
     name = tls.server_name or host
     try:
-        if isinstance(tls.ca, Path):
-            context = ssl.create_default_context(cafile=str(tls.ca))
-        else:
-            context = ssl.create_default_context(cadata=tls.ca)
+        context = client_context(cafile=str(tls.ca)) if isinstance(tls.ca, Path) else client_context(cadata=tls.ca)
     except (OSError, ssl.SSLError) as error:
         return f"can't use the authorities in {_named(tls)}: {error.strerror or error}; expected certificates in PEM"
     context.check_hostname = tls.identity is None

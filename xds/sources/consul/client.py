@@ -342,6 +342,10 @@ def _reason(error: Exception) -> str:
             " on the agent (200 by default, and every watched service holds a connection)"
         )
     words = str(error)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+        why = getattr(cause, "verify_message", None) or str(cause)
+        return f"its certificate can't be verified: {why}; compare --ca-file or CONSUL_CACERT"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EADDRNOTAVAIL:
         return (
             "no local port is left for another connection to it, and every watched service holds one; reach Consul at"

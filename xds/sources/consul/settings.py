@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from xds.tls_client import client_context
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8500"
 AGENT_ROOTS_PATH = "/v1/agent/connect/ca/roots"
 """Path of the mesh's certificate authorities in the agent's cache; it needs no request to Consul's servers, and no
@@ -85,7 +87,7 @@ class ConsulSettings:
         if not self.address.startswith("https"):
             return True
         try:
-            context = ssl.create_default_context(cafile=self.ca_file or None, capath=self.ca_path or None)
+            context = client_context(self.ca_file or None, self.ca_path or None)
             if self.client_cert:
                 context.load_cert_chain(self.client_cert, self.client_key)
         except (OSError, ssl.SSLError) as error:

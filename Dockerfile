@@ -8,7 +8,7 @@ WORKDIR /src
 COPY requirements.lock ./
 RUN python -m venv /opt/gossamer \
     && /opt/gossamer/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY xds xds
 RUN /opt/gossamer/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation .
 

@@ -1,5 +1,5 @@
 # make demo    watch the main job on this machine
-# make test    run every test
+# make test    run every test; PYTHON=python3.13 runs them on another Python
 # make lint    ruff, mypy, import contracts
 # make docs    build the documentation into build/docs, warnings being errors
 # make bench   measure, and rewrite docs/performance.md
@@ -7,7 +7,10 @@
 # make protos  generate xds/wire from protos/
 
 .PHONY: demo-setup setup consul demo test lint docs bench fuzz protos
-bin := .venv/bin
+# Another Python than python3 has a virtual environment of its own.
+export VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+export PYTHON
+bin := $(VENV)/bin
 
 demo-setup:
 	@scripts/setup
@@ -22,7 +25,8 @@ consul:
 	@scripts/fetch-consul
 
 test: setup consul
-	@$(bin)/python -m pytest -q -n 2 --dist loadfile
+	@$(bin)/python -m pytest -q -n 2 tests/unit --cov --cov-report=term:skip-covered
+	@$(bin)/python -m pytest -q -n 2 --dist loadfile tests/integration
 
 lint: setup
 	@$(bin)/ruff check .

@@ -1,1 +1,1 @@
-"""What Gossamer costs, measured. ``make bench`` runs it and rewrites ``docs/performance.md``."""
+"""Benchmarks of Gossamer. ``make bench`` runs them and rewrites ``docs/performance.md``."""

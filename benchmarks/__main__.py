@@ -41,7 +41,7 @@ BENCHMARKS: dict[str, Callable[[Stage], Awaitable[Any]]] = {
 
 
 def machine(consul: tuple[int, int]) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return a description of the machine of the measurements."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     envoy = subprocess.run([binaries.envoy(), "--version"], capture_output=True, text=True, check=True).stdout
     return {

@@ -97,7 +97,7 @@ class Bare:
             queue.put_nowait(ready)
 
     async def read(self) -> int:
-        """How many messages were read."""
+        """Return the number of messages that were read."""
         return self._read
 
     async def follow(self, url: str, message: str) -> None:

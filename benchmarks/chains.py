@@ -29,7 +29,7 @@ NAME = "outbound_listener:127.0.0.1:15001"
 
 
 def inlined(body: bytes, certificate: tls_pb2.TlsCertificate, roots: str) -> bytes:
-    """A cluster with its certificates inside (CommonTlsContext: tls_certificates 2, validation_context 3)."""
+    """Return a cluster with its certificates inside (CommonTlsContext: tls_certificates 2, validation_context 3)."""
     message = cluster.Cluster.FromString(body)
     context = tls_pb2.UpstreamTlsContext()
     message.transport_socket.typed_config.Unpack(context)
@@ -42,7 +42,7 @@ def inlined(body: bytes, certificate: tls_pb2.TlsCertificate, roots: str) -> byt
 
 
 def chain(name: str) -> bytes:
-    """The chain of one upstream: ``vip:`` and its address (FilterChain: filter_chain_match 1, prefix_ranges 3)."""
+    """Return an upstream's chain: ``vip:`` and its address (FilterChain: filter_chain_match 1, prefix_ranges 3)."""
     address = name.removeprefix("vip:")
     made = listener.FilterChain(name=name, filters=[tcp_proxy(f"upstream.{name}", cluster=name)])
     only = field(3, field(1, address.encode()) + field(2, b"\x08\x20"))

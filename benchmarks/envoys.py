@@ -1,4 +1,4 @@
-"""What a thousand and five thousand upstreams cost a real Envoy, of which it dials fifty: in several designs.
+"""Measures the cost of a thousand and five thousand upstreams for a real Envoy that dials fifty, in several designs.
 
 All at once and on demand, of TCP and of HTTP, and as Consul has it (`benchmarks.chains`). The Envoy stands in a
 namespace whose traffic the kernel redirects to it; what it dials through virtual IPs is a TLS server that speaks for
@@ -44,7 +44,7 @@ ADDED = 10
 SERVER_PORTS = {"tcp": 20443, "http": 20444}
 REQUESTS = {"tcp": b"", "http": b"GET / HTTP/1.1\r\nHost: called\r\n\r\n"}
 GREETINGS = {"tcp": b"hello\n", "http": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n"}
-"""What who is called answers to that."""
+"""Answers of the called applications."""
 ENVOY_ADMIN = 19000
 OPEN = ("--insecure", "--plaintext")
 """Flags of `gossamer serve` beside played answers: no ACLs, in a network of the benchmark's own."""
@@ -60,7 +60,7 @@ class Called:
     leaf: dict[str, str]
 
     def templates(self, protocol: str) -> dict[str, Any]:
-        """What is played back instead of the recorded certificates, and of the recorded protocol."""
+        """Return the answers that replace the recorded certificates and the recorded protocol."""
         root = {"ID": "bench", "Active": True, "RootCert": self.authority.certificate}
         roots = {**self.stage.templates["roots"], "TrustDomain": self.authority.trust_domain, "Roots": [root]}
         leaf = {**self.stage.templates["leaf"], **self.leaf}
@@ -228,7 +228,7 @@ async def _dial(caller: Host, address: str, protocol: str) -> float | None:
 
 
 async def _resources(server: str, services: int, only: list[str] | None = None) -> dict[str, dict[str, str]]:
-    """What Gossamer sends the same sidecar: its upstreams' clusters and endpoints, in base64."""
+    """Return what Gossamer sends the same sidecar: its upstreams' clusters and endpoints, in base64."""
     async with grpc.aio.insecure_channel(server, options=[("grpc.max_receive_message_length", -1)]) as channel:
         stream = channel.stream_stream(f"/{SERVICE}/DeltaAggregatedResources")()
         first = discovery.DeltaDiscoveryRequest(type_url=CLUSTER)

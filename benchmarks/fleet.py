@@ -125,7 +125,7 @@ class Fleet:
         self._kept: dict[str, bytes] = {}
 
     def took(self, sidecar: Sidecar, kind: str, message: bytes) -> None:
-        """A message arrived."""
+        """Count a message that arrived."""
         self._counts[kind] += 1
         self._bytes[kind] += len(message)
         if sidecar is self._sidecars[0]:
@@ -231,7 +231,7 @@ class Fleet:
         return await self.seen()
 
     async def kept(self) -> dict[str, str]:
-        """The last message of each type that the first sidecar received since `arm`, in base64."""
+        """Return the last message of each type that the first sidecar received since `arm`, in base64."""
         return {TYPE_NAMES[kind]: base64.b64encode(message).decode() for kind, message in self._kept.items()}
 
 

@@ -40,12 +40,12 @@ class Section:
 
 
 def ratio(ours: float, floor: float) -> Figure | str:
-    """How many times the floor."""
+    """Return the multiple of the floor."""
     return Figure(ours / floor, "{:.2f}", spread=True) if floor else "-"
 
 
 def alone(value: float, form: str) -> Figure:
-    """A figure with no floor beside it."""
+    """Return a figure without a floor."""
     return Figure(value, form, spread=True)
 
 
@@ -55,7 +55,7 @@ def _quantile(seconds: list[float], share: float) -> float:
 
 
 def page(results: Result) -> str:
-    """The whole page; what was not measured is not on it."""
+    """Return the whole page, without what was not measured."""
     machines = [results["machines"][name] for name, _ in PARTS if name in results]
     usual = max(machines, key=machines.count)
     parts = [HEAD.format(machine=MACHINE.format(**usual))]
@@ -134,7 +134,7 @@ def fanout(found: Result) -> Section:
 
 
 def sizes(found: Result) -> Section:
-    """The same change in meshes of several sizes."""
+    """Return the section about the same change in meshes of several sizes."""
     first = next(iter(found.values()))["cpu_ms_per_change"]
     rows: list[list[Figure | str]] = [
         [
@@ -157,7 +157,7 @@ def sizes(found: Result) -> Section:
 
 
 def appears(found: Result) -> Section:
-    """A service appears."""
+    """Return the section about a service that appears."""
     sent = ", ".join(f"{count} {what}" for what, count in found["messages"].items())
     floor = found["floor"]
     return Section(
@@ -183,7 +183,7 @@ def appears(found: Result) -> Section:
 
 
 def flip(found: Result) -> Section:
-    """A wildcard intention flips."""
+    """Return the section about a wildcard intention that flips."""
     floor = found["floor"]
     megabytes = sum(found["allowed"]["bytes"].values()) / 1e6
     costs = (("until the last has it", "seconds"), ("CPU", "cpu_s"))
@@ -215,7 +215,7 @@ def flip(found: Result) -> Section:
 
 
 def start(found: Result) -> Section:
-    """A cold start."""
+    """Return the section about a cold start."""
     rows: list[list[Figure | str]] = []
     for services, sources in found.items():
         for source, each in sources.items():
@@ -232,7 +232,7 @@ def start(found: Result) -> Section:
 
 
 def reconnect(found: Result) -> Section:
-    """A thousand sidecars come again."""
+    """Return the section about a thousand sidecars that reconnect."""
     ours, floor = found["gossamer"], found["floor"]
     sent = ", ".join(f"{count} {what}" for what, count in ours["messages"].items()) or "nothing"
     cpu = ours["cpu_s"], floor["cpu_s"]
@@ -333,7 +333,7 @@ def tenants(found: Result) -> Section:
 
 
 def carried_on(cost: simulation.Costs) -> Section:
-    """What was measured, carried to larger meshes."""
+    """Return the section that extrapolates the measurements to larger meshes."""
     rows: list[list[Figure | str]] = []
     for world in simulation.WORLDS:
         out = simulation.simulate(cost, world)

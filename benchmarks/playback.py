@@ -32,7 +32,7 @@ ASKED = {
 
 
 async def record(consul: LabConsul) -> dict[str, Any]:
-    """What this Consul says of one service with one instance and its sidecar, and of one intention."""
+    """Record this Consul's answers for one service with one instance and its sidecar, and for one intention."""
     mode: dict[str, Any] = {"Mode": "transparent"} if consul.transparent else {}
     address = "10.1.1.1"
     await consul.register(f"node-{TEMPLATE}", address, {"ID": TEMPLATE, "Service": TEMPLATE, "Port": 8080})
@@ -58,7 +58,7 @@ async def record(consul: LabConsul) -> dict[str, Any]:
 
 
 def virtual_ip(number: int) -> str:
-    """The virtual IP of a service."""
+    """Return the virtual IP of a service."""
     return f"240.{number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
@@ -184,12 +184,12 @@ class Playback:
         self._set(f"/v1/health/connect/{service}", [])
 
     async def rotate(self, services: list[str]) -> None:
-        """A new leaf for these."""
+        """Replace the leaves of these services."""
         for service in services:
             self._leaf(service)
 
     async def asked(self) -> dict[str, int]:
-        """How many requests came, by what was asked for."""
+        """Return the number of requests by kind."""
         return dict(self._asked)
 
     def _set(self, path: str, data: Any) -> None:
@@ -203,7 +203,7 @@ class Playback:
             event.set()
 
     def _of_proxy(self, path: str) -> None:
-        """What Consul says of the name that only sidecars are registered under."""
+        """Return Consul's answer for the name that only sidecars are registered under."""
         kind, _, service = path.rpartition("/")
         if kind == "/v1/discovery-chain":
             self._put(path, json.dumps(self._templates["chain"]).replace(TEMPLATE, service).encode())

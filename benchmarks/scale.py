@@ -1,4 +1,4 @@
-"""What a change costs with many services and many sidecars, on a Consul's answers played back.
+"""Measures the cost of a change with many services and many sidecars, on recorded answers of a Consul.
 
 For each there is a floor from the same run: the same bytes pushed by a bare grpc.aio server, or bare streams opened.
 """
@@ -17,7 +17,7 @@ from benchmarks.stage import SERVE_PORT, Played, Served, Stage, children
 
 DENY_ALL = [["*", "*", "deny"]]
 REST_S = 5.0
-"""How long it is looked at what a mesh costs in which nothing happens."""
+"""Seconds during which the cost of an idle mesh is measured."""
 
 
 def sidecars(count: int, services: int = 1) -> list[list[str]]:
@@ -29,7 +29,7 @@ def sidecars(count: int, services: int = 1) -> list[list[str]]:
 async def mesh(
     stage: Stage, services: int, instances: int, intentions: list[list[str]]
 ) -> AsyncIterator[tuple[Played, Served, Child, Child]]:
-    """A mesh played back, a Gossamer that serves it, a fleet that is not connected yet, and a bare server."""
+    """Start a recorded mesh, a Gossamer that serves it, a fleet that is not connected yet, and a bare server."""
     async with (
         stage.playback(services, instances, intentions) as played,
         children("benchmarks.fleet", "benchmarks.bare") as (fleet, bare),
@@ -42,7 +42,7 @@ async def mesh(
 async def bare_push(
     fleet: Child, bare: Child, who: list[list[str]], messages: list[str], rounds: int, *, distinct: bool = False
 ) -> dict[str, float]:
-    """The floor: these messages to as many streams; CPU and time of a round."""
+    """Measure the floor: these messages to as many streams; CPU and time of a round."""
     await fleet.ask("forget")
     port = await bare.ask("listen")
     await fleet.ask("open", port=port, sidecars=who)
@@ -64,7 +64,7 @@ async def bare_push(
 async def sizes(
     stage: Stage, meshes: tuple[int, ...] = (100, 1000, 10000), streams: int = 50, changes: int = 30
 ) -> Any:
-    """The same endpoint change in meshes of several sizes; every sidecar may call every service."""
+    """Measure the same endpoint change in meshes of several sizes; every sidecar may call every service."""
     found = {}
     for services in meshes:
         async with mesh(stage, services, 2, []) as (played, served, fleet, _):
@@ -96,7 +96,7 @@ async def sizes(
 
 
 async def appears(stage: Stage, streams: int = 1000, services: int = 200, rounds: int = 8) -> Any:
-    """A service appears that every sidecar may call."""
+    """Measure a service that appears and that every sidecar may call."""
     async with mesh(stage, services, 10, []) as (played, served, fleet, bare):
         who = sidecars(streams, 100)
         await fleet.ask("open", port=SERVE_PORT, sidecars=who)
@@ -124,7 +124,8 @@ async def appears(stage: Stage, streams: int = 1000, services: int = 200, rounds
 
 
 async def flip(stage: Stage, services: int = 1000) -> Any:
-    """A wildcard intention flips and changes all upstreams of every sidecar but one, which goes on following its own.
+    """Flip a wildcard intention, which changes all upstreams of every sidecar but one, and follow that one's own
+    changes.
 
     Its upstream is one that nobody else may call, before and after.
     """
@@ -178,7 +179,7 @@ async def _follow_one(played: Played, bystander: Child, service: str, until: asy
 
 
 async def reconnect(stage: Stage, streams: int = 1000, services: int = 51, rounds: int = 5) -> Any:
-    """A thousand sidecars come again, with nothing changed."""
+    """Measure a thousand sidecars that reconnect, with nothing changed."""
     async with mesh(stage, services, -(-streams // services), []) as (_, served, fleet, bare):
         who = sidecars(streams, services)
         await fleet.ask("open", port=SERVE_PORT, sidecars=who)
@@ -204,7 +205,7 @@ async def _again(fleet: Child, port: int, pid: int, rounds: int) -> dict[str, An
 
 
 async def rotation(stage: Stage, streams: int = 1000) -> Any:
-    """A leaf of each of a thousand services is signed anew within a minute."""
+    """Measure the renewal of a leaf of each of a thousand services within a minute."""
     async with mesh(stage, streams, 1, DENY_ALL) as (played, served, fleet, _):
         await fleet.ask("open", port=SERVE_PORT, sidecars=sidecars(streams, streams))
         await fleet.ask("settled")
@@ -219,7 +220,7 @@ async def rotation(stage: Stage, streams: int = 1000) -> Any:
 
 
 async def _signed(stage: Stage, services: int = 300) -> float:
-    """How many leaves a real Consul signs each second while the sidecars of so many services come at once."""
+    """Measure how many leaves a real Consul signs each second while so many services' sidecars connect at once."""
     for number in range(services):
         await fanout.register(stage, f"signed-{number}", 0, f"240.2.{number >> 8}.{number & 255}")
     async with children("benchmarks.fleet") as (fleet,), stage.serve("--consul", stage.consul.url) as served:

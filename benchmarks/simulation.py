@@ -1,4 +1,4 @@
-"""What was measured, carried to meshes that no machine here can hold: what breaks first, and where.
+"""Extrapolates the measurements to meshes that no machine here can hold: the first limit that they reach.
 
 One server is simulated, since servers know nothing of each other: a process that reads Consul and workers that serve.
 Changes come at random, each waits until the reader has taken those before it, and then at every worker until that has
@@ -20,7 +20,7 @@ INSTANCES = 2
 CALLED = 20
 """Other services that each service may call."""
 REPLACED_A_DAY = 4
-"""How often each instance is replaced, each time with three changes: it fails, it goes, another comes."""
+"""Replacements of each instance in a day, each with three changes: it fails, it goes, another comes."""
 BUSY = 10
 """The busiest hour, beside the average."""
 SECONDS = 600
@@ -35,7 +35,7 @@ OPEN_FILES = 524288
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured; seconds of CPU, MiB."""
+    """Measured costs in seconds of CPU and MiB."""
 
     change: float
     """To read a change from Consul and find out whom it is about."""
@@ -88,7 +88,7 @@ class World:
 
     @property
     def services(self) -> int:
-        """How many there are."""
+        """Number of services."""
         return self.sidecars // INSTANCES
 
     @property
@@ -110,7 +110,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it goes."""
+    """Result of a simulation."""
 
     reader: float
     """Of a core."""
@@ -126,7 +126,7 @@ class Outcome:
     start_s: float
 
     def limits(self, *, by_socket: bool) -> list[tuple[float, str]]:
-        """How much of each limit is used, and what it is; what is used most comes first."""
+        """Return the used part of each limit and its name, the most used first."""
         connections = (OPEN_FILES, "open files") if by_socket else (PORTS, "ports for connections to Consul")
         used = [
             (self.reader / 0.7, "the reader's core (70 %)"),
@@ -147,7 +147,7 @@ def simulate(cost: Costs, world: World, seed: int = 1) -> Outcome:
     rest = cost.watch * (world.watched + min(world.services, world.sidecars / world.servers))
     names = NAMES_READS_A_SECOND * cost.name * 2 * world.services
     slowed = 1 / max(1 - rest - min(names, 0.9), 0.01)
-    """What is always to be done takes its share of the reader from the changes."""
+    """Factor by which constant work of the reader slows changes down."""
     now = free = busy = 0.0
     workers = [0.0] * world.workers
     worked, waits = 0.0, []

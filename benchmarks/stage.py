@@ -1,4 +1,4 @@
-"""What every benchmark stands on: a namespace, a real Consul or its answers played back, Gossamer, the floor."""
+"""Prepares what every benchmark needs: a namespace, a real or recorded Consul, Gossamer, the floor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stage:
     @classmethod
     @asynccontextmanager
     async def open(cls) -> AsyncIterator[Stage]:
-        """A namespace that this process moves into, and a real Consul in it."""
+        """Make a namespace, which this process enters, with a real Consul in it."""
         with Network() as network, tempfile.TemporaryDirectory() as name:
             host = network.host("bench")
             enter(host)
@@ -123,7 +123,7 @@ class Served:
         await eventually("gossamer to be ready", is_ready, within_s=within_s)
 
     async def metrics(self) -> dict[str, float]:
-        """What it counts, by name, labels left out."""
+        """Return the metrics by name, without labels."""
         _, text = await get(self.stage.host, ADMIN_PORT, "/metrics", "127.0.0.1")
         found: dict[str, float] = {}
         for line in str(text).splitlines():
@@ -136,7 +136,7 @@ class Served:
 
 @asynccontextmanager
 async def children(*modules: str) -> AsyncIterator[list[Child]]:
-    """Processes of our own."""
+    """Start processes of the benchmark."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(Child(module)) for module in modules]
 

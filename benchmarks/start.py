@@ -67,7 +67,7 @@ async def _timed(stage: Stage, services: int, *source: str) -> dict[str, Any]:
 
 
 def mesh_file(services: int) -> dict[str, Any]:
-    """What a mesh file of so many services says."""
+    """Return the content of a mesh file with so many services."""
     found: list[dict[str, Any]] = []
     for number in range(services):
         for instance in range(INSTANCES):
@@ -93,7 +93,7 @@ def mesh_file(services: int) -> dict[str, Any]:
 
 
 async def read_everything(url: str, services: int) -> None:
-    """The floor: one read of each service, and of the names, with nothing but aiohttp and json."""
+    """Measure the floor: one read of each service, and of the names, with only aiohttp and json."""
     reading = asyncio.Semaphore(16)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 

@@ -16,7 +16,7 @@ INTO = Path(__file__).parents[1] / "_generated" / "mesh-file-fields.md"
 
 
 def fields() -> str:
-    """The fields of a mesh file, one table a model, in the order in which they are met."""
+    """Yield the fields of a mesh file, one table for each model, in the order in which they occur."""
     waiting: list[type[BaseModel]] = [models.MeshFile]
     seen: list[type[BaseModel]] = []
     parts: list[str] = []

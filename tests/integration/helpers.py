@@ -45,7 +45,7 @@ async def log_says(process: Process, *words: str) -> None:
 
 
 async def ask_as(host: Host, uid: int, address: str, port: int) -> str | None:
-    """Who answers a dial by the user ``uid``."""
+    """Return who answers a dial by the user ``uid``."""
     return (await run_to_end(*host.command(sys.executable, "-c", ASK, address, str(port), uid=uid))).strip() or None
 
 

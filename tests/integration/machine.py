@@ -37,7 +37,7 @@ class Machine:
             (folder / "bin" / name).symlink_to(path)
 
     def command(self, *arguments: str, cwd: Path | None = None) -> list[str]:
-        """A command line that runs ``arguments`` there."""
+        """Return a command line that runs ``arguments`` there."""
         private = {"etc": "/etc", "run": "/run", "lib": "/var/lib", "bin": "/usr/local/bin"}
         steps = [f"mount --bind {self._folder / name} {target}" for name, target in private.items()]
         steps += self._make_readable()
@@ -63,5 +63,5 @@ class Machine:
 
 
 def _closed_above(path: Path) -> Path | None:
-    """The outermost folder above ``path`` that not everybody may enter."""
+    """Return the outermost folder above ``path`` that not every user may enter."""
     return next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)

@@ -39,7 +39,7 @@ class Addressed:
 
 
 async def give_ipv6(host: Host) -> str:
-    """An IPv6 address for a host, and a default route."""
+    """Give a host an IPv6 address and a default route."""
     address = f"fd77::{host.address.rpartition('.')[2]}"
     await run_to_end(*host.command("ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad"))
     await run_to_end(*host.command("ip", "-6", "route", "add", "default", "dev", "eth0"))
@@ -88,7 +88,7 @@ async def test_ipv6_is_dialed_redirected_and_carried_to_a_sidecar_that_has_nothi
 
 
 async def dial6(host: Host, address: str) -> str | None:
-    """Who answers over IPv6."""
+    """Return who answers over IPv6."""
     made = host.socket(socket.AF_INET6)
     try:
         async with asyncio.timeout(5):
@@ -106,7 +106,7 @@ def _question(name: str, kind: int) -> bytes:
 
 
 async def resolve(host: Host, name: str, server: str, kind: int = 1) -> str | None:
-    """The address that a DNS server gives for a name; ``kind`` 28 for IPv6."""
+    """Return the address that a DNS server returns for a name; ``kind`` 28 for IPv6."""
     made = host.socket(socket.AF_INET, socket.SOCK_DGRAM)
     loop = asyncio.get_running_loop()
     try:

@@ -1,4 +1,4 @@
-"""What a mesh file's entries compile to is what a real Consul answers for the same entries."""
+"""Tests that a mesh file's entries compile to the answers of a real Consul for the same entries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xds.sources.file.chains import ChainEntries, compile_chain
 
 @pytest.fixture(scope="module")
 async def consul() -> AsyncIterator[LabConsul]:
-    """A Consul with the entries."""
+    """Start a Consul with the entries."""
     folder = temporary_folder()
     try:
         with Network() as network:

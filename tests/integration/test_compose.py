@@ -87,7 +87,7 @@ class Containers:
         self.machines: dict[str, Machine] = {}
 
     def machine(self, name: str) -> Machine:
-        """Where a container runs: its own network, or that of the one it shares."""
+        """Return where a container runs: in its own network, or that of the one it shares."""
         owner = SERVICES[name].get("network_mode", f"service:{name}").removeprefix("service:")
         if owner not in self.machines:
             host = self._network.host(owner, address=SERVICES[owner]["networks"]["mesh"]["ipv4_address"])

@@ -1,4 +1,4 @@
-"""What Gossamer reads of Consul: with the permissions that the docs name, and from real config entries."""
+"""Tests of reading a real Consul: with the permissions that the docs name, and from real config entries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEBUG = ("--log-level", "debug")
 
 
 def documented_rules(release: tuple[int, int]) -> str:
-    """The ACL rules that the operating guide names, for this Consul."""
+    """Return the ACL rules in the operating guide for this Consul."""
     found = re.search(r"```hcl\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert found is not None
     return found[1] if release >= (1, 11) else re.sub(r"(?m)^mesh = .*$", "", found[1])

@@ -40,7 +40,7 @@ class Federated:
     gateway: Host
 
     async def who(self, port: int) -> str | None:
-        """Whose certificate web sees at one of its local ports."""
+        """Return whose certificate web sees at one of its local ports."""
         return await who_answers(self.web.host, "127.0.0.1", port)
 
 
@@ -91,7 +91,7 @@ async def _native(lab: Lab, second: LabConsul, folder: Path) -> Host:
 
 
 async def _gateways(lab: Lab, second: LabConsul, api: Host) -> Host:
-    """A mesh gateway for each datacenter: one Envoy with a port for each, which counts them apart."""
+    """Start a mesh gateway for each datacenter: one Envoy with a port for each, which counts them separately."""
     host = lab.host("gateways")
     address = {"socket_address": {"address": api.address, "port_value": PUBLIC_PORT}}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]

@@ -45,7 +45,7 @@ async def until_said(process: asyncio.subprocess.Process, words: str) -> str:
 
 
 def left_behind(process: asyncio.subprocess.Process) -> list[str]:
-    """What there is now of what the demo makes: processes in its namespaces, and their names and files."""
+    """Return what exists of the demo: processes in its namespaces, and their names and files."""
     mine = f"gossamer-{process.pid}-"
     found = [path.name for folder in ("/run/netns", "/tmp", "/run") for path in Path(folder).glob(f"*{mine}*")]
     if Path("/run/gossamer").exists():

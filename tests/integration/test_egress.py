@@ -31,7 +31,7 @@ from xds.sources.file.state import StateFolder
 
 GATEWAY_PORT = 8443
 BEHIND = {"bank": 9100, "page": 9101, "secure": 9102}
-"""What the gateway leads to on the outside host, by service."""
+"""Ports of the outside host that the gateway leads to, by service."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Outside:
 
 
 def gateway_config(outside: Host, folder: Path, services: dict[str, str]) -> dict[str, Any]:
-    """A terminating gateway: by SNI, with the certificate of that service, to its port outside."""
+    """Return a terminating gateway that leads connections by SNI to the service's port outside."""
 
     def chain(service: str, server_name: str) -> dict[str, Any]:
         files = {name: {"filename": str(folder / f"{service}.{name}")} for name in ("chain", "key")}

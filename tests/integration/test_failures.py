@@ -1,4 +1,4 @@
-"""What gets a clear error and loses nothing: tokens, Consul away, Connect disabled, a restarted control plane."""
+"""Tests of failures that get a clear error and lose nothing: tokens, Consul away, Connect disabled, a restart."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_a_dead_control_plane_leaves_the_mesh_running(denying: Mesh) -> No
 
 
 async def troubles(lab: Lab) -> tuple[int, dict[str, str]]:
-    """The status of ``/ready``, and what it says can't be read."""
+    """Return the status of ``/ready``, and the troubles that it lists."""
     status, about = await get(lab.control, ADMIN_PORT, "/ready")
     return status, dict(about["troubles"])
 
@@ -151,7 +151,7 @@ def replaces(old: set[str], held: set[str]) -> bool:
 
 @pytest.fixture
 async def fragile() -> AsyncIterator[Mesh]:
-    """A mesh whose Consul may be hurt."""
+    """Start a mesh whose Consul a test may damage."""
     async with Lab() as lab:
         web = await lab.member("web", virtual_ip="240.9.0.10")
         api = await lab.member("api", virtual_ip="240.9.0.11")

@@ -102,7 +102,7 @@ async def test_an_address_of_nobody_is_answered_by_the_sidecar_or_refused(routed
 
 
 def to_subset(subset: str, **match: Any) -> dict[str, Any]:
-    """A route of some requests to a subset of the router's own service."""
+    """Return a route of some requests to a subset of the router's own service."""
     return {"Match": {"HTTP": match}, "Destination": {"ServiceSubset": subset}}
 
 

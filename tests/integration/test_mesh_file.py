@@ -134,7 +134,7 @@ async def test_a_leaf_is_shaped_like_consuls(filed: Mesh, denying: Mesh) -> None
 
 
 async def _leaf_shape(lab: Lab, member: Any) -> dict[str, Any]:
-    """What is the same in every leaf of one kind: which extensions, how critical, what in them.
+    """Return what is the same in every leaf of one kind: extensions, whether they are critical, their content.
 
     Newer Consuls give a leaf no subject, older ones a name: the alternative name is critical where there is none.
     """
@@ -199,12 +199,12 @@ config_entries:
       Name: api
       Protocol: tcp
 """
-"""What Consul 1.8 can be told: no mode of its own, no intentions as config entries."""
+"""Config entries for Consul 1.8, which has no mode and no intentions as config entries."""
 
 
 @pytest.fixture(scope="module")
 async def consul() -> AsyncIterator[LabConsul]:
-    """A Consul alone, without ACLs."""
+    """Start a Consul alone, without ACLs."""
     folder = temporary_folder()
     try:
         with Network() as network:

@@ -78,7 +78,7 @@ async def control_plane(lab: Lab, *arguments: str, token: str = "") -> AsyncIter
 
 @pytest.fixture
 async def folder() -> AsyncIterator[Path]:
-    """A folder that every user can read."""
+    """Make a folder that every user can read."""
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         await asyncio.to_thread(Path(made).chmod, 0o755)
         yield Path(made)

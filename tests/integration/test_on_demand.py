@@ -51,22 +51,22 @@ class OnDemand:
         return {name for name in resources["sent"] if "vip:" in name}
 
     async def routes(self) -> set[str]:
-        """The routes that it asked for."""
+        """Return the routes that it asked for."""
         resources = (await self.lab.sidecars())[self.web.sidecar_id]["resources"]["routes on demand"]
         return {name for name in resources["sent"] if "vip:" in name}
 
     async def sent(self, kind: str) -> int:
-        """How many responses of a type all sidecars were sent."""
+        """Return how many responses of a type all sidecars were sent."""
         _, text = await get(self.lab.control, ADMIN_PORT, "/metrics")
         samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return round(float(samples[f'gossamer_responses_sent_total{{type="{kind}"}}']))
 
     async def ask(self, service: str) -> Answer:
-        """What a request to an HTTP service is answered."""
+        """Return the response to a request to an HTTP service."""
         return await request(self.web.host, f"http://{ADDRESSES[service]}/", "POST")
 
     async def dial(self, address: str) -> tuple[str | None, float]:
-        """Who answers, and after how many seconds that or a refusal came."""
+        """Return who answers, and after how many seconds the answer or a refusal came."""
         began = time.monotonic()
         return await who_answers(self.web.host, address, 80), time.monotonic() - began
 

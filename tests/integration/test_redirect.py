@@ -153,7 +153,7 @@ async def test_iptables_redirects_just_as_well(closed: Closed, only_iptables: st
 
 @pytest.fixture
 def only_iptables(tmp_path: Path) -> str:
-    """A PATH without nft, as on a host that has only iptables."""
+    """Make a PATH without nft, as on a host that has only iptables."""
     tools = [f"{family}-{verb}" for family in ("iptables", "ip6tables") for verb in ("save", "restore")]
     for tool in ("nsenter", *tools):
         found = shutil.which(tool)
@@ -301,7 +301,7 @@ async def _connected(made: socket.socket, address: str, port: int) -> socket.soc
 
 
 def segment(source: str, source_port: int, to: str, to_port: int, flags: int, options: bytes) -> bytes:
-    """A TCP segment with its checksum."""
+    """Return a TCP segment with its checksum."""
     offset = (20 + len(options)) // 4 << 4
     header = struct.pack("!HHIIBBHHH", source_port, to_port, 12345, 54321, offset, flags, 1024, 0, 0) + options
     pseudo = socket.inet_aton(source) + socket.inet_aton(to) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(header))

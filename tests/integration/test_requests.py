@@ -117,7 +117,7 @@ class Issuer:
         self._key = ec.generate_private_key(ec.SECP256R1())
 
     def keys(self) -> dict[str, Any]:
-        """What others may know its tokens by."""
+        """Return the public keys that verify its tokens."""
         numbers = self._key.public_key().public_numbers()
         x, y = (_encoded(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
         return {"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1", "x": x, "y": y}]}

@@ -1,4 +1,4 @@
-"""What a sidecar is told beside routes and intentions: limits, timeouts, logs, TLS, JSON of users' own, plain text."""
+"""Tests of settings beside routes and intentions: limits, timeouts, logs, TLS, JSON of users, plain text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Set:
         return await who_answers(self.web.host, self.addresses["db"], PORT)
 
     async def defaults(self, service: str, **settings: Any) -> None:
-        """The service-defaults of a service."""
+        """Return the service-defaults of a service."""
         protocol = "http" if service == "api" else "tcp"
         entry = {"Kind": "service-defaults", "Name": service, "Protocol": protocol, **settings}
         await self.lab.catalog.entry(entry)

@@ -1,4 +1,4 @@
-"""Who reaches whom, as intentions, health and the catalog change on a running mesh."""
+"""Tests of who reaches whom, as intentions, health and the catalog change on a running mesh."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_an_intention_added_changed_and_removed_takes_effect_on_the_runnin
 
 
 async def test_the_destination_enforces_intentions_by_itself(denying: Mesh) -> None:
-    """Who dials the public listener with a certificate of the mesh, past its own sidecar, meets them there.
+    """Dial the public listener with a certificate of the mesh, not through a sidecar.
 
     The application speaks first, and a client that may not call it must not hear a word of it.
     """
@@ -292,7 +292,7 @@ async def test_a_server_with_another_services_certificate_is_not_talked_to(denyi
 
 
 async def write_leaf(lab: Lab, service: str) -> dict[str, str]:
-    """The certificate, key and roots of a service as files."""
+    """Write the certificate, key and roots of a service to files."""
     leaf = (await lab.consul.client.read(f"/v1/agent/connect/ca/leaf/{service}")).data
     roots = (await lab.consul.client.read("/v1/connect/ca/roots")).data
     texts = {
@@ -309,7 +309,7 @@ async def write_leaf(lab: Lab, service: str) -> dict[str, str]:
 
 
 async def dial_with_leaf(lab: Lab, host: Host, service: str, address: str) -> str | None:
-    """Who answers at a public listener for a client that has the certificate of ``service``."""
+    """Return who answers at a public listener for a client that has the certificate of ``service``."""
     files = await write_leaf(lab, service)
     context = ssl.create_default_context(cafile=files["roots"])
     context.check_hostname = False  # identities of the mesh are URIs
@@ -331,7 +331,7 @@ async def dial_with_leaf(lab: Lab, host: Host, service: str, address: str) -> st
 
 
 async def native(lab: Lab, service: str, virtual_ip: str, leaf_of: str) -> None:
-    """An application that speaks mutual TLS itself, with the certificate of ``leaf_of``."""
+    """Start an application that speaks mutual TLS itself, with the certificate of ``leaf_of``."""
     host = lab.host(service)
     files = await write_leaf(lab, leaf_of)
     server = [sys.executable, "-m", "tests.integration.identity_server", str(PUBLIC_PORT)]

@@ -1,4 +1,4 @@
-"""What each connected sidecar was sent, acknowledged and rejected, as plain data."""
+"""Describes what each connected sidecar was sent, acknowledged and rejected, as plain data."""
 
 from __future__ import annotations
 

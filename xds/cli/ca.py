@@ -15,7 +15,7 @@ from xds.sources.file.state import StateError, StateFolder
 
 @click.group()
 def ca() -> None:
-    """The certificate authority of a mesh without a Consul."""
+    """Manage the certificate authority of a mesh without a Consul."""
 
 
 @ca.command()

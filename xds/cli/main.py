@@ -17,7 +17,7 @@ from xds.cli.sidecar import sidecar
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="gossamer")
 def gossamer() -> None:
-    """The control plane that makes a Consul service mesh transparent.
+    """Make a Consul service mesh transparent: virtual IPs, Envoy sidecars, no upstream configured by hand.
 
     \b
     gossamer serve              the control plane, beside a Consul or on a mesh file

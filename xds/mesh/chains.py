@@ -68,7 +68,7 @@ class Target:
 
     @property
     def instances(self) -> str | InstancesOf | QueryResult:
-        """What its instances are known under."""
+        """Key of its instances."""
         if self.prepared_query:
             return QueryResult(self.service)
         return InstancesOf(self.service, self.datacenter) if self.datacenter else self.service

@@ -155,7 +155,7 @@ class Mesh:
 
     @property
     def default_allow(self) -> bool | None:
-        """What holds where no intention matches."""
+        """Default where no intention matches."""
         return self._get(DEFAULT_ALLOW, bool)
 
     @property

@@ -70,7 +70,7 @@ class Authority:
 
     @property
     def expires_at(self) -> datetime:
-        """When the active root expires, and with it everything."""
+        """Time at which the active root expires, and with it everything."""
         return x509.load_pem_x509_certificate(self.certificate.encode()).not_valid_after_utc
 
     @property

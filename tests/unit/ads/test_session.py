@@ -420,7 +420,7 @@ def test_a_changed_clusters_endpoints_follow_it_unasked(stream: Stream) -> None:
 
 @pytest.fixture
 def following(stream: Stream) -> Stream:
-    """A proxy that has asked for endpoints before, and is sent a new cluster and what comes behind it."""
+    """Return a proxy that has asked for endpoints before, and is sent a new cluster and what follows it."""
     stream.subscribe(CLUSTER)
     stream.ack(stream.next())
     stream.subscribe(ENDPOINT)
@@ -698,7 +698,7 @@ def names_in(response: Response) -> list[str]:
 
 @pytest.fixture
 def asking() -> Stream:
-    """A stream on which clusters come on demand, but for the proxy's own; it has subscribed to everything."""
+    """Return a stream on which clusters come on demand, except the proxy's own; it has subscribed to everything."""
     stream = Stream()
     stream.view.on_demand = True
     for name in ("own", "a", "b", "failover-target~0~a"):

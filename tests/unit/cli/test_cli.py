@@ -1,4 +1,4 @@
-"""What a command says when something is wrong: the flag, the value, what was expected. Never a traceback."""
+"""Tests of error messages of commands: the flag, the value, what was expected, and never a traceback."""
 
 from __future__ import annotations
 

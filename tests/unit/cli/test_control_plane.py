@@ -81,7 +81,7 @@ def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
 
 @asynccontextmanager
 async def control_plane(service: str | None) -> AsyncIterator[HostPort]:
-    """A control plane with the certificate of a service of the mesh, or in plain text."""
+    """Start a control plane with the certificate of a service of the mesh, or in plain text."""
     server = AdsServer(AdsAdapter(Bench().plane))
     certificate = None
     if service is not None:

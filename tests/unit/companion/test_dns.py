@@ -45,7 +45,7 @@ class Small(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def both() -> AsyncIterator[tuple[int, companion.DnsServer, Small]]:
-    """The port of a companion's server, and the servers."""
+    """Start the companion's servers, and return their port."""
     loop = asyncio.get_running_loop()
     upstream, small = await loop.create_datagram_endpoint(Small, ("127.0.0.1", 0))
     port = sockets.free_port(dual_stack=False)

@@ -49,7 +49,7 @@ class Agent:
 
 @asynccontextmanager
 async def agent(*, unix: Path | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Agent, str]]:
-    """An agent, at a Unix socket or a port of loopback, and its address."""
+    """Start an agent, at a Unix socket or a port of loopback, and return its address."""
     made = Agent()
     app = web.Application()
     app.router.add_get(AGENT_ROOTS_PATH, made.handle)

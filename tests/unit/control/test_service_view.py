@@ -1,4 +1,4 @@
-"""What a view says of a shared table is what it would say of a table of its own, whatever happened before."""
+"""Tests that a view of a shared table equals one of a table of its own, after any series of changes."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ CHANGES: dict[Callable[[Fleet], None], dict[str, int]] = {
 
 
 def counted(work: Counter[str], what: str, function: Callable[..., object]) -> Callable[..., object]:
-    """The function, with its calls counted."""
+    """Return the function, with its calls counted."""
 
     def wrapped(*arguments: object, **named: object) -> object:
         work[what] += 1

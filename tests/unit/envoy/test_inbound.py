@@ -29,7 +29,7 @@ def admission(*intentions: Intention, providers: tuple[TokenProvider, ...] = ())
 
 
 def filters(settings: ProxySettings) -> list[str]:
-    """The names of the filters that a connection or a request passes."""
+    """Return the names of the filters that a connection or a request passes."""
     message = public(make_sidecar("web"), settings, MeshSettings(), admission(), "td")
     found = message.filter_chains[0].filters
     config = manager.HttpConnectionManager()

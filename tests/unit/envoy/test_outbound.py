@@ -20,7 +20,7 @@ TCP = "tcp"
 
 
 def made(settings: MeshWideSettings = SETTINGS, **listed: str) -> listener.Listener:
-    """The listener that is told of ``listed``: addresses (``a`` to ``z`` below) with their protocols."""
+    """Return the listener that lists ``listed``: addresses (``a`` to ``z`` below) with their protocols."""
     told = {ADDRESSES[name]: protocol for name, protocol in listed.items()}
     told = {at: protocol for at, protocol in told.items() if settings.lists(at, protocol)}
     return outbound.outbound(settings, 15001, told)
@@ -45,7 +45,7 @@ ADDRESSES = {
 
 
 def chain_of(message: listener.Listener, address: str, port: int) -> str | None:
-    """The chain that takes a connection, by Envoy's documentation of matchers."""
+    """Return the chain that accepts a connection, by Envoy's documentation of matchers."""
     return _decide(message.filter_chain_matcher, ipaddress.ip_address(address), port)
 
 

@@ -1,4 +1,4 @@
-"""What facts say of themselves."""
+"""Tests of queries on facts."""
 
 from __future__ import annotations
 

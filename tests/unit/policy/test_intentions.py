@@ -146,7 +146,7 @@ def takes_certificate(policy: ConnectionPolicy, identity: str) -> bool:
 
 
 def evaluate(rules: rbac.RBAC, identity: str) -> bool:
-    """An RBAC filter, read from Envoy's documentation rather than from our encoder: does it let ``identity`` in?"""
+    """Evaluate an RBAC filter by Envoy's documentation, independently of the encoder: does it admit ``identity``?"""
     matched = any(
         any(permission.any for permission in policy.permissions)
         and any(_principal(principal, identity) for principal in policy.principals)

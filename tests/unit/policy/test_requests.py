@@ -1,4 +1,4 @@
-"""What intentions say of HTTP requests: decided by the book, and by the RBAC filter that is made of them."""
+"""Tests of intentions on HTTP requests: decided by the rules, and by the RBAC filter that is made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who owns a virtual IP."""
+"""Tests of who owns a virtual IP."""
 
 from __future__ import annotations
 

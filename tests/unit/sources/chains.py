@@ -61,7 +61,7 @@ ENTRIES: list[dict[str, Any]] = [
         ],
     },
 ]
-"""What Consul 1.8 takes as well."""
+"""Entries that Consul 1.8 accepts as well."""
 
 NEWER_ENTRIES: list[dict[str, Any]] = [
     {
@@ -116,14 +116,14 @@ NEWER_ENTRIES: list[dict[str, Any]] = [
     },
     {"Kind": "service-defaults", "Name": "outside", "Protocol": "http", "ExternalSNI": "sni.example"},
 ]
-"""What it takes a newer one for."""
+"""Entries that need a newer Consul."""
 
 NAMES = ("api", "old", "older", "far", "db", "shop", "inner", "front", "plain")
 NEWER_NAMES = ("hashed", "headed", "timed", "outside")
 
 
 def shape(chain: DiscoveryChain, *, by_1_8: bool = False) -> Any:
-    """A chain with its nodes and targets in the places where they are named: the names are the compiler's own.
+    """Return a chain with its nodes and targets in place of their names, which are the compiler's own.
 
     ``by_1_8``: without what Consul 1.8 does otherwise: targets of failover have the timeout of who fails over.
     """

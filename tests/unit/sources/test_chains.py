@@ -1,4 +1,4 @@
-"""Which discovery chains are read, and which are told by another's."""
+"""Tests of which discovery chains are read, and which are derived."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ async def test_a_private_ca_and_a_client_certificate_are_used(tmp_path: Path) ->
 
 
 def make_certificates(folder: Path) -> dict[str, Path]:
-    """A CA, and a server's and a client's certificate of it."""
+    """Make a CA, and a server's and a client's certificate of it."""
     now = datetime.datetime.now(datetime.UTC)
     files: dict[str, Path] = {}
     keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("ca", "server", "client")}

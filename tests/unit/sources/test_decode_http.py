@@ -14,7 +14,7 @@ from xds.sources import decode
 
 
 def routed(definition: Any, **target: Any) -> Any:
-    """A chain with one route."""
+    """Return a chain with one route."""
     return {
         "Chain": {
             "Datacenter": "dc1",

@@ -1,4 +1,4 @@
-"""Where Consul is, from flags and environment."""
+"""Tests of the settings of the connection to Consul, from flags and environment."""
 
 from __future__ import annotations
 

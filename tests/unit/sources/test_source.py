@@ -328,7 +328,7 @@ async def test_a_kind_that_had_entries_is_not_unknown_all_at_once(reading: Readi
 
 
 def entry_of(service: str) -> dict[str, Any]:
-    """What Consul says of an instance of ``service`` that has a sidecar."""
+    """Return Consul's description of an instance of ``service`` that has a sidecar."""
     return {
         "Node": {"Node": "n", "Address": "10.0.0.1"},
         "Service": {

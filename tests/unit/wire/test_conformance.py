@@ -43,7 +43,7 @@ SCALARS = {
 
 
 WELL_KNOWN = {"google.protobuf.Duration": datetime.timedelta}
-"""What betterproto2 turns into a type of Python's own."""
+"""Types that betterproto2 converts into Python's own."""
 
 
 def _modules(package: Any) -> list[Any]:
@@ -78,7 +78,7 @@ MESSAGES = {message.full_name: message for message in _messages()}
 
 
 def theirs(full_name: str) -> Any:
-    """The class of that name in envoy-data-plane, ``None`` if it has none."""
+    """Return the class of that name in envoy-data-plane, ``None`` if it has none."""
     _load_envoy_data_plane()
     try:
         return default_message_pool.url_to_type[f"type.googleapis.com/{full_name}"]

@@ -52,7 +52,7 @@ class Pooled:
         self.pool.apply(batch)
 
     async def connect(self) -> Any:
-        """A sidecar of web on a connection of its own, once it has been sent its clusters."""
+        """Connect a sidecar of web, and return once it has been sent its clusters."""
         options = [("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options)
         self.streams.append(channel)
@@ -67,7 +67,7 @@ class Pooled:
         return {resource.name for resource in message.resources}
 
     async def by_worker(self) -> list[int]:
-        """How many streams each worker has."""
+        """Return how many streams each worker has."""
         return [len(found) for found in await self.pool._ask("sidecars")]
 
 

@@ -46,7 +46,7 @@ async def served() -> AsyncIterator[tuple[Serving, int, list[Demand]]]:
 
 
 def presented(port: int) -> str:
-    """The certificate that the port presents."""
+    """Return the certificate that the port presents."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])

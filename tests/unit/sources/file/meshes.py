@@ -10,7 +10,7 @@ from xds.sources.file.document import Document, parse
 
 
 def service(name: str, number: int = 1, token: str = "", **more: Any) -> dict[str, Any]:
-    """A service with a transparent sidecar, at an address of its own."""
+    """Return a service with a transparent sidecar, at an address of its own."""
     return {
         "name": name,
         "id": f"{name}-{number}",
@@ -23,13 +23,13 @@ def service(name: str, number: int = 1, token: str = "", **more: Any) -> dict[st
 
 
 def intentions(destination: str, **sources: str) -> dict[str, Any]:
-    """Who may call a service: ``allow`` or ``deny`` by name."""
+    """Return the intentions of a service: ``allow`` or ``deny`` by name."""
     listed = [{"Name": name.replace("anyone", "*"), "Action": action} for name, action in sources.items()]
     return {"Kind": "service-intentions", "Name": destination, "Sources": listed}
 
 
 def mesh(*services: dict[str, Any], entries: list[dict[str, Any]] | None = None, policy: str = "deny") -> str:
-    """The text of a mesh file."""
+    """Return the text of a mesh file."""
     data: dict[str, Any] = {"default_intention_policy": policy, "services": list(services)}
     if entries:
         data["config_entries"] = {"bootstrap": entries}
@@ -37,5 +37,5 @@ def mesh(*services: dict[str, Any], entries: list[dict[str, Any]] | None = None,
 
 
 def document(*services: dict[str, Any], entries: list[dict[str, Any]] | None = None, policy: str = "deny") -> Document:
-    """A parsed mesh file."""
+    """Return a parsed mesh file."""
     return parse("mesh.yaml", mesh(*services, entries=entries, policy=policy))

@@ -1,4 +1,4 @@
-"""What is wrong with a mesh file is said with its line, all of it at once."""
+"""Tests that all problems of a mesh file are reported at once, with their lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a text everything is."""
+"""Tests of finding lines in a text."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ async def flip(stage: Stage, services: int = 1000) -> Any:
     """Flip a wildcard intention, which changes all upstreams of every sidecar but one, and follow that one's own
     changes.
 
-    Its upstream is one that nobody else may call, before and after.
+    Its upstream may be called by no other service, before and after.
     """
     apart = [["s-0", "*", "deny"], ["*", "s-1", "deny"], ["s-0", "s-1", "allow"]]
     async with (

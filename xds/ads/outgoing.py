@@ -220,8 +220,8 @@ class Outgoing:
     def _in_use(self, gone: Collection[str]) -> frozenset[str]:
         """Return the clusters that a proxy still uses.
 
-        Because it rejected what would have replaced their users, or because they are what a cluster is made of that is
-        not ``gone`` with them.
+        Either it rejected the resources that would have replaced their users, or they are members of an aggregate that
+        is not ``gone`` with them.
         """
         states = [self._types[type_url] for type_url in REFERRING if type_url in self._types]
         of_kept = {cluster for state in states for name in state.rejected for cluster in state.clusters.get(name, ())}
@@ -295,9 +295,9 @@ class Outgoing:
     def _endpoints_follow(self, cluster: Resource, *, is_new: bool) -> None:
         """Ensure that the endpoints of a cluster that is being sent follow it.
 
-        Of a changed one, because nobody will ask. Of a new one the proxy asks when it has read the cluster, which is
-        before it reads what comes behind: it need not wait for an answer. That is so of an Envoy that has asked for
-        endpoints before. One that never has may not even acknowledge them, and one that starts has its own order.
+        Envoy does not request those of a changed cluster. It requests those of a new one when it has read the cluster,
+        which is before it reads what follows, so it need not wait for a response. That holds for an Envoy that has
+        requested endpoints before. Another one may not even acknowledge them, and a starting one has its own order.
         """
         name, state = cluster.endpoints, self._types[ENDPOINT]
         self._unsettled.add(ENDPOINT)

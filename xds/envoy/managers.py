@@ -115,10 +115,10 @@ def inbound(settings: ProxySettings, mesh: MeshSettings) -> Manager:
 
 
 def token_filter() -> manager.HttpFilter:
-    """Return the filter that verifies the tokens of requests; its configuration comes as an extension. If Envoy rejects
-    that (because of keys in a missing file, say), it verifies none, and requests that need a token are denied.
+    """Return the filter that verifies the tokens of requests; its configuration comes as an extension.
 
-    If Envoy rejects that, it verifies none, and requests that need a token are denied.
+    If Envoy rejects that, because of keys in a missing file for example, it verifies none, and requests that need a
+    token are denied.
     """
     source = core.ExtensionConfigSource(
         config_source=ads_source(),

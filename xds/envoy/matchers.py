@@ -28,10 +28,9 @@ def text(match: TextMatch) -> matcher.StringMatcher:
 
 
 def header(match: HeaderMatch, *, missing_too: bool = False) -> route.HeaderMatcher:
-    """Return a comparison with a header's value. A missing header matches nothing, inverted or not, as in Envoy and so
-    in Consul; with ``missing_too`` it matches where the comparison is inverted.
+    """Return a comparison with a header's value.
 
-    One that is not there matches nothing, inverted or not (Envoy's way, and so Consul's); with ``missing_too`` it does
+    A missing header matches nothing, inverted or not, as in Envoy and so in Consul; with ``missing_too`` it matches
     where the comparison is inverted.
     """
     if match.value.match is Match.PRESENT:

@@ -41,10 +41,9 @@ def dialed(at: VirtualAddress) -> str:
 
 
 def requests_to(dialed: str) -> str:
-    """Return the name of the cluster for all requests to an HTTP upstream without routes, by the name under which it is
-    dialed. It differs from that for connections: while a service's protocol changes, both kinds exist.
+    """Return the cluster of all requests to an HTTP upstream without routes, by the name under which it is dialed.
 
-    Not that of connections: while a service's protocol changes, each kind has its own.
+    It differs from the cluster of connections: while a service's protocol changes, both exist.
     """
     return f"http:{dialed}"
 

@@ -137,10 +137,9 @@ def _any_of(parts: list[rbac.Permission]) -> rbac.Permission:
 
 
 def _criteria(permission: Permission) -> list[rbac.Permission]:
-    """Return the conditions of a request, except its token. A missing header fulfils an inverted condition only where
-    that denies.
+    """Return the conditions of a request, except its token.
 
-    Where a header is to be something else, and is not there: that denies, and does not allow.
+    A missing header fulfils an inverted condition only where that denies.
     """
     request: RequestMatch = permission.request
     parts: list[rbac.Permission] = []

@@ -148,9 +148,9 @@ class UpstreamEncoder:
 
     def _cluster_of(self, resolver: Resolver) -> str:
         """Return the cluster of a resolver: Consul's name, marked where another upstream may have a cluster of that
-        name. The mark ends with a slash, which no service name contains.
+        name.
 
-        The mark ends with a slash, which no service has in its name.
+        The mark ends with a slash, which no service name contains.
         """
         target = self._chain.targets[resolver.target]
         name = self._consul_name(target)

@@ -125,7 +125,7 @@ NEWER_NAMES = ("hashed", "headed", "timed", "outside")
 def shape(chain: DiscoveryChain, *, by_1_8: bool = False) -> Any:
     """Return a chain with its nodes and targets in place of their names, which are the compiler's own.
 
-    ``by_1_8``: without what Consul 1.8 does otherwise: targets of failover have the timeout of who fails over.
+    ``by_1_8`` leaves out what Consul 1.8 does differently: targets of failover have the timeout of the failing one.
     """
     if chain.refusal is not None:
         return chain.refusal

@@ -266,7 +266,7 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
     async def check_may_read(self, what: Sequence[tuple[str, str]]) -> None:
         """Check that this client's own token may read each of ``what``: pairs of a kind of resource and a name.
 
-        For an answer that lost something: a token without the permission gets it without, and no error.
+        Used when an answer lost something: a token without the permission gets an incomplete answer and no error.
 
         Raises:
             ConsulError: it may not (403), or Consul did not answer.

@@ -203,7 +203,7 @@ def _load(file: str, text: str) -> tuple[Lines, Any]:
 def _check_depth(file: str, text: str) -> None:
     """Check that nothing is nested so deep that building it would exhaust the stack, which ends the process.
 
-    Nor repeated by aliases so often that it would exhaust the memory.
+    The number of aliases is limited as well, because they could exhaust the memory.
     """
     depth = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):

@@ -47,13 +47,13 @@ def sidecar_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--admin",
             type=AdminAddress(),
-            help="Where Envoy's own admin interface listens, which has no authentication and shows the ACL token."
+            help="Address of Envoy's own admin interface, which has no authentication and shows the ACL token."
             " [for gossamer sidecar: a Unix socket of its own user; for gossamer bootstrap: nowhere]",
         ),
         click.option(
             "--dual-stack/--ipv4-only",
             default=None,
-            help="Whether its listeners take IPv6 as well. [for gossamer sidecar: where the host has it]",
+            help="Whether its listeners accept IPv6 as well. [for gossamer sidecar: if the host has it]",
         ),
         click.option(
             "--dns-port",

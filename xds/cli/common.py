@@ -88,7 +88,7 @@ def state_flag(command: Callable[..., Any]) -> Callable[..., Any]:
         "--state",
         metavar="DIR",
         type=click.Path(path_type=Path, readable=False),
-        help="Where the certificate authority and the virtual IPs of a mesh file are kept. [beside it: FILE.state]",
+        help="Folder of the certificate authority and the virtual IPs of a mesh file. [beside it: FILE.state]",
     )(command)
 
 

@@ -59,7 +59,7 @@ def control_plane_flags(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             default=["127.0.0.1:18000"],
             show_default=True,
-            help="Where gossamer serve listens. Repeatable: Envoy goes on to another when one fails.",
+            help="Address of gossamer serve. Repeatable: Envoy uses the next one when one fails.",
         ),
         click.option(
             "--tls",

@@ -16,8 +16,8 @@ from xds.cli.common import Failure
 
 
 @click.command()
-@click.option("--consul", is_flag=True, help="Take the tour on a real Consul, in place of a mesh file.")
-@click.option("--hold", is_flag=True, help="Leave the mesh up at the end, and say what to try.")
+@click.option("--consul", is_flag=True, help="Use a real Consul in place of a mesh file.")
+@click.option("--hold", is_flag=True, help="Keep the mesh running at the end, and print what can be tried.")
 @click.option("--keep-logs", is_flag=True, help="Leave the folder with everyone's logs behind.")
 def demo(consul: bool, hold: bool, keep_logs: bool) -> None:
     """Watch a mesh work on this machine, without a Consul.

@@ -32,9 +32,9 @@ def mesh_group() -> None:
 def check(file: Path, state: Path | None) -> None:
     """Check the mesh file FILE without serving it.
 
-    Says everything that is wrong with it, line by line (exit code 1), or what it comes to: each service with its
-    instances, its virtual IP as far as one was given already, and who may call it. Warnings are about what is allowed
-    and may still not be meant, and about everything that sidecars would be served without.
+    Prints all its problems with their lines (exit code 1), or the result: each service with its instances, its virtual
+    IP if one was assigned already, and the services that may call it. Warnings are about what is allowed and may not be
+    intended, and about everything that sidecars would be served without.
     """
     try:
         document = parse(str(file), read_text(file))
@@ -72,7 +72,7 @@ def export_command(consul: ConsulSettings, style: str) -> None:
     """Write a mesh file from a running Consul.
 
     Services, sidecars with their virtual IPs, intentions and config entries; no tokens, no certificates. What can't be
-    taken along is known on standard error. Opaque Config maps are taken as they are: look whether they hold secrets.
+    exported is reported on standard error. Opaque Config maps are copied: check whether they contain secrets.
 
     \b
       gossamer mesh export --consul http://127.0.0.1:8500 > mesh.yaml

@@ -38,12 +38,12 @@ class Uid(click.ParamType[int]):
 @click.command()
 @consul_flags
 @mesh_flag
-@click.option("--proxy-id", metavar="ID", default="", help="Take the ports from this sidecar's registration.")
+@click.option("--proxy-id", metavar="ID", default="", help="Read the ports from this sidecar's registration.")
 @click.option(
     "--node-name", metavar="NODE", default="", help="The Consul node it is registered on, when that is not the agent's."
 )
 @click.option("--proxy-uid", type=Uid(), help="The user that Envoy runs as; its own connections are not redirected.")
-@click.option("--proxy-inbound-port", type=PORT, help="Where Envoy's public listener listens.")
+@click.option("--proxy-inbound-port", type=PORT, help="Port of Envoy's public listener.")
 @click.option("--proxy-outbound-port", type=PORT, help=f"Port of its outbound listener. [{OUTBOUND_LISTENER_PORT}]")
 @click.option(
     "--exclude-inbound-port",
@@ -87,7 +87,9 @@ class Uid(click.ParamType[int]):
 )
 @click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
 @click.option("--undo", is_flag=True, help="Remove the rules.")
-@click.option("--verify", is_flag=True, help="Say whether the rules of the same flags stand; exit code 3 if not.")
+@click.option(
+    "--verify", is_flag=True, help="Report whether the rules of the same flags are applied; exit code 3 if not."
+)
 def redirect_traffic(
     consul: ConsulSettings,
     mesh: Path | None,
@@ -157,7 +159,7 @@ def redirect_traffic(
         elif redirector.is_applied(rules):
             click.echo("the rules stand")
         else:
-            click.echo("the rules do not stand as they should: run the same command without --verify", err=True)
+            click.echo("the rules are not applied as they should be: run the same command without --verify", err=True)
             raise SystemExit(VERIFY_FAILED)
     except RedirectError as error:
         raise Failure(str(error)) from error

@@ -44,7 +44,7 @@ class Quota(click.ParamType[tuple[str, int]]):
     type=HostPortFlag(),
     default="127.0.0.1:18000",
     show_default=True,
-    help="Where Envoys connect (xDS over gRPC).",
+    help="Address where Envoys connect (xDS over gRPC).",
 )
 @click.option(
     "--admin",
@@ -62,12 +62,14 @@ class Quota(click.ParamType[tuple[str, int]]):
     help="A further range whose every address is a virtual IP, beside 240.0.0.0/4. Repeatable.",
 )
 @click.option(
-    "--mesh-destinations-only", is_flag=True, help="No way past the mesh, whatever the mesh config entry says."
+    "--mesh-destinations-only",
+    is_flag=True,
+    help="Close connections to any address that is not a virtual IP, regardless of the mesh config entry.",
 )
 @click.option(
     "--strict-ports",
     is_flag=True,
-    help="A service answers only at the port of its virtual address, where that carries one; else at any.",
+    help="A service answers only at the port of its virtual address if that has one, otherwise at any.",
 )
 @click.option(
     "--clusters",
@@ -83,7 +85,7 @@ class Quota(click.ParamType[tuple[str, int]]):
     type=Quota(),
     multiple=True,
     metavar="NAME=N",
-    help="Raise or lower what one service may ask of its callers; a service that asks more is set aside as an upstream."
+    help="Raise or lower a limit of one service's configuration; a service above it is set aside as an upstream."
     f" Repeatable. Names: {', '.join(quota_names())}.",
 )
 @click.option(
@@ -94,13 +96,13 @@ class Quota(click.ParamType[tuple[str, int]]):
 @click.option(
     "--forbid-overrides",
     is_flag=True,
-    help="Let no registration and no service-defaults entry give JSON of Envoy's (envoy_*_json); what the"
+    help="Forbid Envoy's JSON (envoy_*_json) in registrations and service-defaults; what the"
     " proxy-defaults give stays.",
 )
 @click.option(
     "--insecure",
     is_flag=True,
-    help="Listen beyond loopback though nothing tells who connects: with a Consul that has no ACLs, or a mesh file"
+    help="Listen beyond loopback although clients are not authenticated: with a Consul that has no ACLs, or a mesh file"
     " without tokens, any host gets any service's key; the admin port is open to all that reach it.",
 )
 @click.option(
@@ -120,7 +122,7 @@ class Quota(click.ParamType[tuple[str, int]]):
     "--tls-client-ca",
     type=PemFile(),
     help="Require client certificates of the authorities in this file. One of the mesh with the SPIFFE ID of a service"
-    " stands in for that service's token.",
+    " replaces that service's token.",
 )
 @click.option(
     "--drain",
@@ -143,7 +145,7 @@ class Quota(click.ParamType[tuple[str, int]]):
     type=Network(),
     multiple=True,
     metavar="CIDR",
-    help="From where exposed paths may be asked for. Repeatable. [everywhere]",
+    help="Network that may use exposed paths. Repeatable. [all]",
 )
 @click.option(
     "--passthrough-connect-timeout",
@@ -151,12 +153,12 @@ class Quota(click.ParamType[tuple[str, int]]):
     default=5000,
     show_default=True,
     metavar="MS",
-    help="How long connecting to an address outside the mesh may take, in milliseconds.",
+    help="Milliseconds that a connection to an address outside the mesh may take.",
 )
 @click.option(
     "--default-intention-policy",
     type=click.Choice(["allow", "deny"]),
-    help="What holds where no intention matches. [what Consul or the mesh file says]",
+    help="Default where no intention matches. [that of Consul or the mesh file]",
 )
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -187,7 +189,7 @@ def serve(
     default_intention_policy: str | None,
     log_level: str,
 ) -> None:
-    """Serve every Envoy that connects, from what Consul knows or a mesh file says.
+    """Serve every Envoy that connects, from a Consul or a mesh file.
 
     \b
     A sidecar presents its ACL token on its stream (gossamer bootstrap puts it there); its certificate is fetched with

@@ -161,7 +161,7 @@ class InputsBuilder:
             if amount > limit:
                 return NOBODY, (
                     f"its intentions {what} {amount} sources, and the quota {quota} is {limit} (gossamer serve --quota"
-                    f" {quota}={amount}); nobody is let in",
+                    f" {quota}={amount}); no caller is admitted",
                 )
         return Admission(
             connection_policy(decisions, default_allow=default_allow),

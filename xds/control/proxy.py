@@ -197,7 +197,7 @@ class Proxy:
                 resources = closed_to_all(
                     inputs.sidecar, inputs.settings, inputs.roots, resources, dual_stack=inputs.dual_stack
                 )
-                problems = (f"{error}; nobody is let in, because the intentions changed meanwhile",)
+                problems = (f"{error}; no caller is admitted, because the intentions changed meanwhile",)
             return OwnResources(resources, (*inputs.sidecar.problems, *inputs.problems, *problems))
 
     def rejected(self, rejections: Iterable[Rejection]) -> None:

@@ -151,7 +151,7 @@ class Tour:
         self._narrator.begin(
             "who carried it",
             f"curl http://{self._lab.control.address}:{ADMIN_PORT}/v1/sidecars",
-            "mutual TLS, one upstream for web, configured by nobody",
+            "mutual TLS, one upstream for web, without configuration",
         )
         apis = [self._shop.members[name] for name in ("api-1", "api-2")]
         handshakes = sum([await self._lab.stat(api, r"listener\..*\.ssl\.handshake") for api in apis])

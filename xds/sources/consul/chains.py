@@ -32,7 +32,7 @@ class ChainReader:
     Args:
         client: where to read.
         deliver: takes the facts.
-        report: derived of what can't be read.
+        report: called with what can't be read.
         reading: bounds how many reads go on at once.
         quotas: what a chain may come to.
     """

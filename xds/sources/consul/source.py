@@ -189,7 +189,7 @@ class ConsulSource:
         """Log a failure: once an outage where it is not about this one watch."""
         what = str(error) if error.status is not None else "unreachable"
         if what not in self._reported:
-            log.warning("reading %s: %s; what was read before goes on serving", name, error)
+            log.warning("reading %s: %s; what was read before stays in use", name, error)
         self._reported.add(what)
 
     def _reader(self, path: str) -> Read:

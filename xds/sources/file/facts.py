@@ -235,7 +235,7 @@ def warnings(document: Document, facts: FileFacts) -> list[tuple[int, str]]:
         if service.kind not in ("", CONNECT_PROXY, decode.TERMINATING_GATEWAY):
             warn((*service.path, "kind"), f"a {service.kind} is not served yet; {service.id!r} only has a name here")
         if service.destination is None and service.name not in facts.instances:
-            warn(service.path, f"{service.name!r} has no sidecar, so nobody reaches it through the mesh")
+            warn(service.path, f"{service.name!r} has no sidecar, so it can't be reached through the mesh")
         if service.destination is None and "virtual" in service.definition.tagged_addresses:
             warn(
                 (*service.path, "tagged_addresses"),

@@ -77,7 +77,7 @@ def load(
             [
                 Problem(
                     document.lines.of(("services",)),
-                    "no service has a token, so whoever connects would be given any certificate: give each service"
+                    "no service has a token, so any client would be given any certificate: give each service"
                     " its token, let gossamer listen on loopback only (--listen 127.0.0.1:18000), or accept that with"
                     " --insecure",
                 )

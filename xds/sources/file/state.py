@@ -174,8 +174,8 @@ class StateFolder:
             about = os.fstat(descriptor)
             if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
                 raise StateError(
-                    f"the state folder {self.path} may be somebody else's: it belongs to user {about.st_uid}, and has"
-                    f" mode {stat.S_IMODE(about.st_mode):04o}; expected this user's, to which only this user writes"
+                    f"the state folder {self.path} may belong to another user: its owner is user {about.st_uid}, its"
+                    f" mode {stat.S_IMODE(about.st_mode):04o}; expected one that only this user can write"
                 )
             yield descriptor
         finally:
@@ -245,8 +245,8 @@ def _check(file: Path, about: os.stat_result, *, private: bool) -> None:
         )
     if about.st_uid not in (0, os.geteuid()) or mode & 0o022:
         raise StateError(
-            f"{file} may be somebody else's: it belongs to user {about.st_uid}, and has mode {mode:04o}; expected this"
-            " user's, to which only this user writes"
+            f"{file} may belong to another user: its owner is user {about.st_uid}, its mode {mode:04o}; expected one"
+            " that only this user can write"
         )
 
 

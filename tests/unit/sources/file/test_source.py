@@ -290,7 +290,7 @@ def test_roots_that_can_not_be_read_are_an_error(tmp_path: Path, content: str | 
 
 
 async def test_without_tokens_it_is_for_loopback_only(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match=r"mesh\.yaml:2: no service has a token, so whoever connects"):
+    with pytest.raises(RefusedError, match=r"mesh\.yaml:2: no service has a token, so any client"):
         Bench(tmp_path, mesh(service("web")), tokens_needed=True)
     bench = Bench(tmp_path, mesh(service("web", token="w")), tokens_needed=True)
     async with bench.running():

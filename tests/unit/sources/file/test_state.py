@@ -72,11 +72,11 @@ def test_an_authority_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     folder.authority(NOW)
     os.chown(folder.authority_file, 54321, -1)
-    with pytest.raises(StateError, match="may be somebody else's: it belongs to user 54321"):
+    with pytest.raises(StateError, match="may belong to another user: its owner is user 54321"):
         folder.authority(NOW)
     os.chown(folder.authority_file, os.geteuid(), -1)
     folder.path.chmod(0o777)
-    with pytest.raises(StateError, match=r"the state folder .* may be somebody else's: .* mode 0777"):
+    with pytest.raises(StateError, match=r"the state folder .* may belong to another user: .* mode 0777"):
         folder.authority(NOW)
 
 
@@ -86,7 +86,7 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     folder.authority(NOW)
     os.chown(folder.path, 54321, -1)
     for use in (lambda: folder.authority(NOW), lambda: folder.rotate(NOW), folder.virtual_ips):
-        with pytest.raises(StateError, match="may be somebody else's: it belongs to user 54321"):
+        with pytest.raises(StateError, match="may belong to another user: its owner is user 54321"):
             use()
 
 

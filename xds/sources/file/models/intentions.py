@@ -86,7 +86,7 @@ class HTTPPermission(Paths):
     @model_validator(mode="after")
     def _says_something(self) -> HTTPPermission:
         if not (self.PathExact or self.PathPrefix or self.PathRegex or self.Header or self.Methods):
-            raise ValueError("says nothing of requests; for every request there is PathPrefix: /")
+            raise ValueError("has no condition on requests; for every request use PathPrefix: /")
         return self
 
 

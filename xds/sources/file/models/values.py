@@ -145,7 +145,7 @@ MetaTexts = Annotated[dict[str, str], AfterValidator(_meta)]
 
 def _no_wildcard(text: str) -> str:
     if "*" in text:
-        raise ValueError("'*' stands for every service only where it stands alone in an intention")
+        raise ValueError("'*' means every service only as the whole name in an intention")
     return text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from xds.admin.status import readiness, sidecars
 from xds.ads.messages import Request
 from xds.envoy.resource import CLUSTER, TYPE_NAMES

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from tests.unit.facts import FREE_PORT
 from xds.ads import server as ads_server
 from xds.ads import session

@@ -15,7 +15,7 @@ import pytest
 
 from tests.certificates import TestAuthority
 from tests.unit.ads.test_server import first_request, read
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from tests.unit.facts import FREE_PORT
 from xds.ads.listening import ListenError
 from xds.ads.server import SERVICE, AdsServer

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from tests.unit.facts import FREE_PORT
 from xds.ads.server import AdsServer
 from xds.ads.tls import MeshCertificate

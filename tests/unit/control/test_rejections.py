@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from tests.unit.facts import ROOTS, make_leaf, make_sidecar
 from xds.ads.messages import Rejection
 from xds.control.closed import closed_listener, closed_to_all

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.control.test_plane import Bench
+from tests.unit.control.bench import Bench
 from tests.unit.facts import make_instance
 from xds.control import work_queue
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.control.test_plane import OUTBOUND, Bench
+from tests.unit.control.bench import OUTBOUND, Bench
 from tests.unit.facts import make_instance, make_instances
 from xds.ads import codec
 from xds.ads.messages import Request

@@ -18,7 +18,7 @@ from envoy_data_plane.message_pool import default_message_pool
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 import xds.wire
-from tests.unit.control.test_plane import everything_we_send
+from tests.unit.control.bench import everything_we_send
 
 ROOT = Path(__file__).parents[3]
 

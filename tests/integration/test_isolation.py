@@ -1,4 +1,7 @@
-"""Shows that one service's owner harms no other service: each test is a way in which one once did."""
+"""Shows that one service's owner harms no other service: each test is a way in which one once did.
+
+Longer than 400 lines because all tests share one mesh, which takes long to start.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The gRPC server with a real client on loopback: how streams begin, wait, and end."""
+"""The gRPC server with a real client on loopback: how streams begin, wait, and end.
+
+Longer than 400 lines because all tests share one server and its client.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The session state machine, rule by rule; `test_session_converges` throws everything at it at once."""
+"""Tests of the session state machine, rule by rule; `test_session_converges` combines all of them at random.
+
+Longer than 400 lines because it is a list: each test is one rule, and all share the view and the stream.
+"""
 
 from __future__ import annotations
 

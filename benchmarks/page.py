@@ -99,19 +99,19 @@ HEAD = """# Performance
 
 Written by `make bench`, never by hand; every run's figures are in `benchmarks/results.json`.
 
-Measured on {machine}, with one worker. What writes, what is served and what serves share
-these cores. Each figure is the median of several runs, in each of which everything was started anew; beside those in
-bold stand the least and the greatest.
+Measured on {machine}, with one worker. The writer, the server and the clients share
+these cores. Each figure is the median of several runs, each of which started everything again; the least and the
+greatest are in parentheses.
 
-Every figure stands beside its floor, taken in the same run: what is left when nothing is thought about. The sidecars
-are clients that ask and acknowledge as Envoy does and cost next to nothing themselves. Where a mesh is larger than a
-Consul can be filled with in a minute, its answers are played back: recorded from the real one at the beginning of the
-run, with names, addresses and indices replaced.
+Every figure has a floor beside it, measured in the same run: the same messages without any processing. The sidecars
+are light clients that subscribe and acknowledge as Envoy does. Where a mesh is larger than what a Consul can be filled
+with in a minute, its answers are recorded from a real Consul at the beginning of the run and played back, with names,
+addresses and indices replaced.
 """
 
 
 def fanout(found: Result) -> Section:
-    """One endpoint changes in Consul."""
+    """Return the section about one endpoint that changes."""
     rows: list[list[Figure | str]] = []
     for streams, each in found.items():
         ours, floor = each["gossamer"], each["floor"]
@@ -178,7 +178,7 @@ def appears(found: Result) -> Section:
                 ratio(found["seconds"], floor["seconds"]),
             ],
         ],
-        "The new service has to be read from Consul first, which the bare server has not to do.",
+        "The new service has to be read from Consul first, which the bare server need not do.",
     )
 
 
@@ -209,8 +209,8 @@ def flip(found: Result) -> Section:
         f"all the others ({megabytes:.0f} MB in all), and back. The floor pushes the same bytes.",
         ("", "", "Gossamer", "pushed bare", "ratio"),
         rows,
-        "Large responses take turns, and small ones pass them. What changes meanwhile is a service that the flip is\n"
-        "not about, and one sidecar calls.",
+        "Large responses wait for slots, and small ones pass them. Meanwhile a service changes that the flip is not\n"
+        "about, and that one sidecar calls.",
     )
 
 
@@ -246,7 +246,7 @@ def reconnect(found: Result) -> Section:
 
 
 def idle(found: Result) -> Section:
-    """Nothing happens."""
+    """Return the section about an idle server."""
     return Section(
         "Idle",
         "3,000 streams of 300 services, which between them may call all of 10,000;"
@@ -264,7 +264,7 @@ def idle(found: Result) -> Section:
 
 
 def rotation(found: Result) -> Section:
-    """Leaves rotate."""
+    """Return the section about leaves that rotate."""
     sent = ", ".join(f"{count} {what}" for what, count in found["messages"].items())
     return Section(
         "A thousand leaves rotate within a minute",
@@ -282,7 +282,7 @@ def rotation(found: Result) -> Section:
 
 
 def envoys(found: Result) -> Section:
-    """Real Envoys."""
+    """Return the section about real Envoys."""
     rows: list[list[Figure | str]] = []
     for services, designs in found.items():
         floor = designs["chains"]

@@ -47,6 +47,8 @@ class Candidates:
         return found - {service} if service in found else found
 
     def _in_general(self, reach: Reach) -> frozenset[str]:
+        # By identity: ``shared`` is one object for all sources, and hashing its content for each of a thousand services
+        # would take longer than the rest (benchmarks ``flip`` and ``appears``). The cache keeps the object alive.
         key = id(reach.shared), reach.others
         if key not in self._general:
             if len(self._general) >= GENERAL_KEPT:
@@ -61,7 +63,7 @@ class Candidates:
         count: Counter[tuple[int, bool]] = Counter()
         general: dict[tuple[int, bool], frozenset[str]] = {}
         for service, reach in sources:
-            key = id(reach.shared), reach.others
+            key = id(reach.shared), reach.others  # by identity, as in `_in_general`
             if key not in general:
                 general[key], not_by[key] = self._in_general(reach), Counter()
             count[key] += 1

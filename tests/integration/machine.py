@@ -32,9 +32,12 @@ class Machine:
         shutil.copytree("/etc", self.etc, symlinks=True, ignore_dangling_symlinks=True)
         for name in ("run", "lib", "bin", "aside"):
             (folder / name).mkdir()
-        self.run.chmod(0o777)  # whoever runs a sidecar there has its folder in it
+        self.run.chmod(0o777)  # for the folder of whichever user runs a sidecar
         for name, path in ({"gossamer": str(BIN / "gossamer")} | (programs or {})).items():
-            (folder / "bin" / name).symlink_to(path)
+            # A script, since from 3.13 on Python does not find its virtual environment through a link elsewhere.
+            script = folder / "bin" / name
+            script.write_text(f'#!/bin/sh\nexec {path} "$@"\n')
+            script.chmod(0o755)
 
     def command(self, *arguments: str, cwd: Path | None = None) -> list[str]:
         """Return a command line that runs ``arguments`` there."""
@@ -47,7 +50,7 @@ class Machine:
         return self.host.command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *arguments)
 
     def _make_readable(self) -> list[str]:
-        """Let other users come to the interpreter and the checkout, which may be where only root can."""
+        """Return commands that let other users read the interpreter and the checkout, which only root may reach."""
         steps: list[str] = []
         closed = {path: _closed_above(path) for path in (Path(sys.base_prefix), ROOT)}
         for number, (path, above) in enumerate(closed.items()):

@@ -23,8 +23,8 @@ from xds.mesh.addresses import is_ip
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.settings import ProxyMode, ProxySettings
+from xds.outbound_port import OUTBOUND_LISTENER_PORT
 from xds.policy.listeners import exposable, public_address
-from xds.ports import OUTBOUND_LISTENER_PORT
 
 NOTHING_LEFT_OUT = LeftOut()
 

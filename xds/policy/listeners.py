@@ -5,7 +5,7 @@ from __future__ import annotations
 from xds.mesh.addresses import is_ip
 from xds.mesh.facts import Sidecar
 from xds.mesh.settings import ExposedPath, ProxySettings
-from xds.ports import OUTBOUND_LISTENER_PORT
+from xds.outbound_port import OUTBOUND_LISTENER_PORT
 
 
 def public_address(sidecar: Sidecar, settings: ProxySettings) -> tuple[str, int]:

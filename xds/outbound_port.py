@@ -1,4 +1,4 @@
-"""Ports that the kernel's redirection and Envoy's configuration must agree on."""
+"""The port that the kernel's redirection and Envoy's outbound listener must agree on."""
 
 from __future__ import annotations
 

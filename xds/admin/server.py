@@ -52,7 +52,8 @@ class AdminServer:
     """HTTP server of the control plane's state: readiness, metrics and sidecars.
 
     Args:
-        inspected: source of the state. troubles: what the source can't read right now.
+        inspected: source of the state.
+        troubles: what the source can't read right now.
     """
 
     def __init__(self, inspected: Inspected, troubles: Callable[[], dict[str, str]]) -> None:

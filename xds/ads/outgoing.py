@@ -143,7 +143,7 @@ class Outgoing:
     def _make(self, type_url: str) -> Response | None:
         state = self._types[type_url]
         if state.closed:
-            # Its resource is missing, or another version than the one that is meant.
+            # Removed whatever refers to it: the proxy lacks the resource, or has an outdated version.
             return self._send(state, type_url, [], sorted(state.closed))
         names: Collection[str] = state.dirty
         large = self._most is not None and self._delta and len(names) > self._most

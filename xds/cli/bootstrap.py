@@ -99,8 +99,9 @@ def make_bootstrap(flags: SidecarFlags, registration: Registration, tls: Control
     """Return the bootstrap of a sidecar.
 
     Args:
-        flags: values of the command's flags. registration: the sidecar's. tls: TLS with the control plane; ``None`` for
-        plain text.
+        flags: values of the command's flags.
+        registration: the sidecar's.
+        tls: TLS with the control plane; ``None`` for plain text.
 
     Raises:
         Failure: the token can't be read.

@@ -223,7 +223,7 @@ class ControlPlane:
     def apply(self, batch: Batch) -> None:
         """Take a batch of facts and bring every proxy that depends on them up to date."""
         if not batch.keys().isdisjoint(SHAPING):
-            self._queue.finish()  # what is left to do is about the mesh as it was until now
+            self._queue.finish()  # the queued work belongs to the facts from before this batch
         views, entries_before = self._views, self.mesh.config_entries
         was_assignable, before = views.is_assignable(), (views.changes, self._catalog.leads_changes)
         changed = self.mesh.apply(self._forbidden.applied(batch))

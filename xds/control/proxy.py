@@ -66,11 +66,11 @@ class Proxy:
         self.certified = False
         """Whether its client certificate proves its service."""
         self.ready = False
-        """Whether it is being served. It stays so: what is known goes on being served."""
+        """Whether it is being served. Once served, it stays so."""
         self.blocker: str | None = "nothing has been read yet"
         """Reason why nothing can be sent at all, ``None`` if there is none."""
         self.as_of = -1
-        """Number of its service's changes that its own resources contain (``ControlPlane._news``)."""
+        """Number of its service's changes (``ControlPlane._changes``) when its own resources were made."""
         self._view = view
         self._patient = True
         self._waited_for = False
@@ -222,7 +222,8 @@ class Proxy:
             self.wake()
 
     def resume(self, before: Proxy) -> None:
-        """Take over from the same proxy on an earlier stream what was made for it; as long as it is still entitled."""
+        """Take over the resources that were made for the same proxy on an earlier stream, if it is still entitled to
+        them."""
         if before.client.node == self.client.node and before.client.token == self.client.token:
             self.sidecar, self.registered = before.sidecar, before.registered
             self._inputs, self._own, self.as_of = before._inputs, before._own, before.as_of

@@ -134,7 +134,7 @@ def _inbound(inputs: SidecarInputs, observation: Observation, problem: Callable[
     try:
         listener = public(sidecar, settings, inputs.mesh, admission, trust_domain, dual_stack=inputs.dual_stack)
     except OverrideError as error:
-        # The owner's intention for the listener is unknown, so it admits no caller. Without any listener, requests on
+        # What the owner wanted the listener to do is unknown, so it admits no caller. Without any listener, requests on
         # established connections would be answered for as long as Envoy drains the old one.
         problem(f"{error}; it is refused: new connections and requests through the mesh are denied")
         admission = NOBODY

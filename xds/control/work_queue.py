@@ -28,7 +28,7 @@ class WorkQueue:
         Args:
             step: the work on one item.
             items: the items, in order.
-            in_order: not before what was queued earlier is done.
+            in_order: whether to wait until the work that was queued earlier is done.
         """
         if len(items) <= AT_ONCE and not (in_order and self._rest):
             for item in items:

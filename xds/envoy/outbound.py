@@ -71,11 +71,14 @@ def outbound(
     """Return the listener that the kernel redirects outbound connections to.
 
     Args:
-        settings: settings of every outbound listener. port: where it listens, on loopback. hosts: the hosts outside the
-        mesh that are reached through a gateway. dual_stack: whether on that of IPv6 as well. mode: when the clusters
-        are sent. What may change over has the chains of both ways, so that it drains nothing. on_demand: whether they
-        are sent on demand now. max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's
-        default. listed: the addresses that it has to list (`MeshWideSettings.lists`), each with its protocol; sorted.
+        settings: settings of every outbound listener.
+        port: where it listens, on loopback.
+        hosts: the hosts outside the mesh that are reached through a gateway.
+        dual_stack: whether on that of IPv6 as well.
+        mode: when the clusters are sent. What may change over has the chains of both ways, so that it drains nothing.
+        on_demand: whether they are sent on demand now.
+        max_request_headers_kb: how large the headers of a request may be; ``None`` for Envoy's default.
+        listed: the addresses that it has to list (`MeshWideSettings.lists`), each with its protocol; sorted.
     """
     name = names.listener("outbound_listener", "127.0.0.1", port)
     selection = ChainSelection(mode, on_demand)

@@ -34,9 +34,11 @@ class UpstreamEncoder:
     """Encoder of one upstream.
 
     Args:
-        chain: how it is reached. settings: how it is called. here: where the mesh is. instances: the instances of each
-        of the chain's targets. owner: mark in the names of clusters that are not shared; empty for the upstream of all
-        siblings.
+        chain: how it is reached.
+        settings: how it is called.
+        here: where the mesh is.
+        instances: the instances of each of the chain's targets.
+        owner: mark in the names of clusters that are not shared; empty for the upstream of all siblings.
     """
 
     def __init__(

@@ -207,8 +207,9 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
     """Return the problems of the intentions to a service of this protocol, because of which they deny.
 
     Args:
-        decisions: what the intentions decide about its callers. protocol: that its sidecar speaks. missing_providers:
-        the JWT providers that they name and that there aren't, or that can't be used.
+        decisions: what the intentions decide about its callers.
+        protocol: that its sidecar speaks.
+        missing_providers: the JWT providers that they name and that there aren't, or that can't be used.
     """
     for intention in decisions.all():
         yield from intention.problems

@@ -57,10 +57,11 @@ def claims(
     """Return the addresses at which a service is dialed, in canonical form.
 
     Args:
-        instances: the service's; they are tagged with addresses. chain: its discovery chain, which lists addresses that
-        are assigned to it. ranges: ranges in which tagged addresses need not be assigned. dialed_directly: the
-        instances whose own addresses are dialed, at the ports of their applications. destinations: the addresses
-        outside the mesh that it stands for.
+        instances: the service's; they are tagged with addresses.
+        chain: its discovery chain, which lists addresses that are assigned to it.
+        ranges: ranges in which tagged addresses need not be assigned.
+        dialed_directly: the instances whose own addresses are dialed, at the ports of their applications.
+        destinations: the addresses outside the mesh that it stands for.
     """
     first = min((instance.create_index for instance in instances.instances), default=NEVER)
     allowed = tuple(ranges)

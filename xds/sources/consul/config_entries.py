@@ -84,8 +84,10 @@ class ConfigEntryReader:
     """Collector of the entries of each kind, which delivers them once every kind has been read.
 
     Args:
-        client: where to read. deliver: takes the facts. on_changed: called when an entry that shapes discovery chains
-        may have changed, with the services that such entries speak.
+        client: where to read.
+        deliver: takes the facts.
+        on_changed: called when an entry that shapes discovery chains may have changed, with the services that such
+            entries speak.
     """
 
     def __init__(

@@ -34,8 +34,10 @@ def chain(service: str, data: Any, *, elsewhere: bool = False, quotas: Quotas = 
     """Decode a chain that Consul compiled, or return the reason why it can't be followed, with kind, entry and field.
 
     Args:
-        service: whose it is. data: the answer. elsewhere: whether it is for another datacenter, so that none of its
-        targets is here for being there. quotas: its limits. A chain that exceeds them is not decoded.
+        service: whose it is.
+        data: the answer.
+        elsewhere: whether it is for another datacenter, so that none of its targets is here for being there.
+        quotas: its limits. A chain that exceeds them is not decoded.
     """
     compiled = data["Chain"]
     virtual_ips = (*(compiled.get("AutoVirtualIPs") or ()), *(compiled.get("ManualVirtualIPs") or ()))

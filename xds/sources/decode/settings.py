@@ -72,8 +72,9 @@ def proxy_settings(source: Mapping[str, Any], config: Mapping[str, Any], problem
     """Decode the settings of sidecars in a registration's ``Proxy``, the service-defaults or the proxy-defaults.
 
     Args:
-        source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts. config: the
-        opaque ``Config`` map. problem: called with what can't be followed.
+        source: holds ``Mode`` and ``TransparentProxy`` and, in the service-defaults, limits and timeouts.
+        config: the opaque ``Config`` map.
+        problem: called with what can't be followed.
     """
     direct, opaque = Fields(source, "", problem), Fields(config, "Config", problem)
     transparent, expose = direct.part("TransparentProxy"), direct.part("Expose")

@@ -61,9 +61,11 @@ def load(
     """Read the mesh file and the state folder; virtual IPs and an authority are made where there are none yet.
 
     Args:
-        settings: where they are. tokens_needed: whether others than this host can connect, so that certificates have to
-        be asked for by token. now: the time, in UTC. known: what is served now; its authority and virtual IPs are not
-        replaced by others behind its back. quotas: limits of the configuration of one service.
+        settings: where they are.
+        tokens_needed: whether others than this host can connect, so that certificates have to be asked for by token.
+        now: the time, in UTC.
+        known: what is served now; its authority and virtual IPs are not replaced by others behind its back.
+        quotas: limits of the configuration of one service.
 
     Raises:
         RefusedError: the file can't be used.

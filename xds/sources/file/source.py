@@ -43,9 +43,12 @@ class FileSource:
     """Source that serves a mesh from a file.
 
     Args:
-        settings: where it is. sink: takes each batch of facts. tokens_needed: as for `load`. default_allow: the default
-        where no intention matches, in place of the file's. quotas: limits of the configuration of one service. clock:
-        the time, in UTC.
+        settings: where it is.
+        sink: takes each batch of facts.
+        tokens_needed: as for `load`.
+        default_allow: the default where no intention matches, in place of the file's.
+        quotas: limits of the configuration of one service.
+        clock: the time, in UTC.
 
     Raises:
         RefusedError: the file can't be used.

@@ -115,8 +115,9 @@ class StateFolder:
         """Give a virtual IP to each of ``services`` that has none; all that were given.
 
         Args:
-            services: who needs one. taken: addresses that services claim themselves, and who does. since: what was
-            assigned when this was last read; nothing of it may be missing.
+            services: who needs one.
+            taken: addresses that services claim themselves, and who does.
+            since: what was assigned when this was last read; nothing of it may be missing.
 
         Raises:
             StateError: as for `virtual_ips`, or they can't be written, or there are no more.

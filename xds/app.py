@@ -6,23 +6,22 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from xds.admin.server import AdminServer
 from xds.ads.listening import ListenError
-from xds.ads.tls import MeshTls, TlsFiles
 from xds.mesh.addresses import HostPort, is_loopback
 from xds.mesh.mesh import Batch, Demand
 from xds.metrics import Metrics
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 from xds.sources.file.loading import FileSettings
 from xds.sources.file.source import FileSource
+from xds.sources.source import Source
 from xds.workers.grpc_log import GrpcLog
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
+from xds.workers.serving_settings import ServingSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +32,12 @@ class ServeSettings:
 
     source: ConsulSettings | FileSettings
     """Settings of the Consul or the mesh file to read."""
-    listen: HostPort = HostPort("127.0.0.1", 18000)
-    """Address where Envoys connect. Port 0 takes a free one."""
+    serving: ServingSettings = ServingSettings()
     admin: HostPort = HostPort("127.0.0.1", 18001)
-    outbound: MeshWideSettings = MeshWideSettings()
     default_allow: bool | None = None
     """Default where no intention matches; ``None`` takes the source's."""
     insecure: bool = False
     """Whether to serve other hosts although nothing authenticates them."""
-    tls: TlsFiles | MeshTls | None = None
-    """TLS of the xDS port, with certificate files or of the mesh; ``None`` is plain text."""
     drain: float = 10.0
     """Seconds over which streams are ended when the server stops, at most."""
     workers: int = 1
@@ -51,25 +46,6 @@ class ServeSettings:
 
 class UnprotectedError(Exception):
     """Refusal to serve what anybody who reaches an address could read; the message says what, where, and what to do."""
-
-
-class Source(Protocol):
-    """Source of a mesh. It is given a sink for batches of facts when it is made."""
-
-    async def asks_for_tokens(self) -> bool:
-        """Return whether a certificate takes a token that may have it; true where that can't be found out yet."""
-
-    def demand(self, demand: Demand) -> None:
-        """Read what ``demand`` names from now on, and stop reading everything else."""
-
-    async def run(self) -> None:
-        """Read until cancelled."""
-
-    async def close(self) -> None:
-        """Close its connections."""
-
-    def troubles(self) -> dict[str, str]:
-        """Return what can't be read at the moment, with the reason, by name."""
 
 
 class Gossamer:
@@ -86,9 +62,9 @@ class Gossamer:
     def __init__(self, settings: ServeSettings, grpc_log: GrpcLog | None = None) -> None:
         self.settings = settings
         self._serving: Serving | WorkerPool = (
-            Serving(settings.outbound, self._demand, settings.tls, grpc_log)
+            Serving(settings.serving, self._demand, grpc_log)
             if settings.workers == 1
-            else WorkerPool(settings.outbound, self._demand, settings.workers, settings.tls)
+            else WorkerPool(settings.serving, self._demand, settings.workers)
         )
         self._source = _source(settings, self._serving.apply, self._serving.metrics)
         self._admin = AdminServer(self._serving, self._source.troubles)
@@ -98,21 +74,21 @@ class Gossamer:
         self._source.demand(demand)
 
     async def __aenter__(self) -> Gossamer:
-        listen, admin = self.settings.listen, self.settings.admin
+        serving, admin = self.settings.serving, self.settings.admin
         try:
             await self._check_protected()
-            listen = HostPort(listen.host, await self._serving.start(listen))
-            admin = HostPort(admin.host, await self._admin.start(*admin))
+            listen = HostPort(serving.listen.host, await self._serving.start())
+            admin = HostPort(admin.host, await self._admin.start(admin))
         except (ListenError, UnprotectedError):
             await self._stop()
             raise
-        self.settings = replace(self.settings, listen=listen, admin=admin)
+        self.settings = replace(self.settings, serving=replace(serving, listen=listen), admin=admin)
         self._running = asyncio.create_task(self._run())
         log.info(
             "serving xDS on %s, admin on http://%s, from %s",
             listen, admin, _named(self.settings.source),
         )  # fmt: skip
-        if not is_loopback(listen.host) and self.settings.tls is None:
+        if not is_loopback(listen.host) and serving.tls is None:
             log.warning(
                 "xDS on %s is plain text and carries private keys: anybody on the network in between can read them",
                 listen,
@@ -125,7 +101,7 @@ class Gossamer:
         Raises:
             UnprotectedError: that is so, and was not asked for.
         """
-        listen, admin = self.settings.listen, self.settings.admin
+        listen, admin = self.settings.serving.listen, self.settings.admin
         if self.settings.insecure:
             return
         if not is_loopback(admin.host):
@@ -180,7 +156,7 @@ def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Met
             sink,
             tokens_needed=_needs_tokens(settings),
             default_allow=settings.default_allow,
-            quotas=settings.outbound.quotas,
+            quotas=settings.serving.mesh_wide.quotas,
         )
     settings.source.ssl_context()
     client = Consul(settings.source, needs_acls=_needs_tokens(settings))
@@ -189,7 +165,7 @@ def _source(settings: ServeSettings, sink: Callable[[Batch], None], metrics: Met
         sink,
         default_allow=settings.default_allow,
         on_watches=metrics.watches.set,
-        quotas=settings.outbound.quotas,
+        quotas=settings.serving.mesh_wide.quotas,
     )
 
 
@@ -199,4 +175,4 @@ def _named(source: ConsulSettings | FileSettings) -> str:
 
 def _needs_tokens(settings: ServeSettings) -> bool:
     """Return whether others than this host can connect, so that certificates have to be asked for by token."""
-    return not (settings.insecure or is_loopback(settings.listen.host))
+    return not (settings.insecure or is_loopback(settings.serving.listen.host))

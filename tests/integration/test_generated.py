@@ -32,7 +32,6 @@ from xds.lab.processes import Process, eventually
 from xds.mesh.addresses import HostPort
 from xds.mesh.facts import Authorized, LeafKey
 from xds.mesh.mesh import SERVICE_NAMES, Demand, Key, Kind
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.authority import issue, new_authority
 from xds.sources.file import models
 from xds.sources.file.document import RefusedError, parse
@@ -41,6 +40,7 @@ from xds.sources.file.models.defaults import MeshEntry
 from xds.sources.file.models.intentions import JWTProvider
 from xds.sources.file.virtual_ips import Given
 from xds.workers.serving import Serving
+from xds.workers.serving_settings import ServingSettings
 
 EXAMPLES = int(os.environ.get("GOSSAMER_EXAMPLES", "60"))
 NOW = datetime.now(UTC)
@@ -64,7 +64,7 @@ class Live:
 
     def __init__(self) -> None:
         self.authority = new_authority(NOW)
-        self.serving = Serving(MeshWideSettings(), self._demanded)
+        self.serving = Serving(ServingSettings(listen=FREE_PORT), self._demanded)
         self.processes: list[Process] = []
         self.numbers = itertools.count(1)
         self.ports = {service: free_port() for service in ("web", "api", "db")}
@@ -75,7 +75,7 @@ class Live:
         self.serving.apply({Key(Kind.STREAM, each): Authorized() for each in demand.streams})
 
     async def start(self, folder: Any) -> None:
-        port = await self.serving.start(FREE_PORT)
+        port = await self.serving.start()
         for service in (*TRACKED, "db"):
             leaf = issue(self.authority, service, "dc1", NOW, 0.5).leaf
             self.serving.apply({Key(Kind.LEAF, LeafKey(service, "")): leaf})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xds.mesh.addresses import HostPort
+from xds.mesh.config_entries import ProxyMode, ProxySettings
 from xds.mesh.facts import Health, Instance, Leaf, Roots, ServiceInstances, Sidecar, VirtualAddress
-from xds.mesh.settings import ProxyMode, ProxySettings
 
 ROOTS = Roots("td.consul", ("-----BEGIN CERTIFICATE-----\nroot\n-----END CERTIFICATE-----\n",))
 TRANSPARENT = ProxySettings(mode=ProxyMode.TRANSPARENT)

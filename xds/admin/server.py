@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from xds.admin import status
 from xds.ads.listening import ListenError
-from xds.mesh.addresses import is_ip
+from xds.mesh.addresses import HostPort, is_ip
 
 
 class Inspected(Protocol):
@@ -68,18 +68,18 @@ class AdminServer:
         app.router.add_get("/v1/sidecars", self._sidecars)
         self._runner = web.AppRunner(app, access_log=None)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, address: HostPort) -> int:
         """Listen. Return the port, which is a free one for port 0.
 
         Raises:
             ListenError: the address can't be listened on.
         """
         await self._runner.setup()
-        self._own_names.add(host.lower())
+        self._own_names.add(address.host.lower())
         try:
-            await web.TCPSite(self._runner, host, port, reuse_port=False).start()
+            await web.TCPSite(self._runner, address.host, address.port, reuse_port=False).start()
         except OSError as error:
-            raise ListenError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+            raise ListenError(f"can't listen on {address}: {error.strerror or error}") from error
         return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:

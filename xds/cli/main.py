@@ -8,7 +8,7 @@ from xds import __version__
 from xds.cli.bootstrap import bootstrap
 from xds.cli.ca import ca
 from xds.cli.demo import demo
-from xds.cli.mesh import mesh_group
+from xds.cli.mesh_files import mesh_group
 from xds.cli.redirect_traffic import redirect_traffic
 from xds.cli.serve import serve
 from xds.cli.sidecar import sidecar

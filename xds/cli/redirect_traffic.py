@@ -11,7 +11,7 @@ import click
 
 from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, Ip, Network, consul_flags, mesh_flag
-from xds.mesh.settings import ProxyMode
+from xds.mesh.config_entries import ProxyMode
 from xds.outbound_port import OUTBOUND_LISTENER_PORT
 from xds.redirect.apply import RedirectError, Redirector, installed_backends
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules

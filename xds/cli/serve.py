@@ -10,7 +10,7 @@ import click
 
 from xds.cli.common import HostPortFlag, Network, PemFile, consul_flags, mesh_flag, state_flag
 from xds.mesh.addresses import HostPort, IPNetwork, is_loopback
-from xds.mesh.settings import ClusterMode
+from xds.mesh.config_entries import ClusterMode
 from xds.policy.forbidden import Forbidden
 from xds.policy.mesh_wide_settings import CONSUL_VIRTUAL_IPS, MeshWideSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
@@ -213,28 +213,31 @@ def serve(
     grpc_log = take_over(os.environ) if workers == 1 else GrpcLog()
     from xds.ads.tls import MeshTls, TlsFiles
     from xds.app import ServeSettings
-    from xds.cli.serving import run
+    from xds.cli.serve_process import run
+    from xds.workers.serving_settings import ServingSettings
 
     files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     configure(log_level.upper())
-    mesh_tls = tls is not None or not (plaintext or is_loopback(listen[0]))
+    mesh_tls = tls is not None or not (plaintext or is_loopback(listen.host))
     settings = ServeSettings(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
-        listen=listen,
-        admin=admin,
-        outbound=MeshWideSettings(
-            virtual_ranges=(CONSUL_VIRTUAL_IPS, *ranges),
-            destinations_only=mesh_destinations_only,
-            strict_ports=strict_ports,
-            probe_sources=probe_sources,
-            passthrough_connect_timeout_ms=passthrough_connect_timeout,
-            quotas=with_changes(DEFAULT_QUOTAS, dict(quotas)),
-            clusters=ClusterMode(clusters),
-            forbidden=Forbidden(extensions=forbid_extensions, overrides=forbid_overrides),
+        serving=ServingSettings(
+            listen=listen,
+            tls=files or (MeshTls() if mesh_tls else None),
+            mesh_wide=MeshWideSettings(
+                virtual_ranges=(CONSUL_VIRTUAL_IPS, *ranges),
+                destinations_only=mesh_destinations_only,
+                strict_ports=strict_ports,
+                probe_sources=probe_sources,
+                passthrough_connect_timeout_ms=passthrough_connect_timeout,
+                quotas=with_changes(DEFAULT_QUOTAS, dict(quotas)),
+                clusters=ClusterMode(clusters),
+                forbidden=Forbidden(extensions=forbid_extensions, overrides=forbid_overrides),
+            ),
         ),
+        admin=admin,
         default_allow=None if default_intention_policy is None else default_intention_policy == "allow",
         insecure=insecure,
-        tls=files or (MeshTls() if mesh_tls else None),
         drain=drain,
         workers=workers,
     )

@@ -6,8 +6,8 @@ from xds.control.changes import ResourcesByType
 from xds.envoy import names
 from xds.envoy.inbound import Admission, inbound_routes, public
 from xds.envoy.resource import LISTENER, SCOPED_ROUTE, Resource, encode
+from xds.mesh.config_entries import MeshSettings, ProxySettings
 from xds.mesh.facts import Roots, Sidecar
-from xds.mesh.settings import MeshSettings, ProxySettings
 from xds.policy.intentions import DENIED, ConnectionPolicy, RequestPolicy
 from xds.policy.listeners import public_address
 

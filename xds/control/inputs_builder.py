@@ -13,11 +13,11 @@ from xds.control.sidecar_inputs import ExplicitTarget, SidecarInputs
 from xds.control.upstreams import UpstreamCatalog, here, target_problems
 from xds.envoy.inbound import Admission
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf, query_chain
+from xds.mesh.config_entries import ClusterMode
 from xds.mesh.facts import ExplicitUpstream, Leaf, LeafRefused, StreamUndecided
 from xds.mesh.intentions import Action, TokenProvider
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import fold
-from xds.mesh.settings import ClusterMode
 from xds.policy.intentions import Decisions, IntentionIndex, admission_problems, connection_policy, request_policy
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import effective_settings, explicit_upstreams

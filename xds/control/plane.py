@@ -41,6 +41,7 @@ from xds.control.proxy import Client, Proxy
 from xds.control.service_views import ServiceViews
 from xds.control.upstreams import UpstreamCatalog, here
 from xds.control.work_queue import Throttle, WorkQueue
+from xds.mesh.config_entries import ConfigEntries
 from xds.mesh.facts import Authorized, LeafKey, StreamKey, StreamRefused
 from xds.mesh.mesh import (
     CONFIG_ENTRIES,
@@ -54,7 +55,6 @@ from xds.mesh.mesh import (
     Mesh,
 )
 from xds.mesh.names import WILDCARD, fold
-from xds.mesh.settings import ConfigEntries
 from xds.mesh.spiffe import spiffe_id
 from xds.metrics import Metrics
 from xds.policy.mesh_wide_settings import MeshWideSettings
@@ -89,7 +89,7 @@ class ControlPlane:
     ) -> None:
         self.mesh = Mesh()
         self.metrics = metrics
-        self.connected = ConnectedProxies()
+        self._connected = ConnectedProxies()
         self._forbidden = mesh_wide.forbidden
         self._soon = soon
         self._catalog = UpstreamCatalog(self.mesh, mesh_wide)
@@ -99,7 +99,7 @@ class ControlPlane:
         """Number of changes of its sidecars' inputs, by service."""
         self._rejecting: set[Proxy] = set()
         """Proxies that rejected something that is meant for them."""
-        self._views = ServiceViews(self.mesh, self._catalog, mesh_wide, self.connected, self._relisting.is_waiting)
+        self._views = ServiceViews(self.mesh, self._catalog, mesh_wide, self._connected, self._relisting.is_waiting)
         self._inputs = InputsBuilder(self.mesh, self._catalog, mesh_wide, self._views.index, self._views.by_service)
         self._demand = DemandTracker(
             self._catalog, self._views.by_service, self._inputs.chains_elsewhere, on_demand, self._after_work
@@ -113,7 +113,7 @@ class ControlPlane:
         if service != client.node.cluster:
             client = replace(client, node=replace(client.node, cluster=service))
         proxy = Proxy(client, self._views.add(service))
-        self.connected.add(proxy)
+        self._connected.add(proxy)
         self.metrics.streams.labels("delta" if client.delta else "sotw").inc()
         self._demand.add_stream(proxy)
         self._update(proxy)
@@ -123,8 +123,8 @@ class ControlPlane:
     def _admit(self, proxy: Proxy) -> None:
         """Read for a proxy that may act for its service, and take over what was made for it on an earlier stream."""
         self._demand.add_leaf(proxy)
-        self.connected.admit(proxy)
-        before = self.connected.take_back(proxy)
+        self._connected.admit(proxy)
+        before = self._connected.take_back(proxy)
         if before is not None:
             if before.leaf is not None and self.mesh.leaf(proxy.leaf_key) == before.leaf:
                 proxy.resume(before)
@@ -147,7 +147,7 @@ class ControlPlane:
             case StreamRefused() if proxy.admitted is not False:
                 proxy.blocked_by(f"it may not act for service {proxy.service!r}: {answer.reason}")
                 self.metrics.refused.inc()
-                self.connected.refuse(proxy)
+                self._connected.refuse(proxy)
                 log.warning(
                     "sidecar %r from %s may not act for service %r: %s",
                     proxy.client.node.id, proxy.client.peer, proxy.service, answer.reason,
@@ -157,13 +157,13 @@ class ControlPlane:
 
     def detach(self, proxy: Proxy) -> None:
         """Remove a proxy whose stream ended; what was made for it is kept until `let_go`, since most reconnect."""
-        self.connected.remove(proxy)
+        self._connected.remove(proxy)
         self._demand.remove_stream(proxy)
         self._rejecting.discard(proxy)
         self.metrics.rejecting.set(len(self._rejecting))
         self.metrics.streams.labels("delta" if proxy.client.delta else "sotw").dec()
         if proxy.admitted:
-            older = self.connected.keep(proxy)
+            older = self._connected.keep(proxy)
             if older is not None:
                 self._demand.remove(older)
         else:
@@ -174,26 +174,26 @@ class ControlPlane:
     def let_go(self, proxy: Proxy) -> None:
         """Forget a proxy that left a while ago, unless it reconnected."""
         if not proxy.admitted:
-            self.connected.forget_refusal(proxy)
-        elif self.connected.forget(proxy):
+            self._connected.forget_refusal(proxy)
+        elif self._connected.forget(proxy):
             self._demand.remove(proxy)
             self._forget_service(proxy.service)
             self._demand.update_soon()
 
     def _forget_service(self, service: str) -> None:
         """Forget a service of which no proxy is connected or may reconnect."""
-        if self.connected.forget_service(service):
+        if self._connected.forget_service(service):
             self._views.drop(service)
             self._demand.remove_service(service)
             self._changes.pop(service, None)
 
     def proxies(self) -> list[Proxy]:
         """Return the connected proxies, ordered by ID."""
-        return _by_id(self.connected)
+        return _by_id(self._connected)
 
     def refused(self) -> list[Proxy]:
         """Return the proxies that were refused a moment ago, ordered by ID."""
-        return _by_id(self.connected.refused())
+        return _by_id(self._connected.refused())
 
     def note(self, proxy: Proxy, received: Received) -> None:
         """Log and count what a proxy answered."""
@@ -255,14 +255,14 @@ class ControlPlane:
             waiting = views.to_assign(views.by_service if all_services else views.having(sources) | respelled)
             self._queue.run(self._assign, waiting, in_order=True)
         if not was_assignable or changed & {ROOTS, DATACENTER, DEFAULT_ALLOW} or WILDCARD in destinations:
-            stale |= self.connected.services()
+            stale |= self._connected.services()
         stale |= views.having(destinations)
         if changed & {ROOTS, DATACENTER}:
             moved |= self._demand.services
         if CONFIG_ENTRIES in changed:
             about = Differing(entries_before or ConfigEntries(), self.mesh.config_entries or ConfigEntries())
             moved |= {each for each in self._demand.services if about.as_upstream(each)}
-            stale |= {each for each in self.connected.services() if about.as_sidecar(each)}
+            stale |= {each for each in self._connected.services() if about.as_sidecar(each)}
         touched, more = views.refresh(moved, self._demand.services)
         if before != (views.changes, self._catalog.leads_changes):
             self._demand.services_changed()
@@ -271,7 +271,7 @@ class ControlPlane:
         # cold start. One that waited for this upstream alone is brought up to date before it is served.
         unread = {service for service in more if not views.by_service[service].is_known()}
         stale |= (more - unread) | {each for each in moved if isinstance(each, str)}
-        proxies = self.connected.of_services(stale)
+        proxies = self._connected.of_services(stale)
         for key in changed:
             if isinstance(key.of, LeafKey):
                 proxies |= self._demand.with_leaf(key.of)
@@ -290,21 +290,21 @@ class ControlPlane:
         now = self._catalog.candidates
         for service in self._views.having(map(fold, before.differing(now))):
             if now.identity(service) != service:
-                for proxy in list(self.connected.of_service(service)):
+                for proxy in list(self._connected.of_service(service)):
                     proxy.end(f"the catalog spells service {service!r} as {now.identity(service)!r}; connect again")
 
     def _relist(self, services: set[str]) -> None:
         """Bring the outbound listeners of these services' sidecars up to date."""
         for service in services:
             self._changes[service] = self._changes.get(service, 0) + 1
-        self._queue.run(self._update, self.connected.of_services(services))
+        self._queue.run(self._update, self._connected.of_services(services))
 
     def _assign(self, service: str) -> None:
         """Determine again what ``service`` may call, and update its sidecars."""
         if service not in self._views.by_service or not self._views.assign(service):
             return
         self._changes[service] = self._changes.get(service, 0) + 1
-        for proxy in list(self.connected.of_service(service)):
+        for proxy in list(self._connected.of_service(service)):
             self._update(proxy)
         self._demand.services_changed()
         self._demand.update_soon()
@@ -314,7 +314,7 @@ class ControlPlane:
 
         An error in its registration affects no other proxy.
         """
-        if proxy not in self.connected:
+        if proxy not in self._connected:
             return  # it left since this was queued
         if not proxy.admitted:
             self._authorize(proxy)

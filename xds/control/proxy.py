@@ -19,8 +19,8 @@ from xds.envoy.names import address_of, asked_as
 from xds.envoy.outbound import explicit_name
 from xds.envoy.resource import CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, Resource
 from xds.envoy.routes import pointed_to, pointer
+from xds.mesh.config_entries import ProxyMode
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Sidecar, StreamKey, StreamRefused
-from xds.mesh.settings import ProxyMode
 
 SERVED_TYPES = (CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, SCOPED_ROUTE, SECRET)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from xds.ads.messages import Rejection
 from xds.envoy.resource import EXTENSION, LISTENER
-from xds.mesh.settings import ProxySettings
+from xds.mesh.config_entries import ProxySettings
 
 
 class Part(enum.Enum):

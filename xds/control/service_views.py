@@ -12,9 +12,9 @@ from xds.control.service_view import ServiceView
 from xds.control.upstream_table import UpstreamTable
 from xds.control.upstreams import UpstreamCatalog
 from xds.mesh.chains import Elsewhere
+from xds.mesh.config_entries import Extension, UpstreamSettings
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import WILDCARD, fold
-from xds.mesh.settings import Extension, UpstreamSettings
 from xds.policy.intentions import IntentionIndex, Reach
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import extensions_of, implicit_settings

@@ -12,8 +12,8 @@ from xds.envoy.dns import Named
 from xds.envoy.egress import EgressHost
 from xds.envoy.inbound import Admission
 from xds.mesh.chains import DiscoveryChain, Target
+from xds.mesh.config_entries import ClusterMode, MeshSettings, ProxySettings
 from xds.mesh.facts import ExplicitUpstream, Instance, Leaf, Roots, Sidecar, VirtualAddress
-from xds.mesh.settings import ClusterMode, MeshSettings, ProxySettings
 from xds.policy.mesh_wide_settings import MeshWideSettings
 
 

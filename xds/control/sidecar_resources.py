@@ -20,9 +20,9 @@ from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import CLUSTER, EXTENSION, LISTENER, SCOPED_ROUTE, TYPE_NAMES, Resource, encode
 from xds.envoy.upstreams import UpstreamEncoder
 from xds.mesh.addresses import is_ip
+from xds.mesh.config_entries import ProxyMode, ProxySettings
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import ProxyMode, ProxySettings
 from xds.outbound_port import OUTBOUND_LISTENER_PORT
 from xds.policy.listeners import exposable, public_address
 

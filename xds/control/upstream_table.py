@@ -14,8 +14,8 @@ from xds.control.changes import Changes, ResourcesByType, differences
 from xds.control.upstreams import EncodedUpstream, UpstreamCatalog
 from xds.envoy.extensions import OUTBOUND, ExtensionError, Extensions
 from xds.envoy.resource import CLUSTER, ENDPOINT, SCOPED_ROUTE, Resource
+from xds.mesh.config_entries import Extension, UpstreamSettings
 from xds.mesh.facts import VirtualAddress
-from xds.mesh.settings import Extension, UpstreamSettings
 from xds.policy.mesh_wide_settings import MeshWideSettings
 
 NOTHING = EncodedUpstream(known=True)

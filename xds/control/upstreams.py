@@ -12,10 +12,10 @@ from xds.envoy.resource import Resource
 from xds.envoy.upstreams import UpstreamEncoder, members
 from xds.mesh.addresses import canonical_ip, is_ip, parse_ip
 from xds.mesh.chains import DiscoveryChain, Elsewhere, GatewaysOf, InstancesOf, Target
+from xds.mesh.config_entries import ConfigEntries, Destination, UpstreamSettings
 from xds.mesh.facts import Health, Instance, ServiceInstances, VirtualAddress
 from xds.mesh.mesh import Mesh
 from xds.mesh.names import WILDCARD, fold
-from xds.mesh.settings import ConfigEntries, Destination, UpstreamSettings
 from xds.policy.filters import terms
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.proxies import is_dialed_directly

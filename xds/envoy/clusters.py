@@ -14,9 +14,9 @@ from xds.envoy.resource import CLUSTER, Resource, encode
 from xds.envoy.tls import ads_source, identify_upstream, typed
 from xds.mesh.addresses import canonical_ip
 from xds.mesh.chains import DEFAULT_CONNECT_TIMEOUT_MS, LoadBalancer, Target
+from xds.mesh.config_entries import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
-from xds.mesh.settings import PassiveHealthCheck, ProxySettings, TLSParameters, UpstreamSettings
 from xds.mesh.spiffe import spiffe_id
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import core_pb2 as core

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from xds.envoy import clusters, managers, names
+from xds.envoy import clusters, names
+from xds.envoy import http_connection_managers as managers
 from xds.envoy.clusters import socket_address
 from xds.envoy.resource import Resource
 from xds.mesh.addresses import IPNetwork
+from xds.mesh.config_entries import ExposedPath, ProxySettings
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import MULTIPLEXED
-from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.policy.listeners import public_address
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener

@@ -19,8 +19,8 @@ from xds.envoy.names import HTTP_OPTIONS
 from xds.envoy.overrides import PREFIX, OverrideError, decoded, load_type
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, Resource, encode_bytes
 from xds.envoy.tls import typed
+from xds.mesh.config_entries import Extension
 from xds.mesh.names import CONNECT_PROXY, fold
-from xds.mesh.settings import Extension
 from xds.policy.formats import OF_LOGS, FormatError, checked
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
 from xds.wire.envoy.config import listener_pb2 as listener

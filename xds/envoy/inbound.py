@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xds.envoy import managers, names, routes
+from xds.envoy import http_connection_managers as managers
+from xds.envoy import names, routes
 from xds.envoy.clusters import milliseconds, socket_address
 from xds.envoy.identities import admitted_identities
 from xds.envoy.outbound import tcp_proxy
@@ -13,10 +14,10 @@ from xds.envoy.overrides import listener_from, protected
 from xds.envoy.rbac import http_rbac, network_rbac
 from xds.envoy.resource import Resource
 from xds.envoy.tls import downstream_transport_socket, typed
+from xds.mesh.config_entries import MeshSettings, ProxyMode, ProxySettings
 from xds.mesh.facts import Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import TokenProvider
-from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings
 from xds.policy.intentions import ConnectionPolicy, RequestPolicy, token_checks
 from xds.policy.listeners import public_address
 from xds.wire.envoy.config import core_pb2 as core

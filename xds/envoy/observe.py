@@ -17,7 +17,7 @@ from xds.envoy.extensions import Extensions
 from xds.envoy.overrides import OverrideError, decoded
 from xds.envoy.resource import LISTENER, Resource, encode
 from xds.envoy.tls import typed
-from xds.mesh.settings import AccessLogs, ProxySettings
+from xds.mesh.config_entries import AccessLogs, ProxySettings
 from xds.policy.formats import OF_LOGS, FormatError, checked
 from xds.wire.envoy.config import accesslog_pb2 as accesslog
 from xds.wire.envoy.config import core_pb2 as core

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue, UInt32Value
 
-from xds.envoy import managers, names
+from xds.envoy import http_connection_managers as managers
+from xds.envoy import names
 from xds.envoy.clusters import socket_address
 from xds.envoy.egress import HTTP_CHAIN, TLS_CHAIN, EgressHost, inspectors
 from xds.envoy.overrides import listener_from
 from xds.envoy.tls import ads_source, typed
 from xds.mesh.addresses import IPNetwork
+from xds.mesh.config_entries import ClusterMode
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import ClusterMode
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener

@@ -47,7 +47,7 @@ ANY_CLUSTER = BoolValue(value=False)
 """Disables the check that a route's cluster exists; with on-demand clusters none exists before the first request."""
 IDLE_TIMEOUT_MS = 300_000
 """Envoy's own default for a stream. Every route sets it, because a shorter one applies before there is a route
-(`managers`)."""
+(`http_connection_managers`)."""
 
 Added = core.HeaderValueOption.HeaderAppendAction
 

@@ -11,8 +11,8 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from xds.envoy import names
 from xds.envoy.resource import SECRET, Resource, encode
+from xds.mesh.config_entries import TLSParameters
 from xds.mesh.facts import Leaf, Roots
-from xds.mesh.settings import TLSParameters
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.extensions import tls_pb2 as tls
 from xds.wire.envoy.type import matcher_pb2 as matcher

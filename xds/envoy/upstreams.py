@@ -14,9 +14,9 @@ from xds.envoy.clusters import Here
 from xds.envoy.overrides import OverrideError, cluster_from
 from xds.envoy.resource import Resource
 from xds.mesh.chains import DiscoveryChain, Resolver, Router, Splitter, Target
+from xds.mesh.config_entries import UpstreamSettings
 from xds.mesh.facts import Instance
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import UpstreamSettings
 from xds.mesh.spiffe import spiffe_id
 from xds.policy.filters import chosen
 

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from xds.mesh.settings import ProxySettings, UpstreamSettings
+from xds.mesh.config_entries import ProxySettings, UpstreamSettings
 
 
 class Health(enum.Enum):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
 from xds.mesh.chains import DiscoveryChain, Elsewhere, InstancesOf
+from xds.mesh.config_entries import ConfigEntries
 from xds.mesh.facts import (
     Authorized,
     Leaf,
@@ -24,7 +25,6 @@ from xds.mesh.facts import (
     StreamUndecided,
 )
 from xds.mesh.intentions import Intention
-from xds.mesh.settings import ConfigEntries
 
 Fact = TypeVar("Fact")
 

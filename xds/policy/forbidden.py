@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from xds.mesh.config_entries import ConfigEntries, EntryProblem, ProxySettings, UpstreamSettings
 from xds.mesh.facts import ExplicitUpstream, ServiceInstances, Sidecar
 from xds.mesh.mesh import Batch, Kind
-from xds.mesh.settings import ConfigEntries, EntryProblem, ProxySettings, UpstreamSettings
 
 OVERRIDES_FLAG = "--forbid-overrides"
 EXTENSIONS_FLAG = "--forbid-extensions"

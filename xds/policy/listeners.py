@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from xds.mesh.addresses import is_ip
+from xds.mesh.config_entries import ExposedPath, ProxySettings
 from xds.mesh.facts import Sidecar
-from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.outbound_port import OUTBOUND_LISTENER_PORT
 
 

@@ -6,9 +6,9 @@ import functools
 from dataclasses import dataclass
 
 from xds.mesh.addresses import IPNetwork, parse_ip, parse_network
+from xds.mesh.config_entries import ClusterMode
 from xds.mesh.facts import ANY_PORT, VirtualAddress
 from xds.mesh.http import HTTP_PROTOCOLS
-from xds.mesh.settings import ClusterMode
 from xds.policy.forbidden import NOTHING_FORBIDDEN, Forbidden
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from xds.mesh.config_entries import ConfigEntries, Extension, ProxyMode, ProxySettings, UpstreamSettings
 from xds.mesh.facts import ExplicitUpstream, Sidecar
 from xds.mesh.names import fold
-from xds.mesh.settings import ConfigEntries, Extension, ProxyMode, ProxySettings, UpstreamSettings
 
 
 def effective_settings(sidecar: Sidecar, entries: ConfigEntries) -> ProxySettings:

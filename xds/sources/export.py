@@ -15,7 +15,7 @@ from xds.mesh.names import usable_name
 from xds.policy.upstreams import CONSUL
 from xds.sources import decode
 from xds.sources.consul.client import Consul, ConsulError, Reply
-from xds.sources.consul.config_entries import ALL, read_all
+from xds.sources.consul.config_entry_watches import ALL, read_all
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.file.document import RefusedError, parse
 from xds.sources.file.models import VIRTUAL_TAGS, Proxy, ServiceIntentions, SourceIntention, Upstream

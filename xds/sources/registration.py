@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from xds.mesh.config_entries import ConfigEntries, ProxySettings
 from xds.mesh.facts import Roots, Sidecar
 from xds.mesh.names import CONNECT_PROXY
-from xds.mesh.settings import ConfigEntries, ProxySettings
 from xds.policy.listeners import exposable
 from xds.policy.proxies import effective_settings
 from xds.sources import decode

@@ -9,10 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from xds.ads.tls import MeshTls, TlsFiles
-from xds.mesh.addresses import HostPort
 from xds.mesh.mesh import Batch, Demand
-from xds.policy.mesh_wide_settings import MeshWideSettings
+from xds.workers.serving_settings import ServingSettings
 
 _LENGTH = struct.Struct(">Q")
 
@@ -21,10 +19,8 @@ _LENGTH = struct.Struct(">Q")
 class Start:
     """First message to a worker: what to serve."""
 
-    outbound: MeshWideSettings
-    address: HostPort
+    settings: ServingSettings
     log_level: int
-    tls: TlsFiles | MeshTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,21 +14,21 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import Metric
 
 from xds.ads.call import STATUS_TIMEOUT
 from xds.ads.listening import ListenError, Reservation, reserve
-from xds.ads.tls import MeshTls, TlsFiles
-from xds.mesh.addresses import HostPort
+from xds.ads.tls import MeshTls
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, Leaf
 from xds.mesh.mesh import BASE_FACTS, Batch, Demand, Mesh
 from xds.metrics import Metrics
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.grpc_log import VARIABLES
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import OWN_CERTIFICATE
+from xds.workers.serving_settings import ServingSettings
 
 log = logging.getLogger(__name__)
 
@@ -55,24 +55,21 @@ class WorkerPool:
     """Pool of ``count`` worker processes that serve.
 
     Args:
-        outbound: what holds for the outbound listeners of the whole mesh.
+        settings: of each worker; all of them listen on the same address.
         on_demand: called with what all sidecars together need whenever that changes.
         count: how many workers.
-        tls: TLS with files or of the mesh, ``None`` for plain text.
     """
 
     def __init__(
         self,
-        outbound: MeshWideSettings,
+        settings: ServingSettings,
         on_demand: Callable[[Demand], None],
         count: int,
-        tls: TlsFiles | MeshTls | None = None,
     ) -> None:
         self.metrics = Metrics()
-        self._outbound = outbound
+        self._settings = settings
         self._on_demand = on_demand
         self._count = count
-        self._tls = tls
         self._mesh = Mesh()
         self._demand = Demand()
         self._workers: dict[int, Worker] = {}
@@ -80,13 +77,13 @@ class WorkerPool:
         self._reservation: Reservation | None = None
         self._certified = False
 
-    async def start(self, address: HostPort) -> int:
-        """Start the workers; the port on which all of them listen.
+    async def start(self) -> int:
+        """Start the workers, and return the port on which all of them listen.
 
         Raises:
             ListenError: the address can't be listened on.
         """
-        self._reservation = await reserve(address)
+        self._reservation = await reserve(self._settings.listen)
         try:
             for number in range(self._count):
                 self._workers[number] = await self._start_one()
@@ -123,7 +120,8 @@ class WorkerPool:
                 env={**VARIABLES, **os.environ},
             )  # fmt: skip
         worker = Worker(await Link.over(ours), process)
-        worker.link.send(Start(self._outbound, self._reservation.address, logging.getLogger().level, self._tls))
+        settings = replace(self._settings, listen=self._reservation.address)
+        worker.link.send(Start(settings, logging.getLogger().level))
         message = await worker.link.receive()
         if not isinstance(message, Listening) or message.refusal:
             worker.link.close()
@@ -198,7 +196,7 @@ class WorkerPool:
     def missing(self) -> tuple[str, ...]:
         """Return the names of the base facts that have not been read yet."""
         missing = self._mesh.missing()
-        waits = isinstance(self._tls, MeshTls) and not self._certified
+        waits = isinstance(self._settings.tls, MeshTls) and not self._certified
         return (*missing, CONTROL_PLANE_CERTIFICATE) if waits else missing
 
     # -- their state -----------------------------------------------------------------------------------------------

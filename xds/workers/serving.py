@@ -16,23 +16,22 @@ from xds.admin import status
 from xds.ads.handshakes import Event
 from xds.ads.listening import ListenError, Reservation, reserve
 from xds.ads.server import AdsServer
-from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError, TlsFiles
+from xds.ads.tls import FileCertificate, MeshCertificate, MeshTls, TlsError
 from xds.control.ads_adapter import AdsAdapter
 from xds.control.plane import ControlPlane
-from xds.mesh.addresses import HostPort
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, Leaf
 from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.metrics import Metrics
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.grpc_log import GrpcLog
+from xds.workers.serving_settings import ServingSettings
 
 log = logging.getLogger(__name__)
 
 GARBAGE = (50_000, 2, 500)
 """Garbage-collection thresholds for generations 0, 1 and 2.
 
-A collection pauses the event loop: 30 ms for generation 0, 100 ms for generation 1. With the usual thresholds of ten or
-twenty, the latter takes three times as long.
+A collection pauses the event loop: 30 ms for generation 0, 100 ms for generation 1. With the usual second threshold of
+ten or twenty, a collection of generation 1 takes three times as long.
 """
 OWN_CERTIFICATE = Key(Kind.LEAF, CONTROL_PLANE_LEAF)
 LATER_S = 0.25
@@ -58,21 +57,19 @@ class Serving:
 
     def __init__(
         self,
-        outbound: MeshWideSettings,
+        settings: ServingSettings,
         on_demand: Callable[[Demand], None],
-        tls: TlsFiles | MeshTls | None = None,
         grpc_log: GrpcLog | None = None,
     ) -> None:
         self.metrics = Metrics()
-        self._tls = tls
+        self._listen = settings.listen
+        self._tls = settings.tls
         self._grpc_log = grpc_log or GrpcLog()
         self._on_demand = on_demand
-        self.plane = ControlPlane(outbound, self._demand, self.metrics, self._soon, self._later)
+        self.plane = ControlPlane(settings.mesh_wide, self._demand, self.metrics, self._soon, self._later)
         self._ads = AdsServer(AdsAdapter(self.plane))
         self._own_certificate = MeshCertificate()
         self._certified = asyncio.Event()
-        self._address: HostPort | None = None
-        """Address to listen on when there is a certificate."""
         self._reservation: Reservation | None = None
         self._failed = asyncio.Event()
         self._failure: Exception | None = None
@@ -96,8 +93,8 @@ class Serving:
             self._failed.set()
             self._certified.set()
 
-    async def start(self, address: HostPort, *, shared: bool = False) -> int:
-        """Listen on ``address``; ``shared`` with other processes.
+    async def start(self, *, shared: bool = False) -> int:
+        """Listen on the address of the settings; ``shared`` with other processes.
 
         Returns:
             The port. Where TLS is the mesh's, it is reserved, and listened at when there is a certificate.
@@ -107,14 +104,14 @@ class Serving:
         """
         if isinstance(self._tls, MeshTls):
             if not shared:
-                self._reservation = await reserve(address)
-            self._address = address if self._reservation is None else self._reservation.address
-            return self._address.port
+                self._reservation = await reserve(self._listen)
+                self._listen = self._reservation.address
+            return self._listen.port
         try:
             certificate = None if self._tls is None else await asyncio.to_thread(FileCertificate, self._tls)
         except TlsError as error:
-            raise ListenError(f"can't serve TLS on {address}: {error}") from None
-        return await self._ads.start(address, shared=shared, certificate=certificate)
+            raise ListenError(f"can't serve TLS on {self._listen}: {error}") from None
+        return await self._ads.start(self._listen, shared=shared, certificate=certificate)
 
     async def stop(self) -> None:
         """End every stream and stop listening."""
@@ -132,9 +129,9 @@ class Serving:
             if isinstance(self._tls, MeshTls):
                 self._demand(Demand())
                 await self._certified.wait()
-                if self._failure is None and self._address is not None:
-                    await self._ads.start(self._address, shared=True, certificate=self._own_certificate)
-                    log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._address)
+                if self._failure is None:
+                    await self._ads.start(self._listen, shared=True, certificate=self._own_certificate)
+                    log.info("xDS on %s has the mesh's certificate for the service 'gossamer'", self._listen)
             await self._failed.wait()
         assert self._failure is not None
         raise self._failure

@@ -25,9 +25,9 @@ async def work(end: socket.socket, grpc_log: GrpcLog) -> None:
     start = await link.receive()
     assert isinstance(start, Start)
     configure(start.log_level, "worker")
-    serving = Serving(start.outbound, lambda demand: link.send(Wanted(demand)), start.tls, grpc_log)
+    serving = Serving(start.settings, lambda demand: link.send(Wanted(demand)), grpc_log)
     try:
-        port = await serving.start(start.address, shared=True)
+        port = await serving.start(shared=True)
     except ListenError as error:
         link.send(Listening(0, str(error)))
         return

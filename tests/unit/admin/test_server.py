@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from tests.unit.facts import FREE_PORT
 from xds.admin.server import AdminServer
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.workers.serving import Serving
+from xds.workers.serving_settings import ServingSettings
 
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    server = AdminServer(Serving(MeshWideSettings(), lambda _demand: None), dict)
-    yield await server.start("127.0.0.1", 0)
+    server = AdminServer(Serving(ServingSettings(), lambda _demand: None), dict)
+    yield await server.start(FREE_PORT)
     await server.stop()
 
 

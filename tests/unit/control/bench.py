@@ -16,6 +16,18 @@ from xds.envoy.resource import SCOPED_ROUTE
 from xds.envoy.routes import by_address, pointed_to, pointer
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.config_entries import (
+    AccessLogs,
+    ConfigEntries,
+    Destination,
+    ExposedPath,
+    MeshSettings,
+    PassiveHealthCheck,
+    ProxyMode,
+    ProxySettings,
+    TLSParameters,
+    UpstreamSettings,
+)
 from xds.mesh.facts import (
     Authorized,
     ExplicitUpstream,
@@ -35,18 +47,6 @@ from xds.mesh.intentions import (
     TokenProvider,
 )
 from xds.mesh.mesh import Demand, Key, Kind
-from xds.mesh.settings import (
-    AccessLogs,
-    ConfigEntries,
-    Destination,
-    ExposedPath,
-    MeshSettings,
-    PassiveHealthCheck,
-    ProxyMode,
-    ProxySettings,
-    TLSParameters,
-    UpstreamSettings,
-)
 from xds.metrics import Metrics
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources import decode

@@ -15,6 +15,13 @@ from xds.control.sidecar_resources import OwnResources, own_resources
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SECRET
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.config_entries import (
+    ConfigEntries,
+    EntryProblem,
+    MeshSettings,
+    ProxyMode,
+    ProxySettings,
+)
 from xds.mesh.facts import (
     ExplicitUpstream,
     LeafKey,
@@ -26,13 +33,6 @@ from xds.mesh.intentions import (
     Intention,
 )
 from xds.mesh.mesh import Demand, Key, Kind
-from xds.mesh.settings import (
-    ConfigEntries,
-    EntryProblem,
-    MeshSettings,
-    ProxyMode,
-    ProxySettings,
-)
 from xds.wire.envoy.config import endpoint_pb2 as endpoint
 from xds.wire.envoy.config import listener_pb2
 

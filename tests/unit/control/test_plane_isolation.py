@@ -9,6 +9,13 @@ from tests.unit.facts import make_instance, make_sidecar
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target
+from xds.mesh.config_entries import (
+    ConfigEntries,
+    ExposedPath,
+    ProxyMode,
+    ProxySettings,
+    UpstreamSettings,
+)
 from xds.mesh.facts import (
     ExplicitUpstream,
     ServiceInstances,
@@ -16,13 +23,6 @@ from xds.mesh.facts import (
 from xds.mesh.intentions import (
     Action,
     Intention,
-)
-from xds.mesh.settings import (
-    ConfigEntries,
-    ExposedPath,
-    ProxyMode,
-    ProxySettings,
-    UpstreamSettings,
 )
 from xds.sources import decode
 from xds.wire.envoy.config import endpoint_pb2 as endpoint

@@ -13,14 +13,14 @@ from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE
 from xds.envoy.routes import BY_ADDRESS, CLUSTER_HEADER
 from xds.mesh import mesh
 from xds.mesh.chains import DiscoveryChain, Resolver, Target, default_chain
-from xds.mesh.mesh import Key, Kind
-from xds.mesh.settings import (
+from xds.mesh.config_entries import (
     ClusterMode,
     ConfigEntries,
     Extension,
     ProxyMode,
     ProxySettings,
 )
+from xds.mesh.mesh import Key, Kind
 from xds.wire.envoy.config import route_pb2
 
 

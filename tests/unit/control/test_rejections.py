@@ -14,7 +14,7 @@ from xds.control.sidecar_inputs import SidecarInputs
 from xds.control.sidecar_resources import own_resources
 from xds.envoy import names
 from xds.envoy.resource import EXTENSION, LISTENER, SCOPED_ROUTE
-from xds.mesh.settings import AccessLogs, Extension, ProxyMode, ProxySettings
+from xds.mesh.config_entries import AccessLogs, Extension, ProxyMode, ProxySettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import network_rbac_pb2
 

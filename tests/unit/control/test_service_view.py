@@ -14,10 +14,10 @@ from xds.control import work_queue
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
+from xds.mesh.config_entries import ConfigEntries, ProxySettings, UpstreamSettings
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Key, Kind
-from xds.mesh.settings import ConfigEntries, ProxySettings, UpstreamSettings
 
 NAMES = ["web", "api", "db"]
 SERVICE = st.sampled_from(NAMES)

@@ -22,10 +22,10 @@ from xds.envoy.clusters import service_cluster
 from xds.envoy.resource import CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, SECRET, Resource
 from xds.mesh import mesh
 from xds.mesh.chains import default_chain
+from xds.mesh.config_entries import ConfigEntries, ProxyMode, ProxySettings
 from xds.mesh.facts import ServiceInstances
 from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Key, Kind
-from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings
 
 CALLERS = 3
 """Sidecars that a change is about."""

@@ -6,8 +6,8 @@ import ipaddress
 
 from tests.unit.facts import make_sidecar
 from xds.envoy.exposed import exposed_clusters, exposed_listeners
+from xds.mesh.config_entries import ExposedPath, ProxySettings
 from xds.mesh.facts import ExplicitUpstream
-from xds.mesh.settings import ExposedPath, ProxySettings
 from xds.policy.listeners import exposable
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager
 

@@ -9,9 +9,9 @@ import pytest
 
 from xds.envoy.clusters import Here, service_cluster
 from xds.envoy.extensions import INBOUND, OUTBOUND, ExtensionError, Extensions
-from xds.envoy.managers import inbound, network_filter
+from xds.envoy.http_connection_managers import inbound, network_filter
 from xds.mesh.chains import Target
-from xds.mesh.settings import Extension, MeshSettings, ProxySettings, UpstreamSettings
+from xds.mesh.config_entries import Extension, MeshSettings, ProxySettings, UpstreamSettings
 from xds.wire.envoy.config import cluster_pb2 as cluster
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager

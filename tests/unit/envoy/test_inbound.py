@@ -11,9 +11,9 @@ from tests.unit.facts import make_sidecar
 from xds.envoy.inbound import Admission, inbound_routes, public
 from xds.envoy.jwt import authentication
 from xds.envoy.overrides import OverrideError
+from xds.mesh.config_entries import MeshSettings, ProxyMode, ProxySettings
 from xds.mesh.intentions import Action, Intention, TokenCheck, TokenProvider
 from xds.mesh.names import as_written
-from xds.mesh.settings import MeshSettings, ProxyMode, ProxySettings
 from xds.policy.intentions import IntentionIndex, connection_policy, request_policy
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.extensions import http_connection_manager_pb2 as manager

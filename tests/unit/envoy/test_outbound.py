@@ -7,8 +7,8 @@ import ipaddress
 from google.protobuf.wrappers_pb2 import StringValue
 
 from xds.envoy import outbound
+from xds.mesh.config_entries import ClusterMode
 from xds.mesh.facts import VirtualAddress
-from xds.mesh.settings import ClusterMode
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.xds import matcher_pb2 as xds_matcher

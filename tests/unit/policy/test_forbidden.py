@@ -8,9 +8,9 @@ import pytest
 
 from tests.unit.facts import make_instance, make_sidecar
 from xds.envoy.extensions import ExtensionError, Extensions
+from xds.mesh.config_entries import ConfigEntries, Extension, ProxySettings, UpstreamSettings
 from xds.mesh.facts import ExplicitUpstream, ServiceInstances
 from xds.mesh.mesh import CONFIG_ENTRIES, Batch, Key, Kind
-from xds.mesh.settings import ConfigEntries, Extension, ProxySettings, UpstreamSettings
 from xds.policy.forbidden import Forbidden
 
 LUA = Extension("builtin/lua", required=False, arguments="{}")

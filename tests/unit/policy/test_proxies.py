@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.facts import make_sidecar
+from xds.mesh.config_entries import ConfigEntries, ProxyMode, ProxySettings, UpstreamSettings
 from xds.mesh.facts import ExplicitUpstream
-from xds.mesh.settings import ConfigEntries, ProxyMode, ProxySettings, UpstreamSettings
 from xds.policy.proxies import effective_settings, explicit_upstreams
 
 T, D = ProxyMode.TRANSPARENT, ProxyMode.DIRECT

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from xds.mesh.config_entries import ExposedPath, ProxyMode
 from xds.mesh.facts import Health, VirtualAddress
 from xds.mesh.http import RequestMatch
 from xds.mesh.intentions import Action, Intention, Permission, TokenCheck
-from xds.mesh.settings import ExposedPath, ProxyMode
 from xds.sources import decode
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xds.mesh.settings import ConfigEntries
+from xds.mesh.config_entries import ConfigEntries
 from xds.sources.registration import Registration, registration
 
 

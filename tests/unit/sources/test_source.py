@@ -20,7 +20,7 @@ from xds.mesh.intentions import Action, Intention
 from xds.mesh.mesh import Batch, Demand, Key, Kind, Mesh
 from xds.sources.consul import chains
 from xds.sources.consul.client import Consul, ConsulError
-from xds.sources.consul.config_entries import FOLLOWED
+from xds.sources.consul.config_entry_watches import FOLLOWED
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
 

@@ -20,13 +20,13 @@ from xds.envoy.resource import CLUSTER
 from xds.mesh import mesh
 from xds.mesh.addresses import HostPort
 from xds.mesh.chains import default_chain
+from xds.mesh.config_entries import ConfigEntries
 from xds.mesh.facts import Authorized, ServiceInstances
 from xds.mesh.mesh import Demand, Key, Kind
-from xds.mesh.settings import ConfigEntries
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up
+from xds.workers.serving_settings import ServingSettings
 
 COUNT = 2
 INSTANCES = {"web": make_instances("web", "240.0.0.1"), "api": make_instances("api", "240.0.0.2")}
@@ -38,7 +38,7 @@ class Pooled:
     def __init__(self) -> None:
         self.instances = dict(INSTANCES)
         self.demands: list[Demand] = []
-        self.pool = WorkerPool(MeshWideSettings(), self._wanted, COUNT)
+        self.pool = WorkerPool(ServingSettings(listen=FREE_PORT), self._wanted, COUNT)
         self.port = 0
         self.streams: list[grpc.aio.Channel] = []
 
@@ -74,7 +74,7 @@ class Pooled:
 @pytest.fixture
 async def pooled() -> AsyncIterator[Pooled]:
     made = Pooled()
-    made.port = await made.pool.start(FREE_PORT)
+    made.port = await made.pool.start()
     watching = asyncio.create_task(made.pool.watch())
     made.pool.apply(
         {
@@ -144,7 +144,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
 
 async def test_a_port_that_somebody_has_is_refused(pooled: Pooled) -> None:
     with pytest.raises(ListenError, match="Address already in use"):
-        await WorkerPool(MeshWideSettings(), lambda _: None, 1).start(HostPort("127.0.0.1", pooled.port))
+        await WorkerPool(ServingSettings(listen=HostPort("127.0.0.1", pooled.port)), lambda _: None, 1).start()
 
 
 def test_what_several_count_is_added_up() -> None:

@@ -19,9 +19,9 @@ from xds.lab.processes import eventually
 from xds.mesh.addresses import HostPort
 from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTROL_PLANE_SERVICE, Leaf, LeafRefused
 from xds.mesh.mesh import Demand
-from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.sources.authority import Authority, issue, new_authority
 from xds.workers.serving import OWN_CERTIFICATE, Serving
+from xds.workers.serving_settings import ServingSettings
 
 NOW = datetime.now(UTC)
 
@@ -33,8 +33,8 @@ def leaf(authority: Authority) -> Leaf:
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Serving, int, list[Demand]]]:
     demands: list[Demand] = []
-    serving = Serving(MeshWideSettings(), demands.append, MeshTls())
-    port = await serving.start(FREE_PORT)
+    serving = Serving(ServingSettings(listen=FREE_PORT, tls=MeshTls()), demands.append)
+    port = await serving.start()
     watching = asyncio.create_task(serving.watch())
     try:
         yield serving, port, demands
@@ -81,8 +81,9 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
         serving.apply({OWN_CERTIFICATE: one})
         assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         await eventually("the certificate", presents, until=lambda seen: seen == one.certificate_chain.strip())
+        taken = ServingSettings(listen=HostPort("127.0.0.1", port), tls=MeshTls())
         with pytest.raises(ListenError, match="Address already in use"):
-            await Serving(MeshWideSettings(), demands.append, MeshTls()).start(HostPort("127.0.0.1", port))
+            await Serving(taken, demands.append).start()
         serving.apply({OWN_CERTIFICATE: two})
         assert await presents() == two.certificate_chain.strip()
         serving.apply({OWN_CERTIFICATE: LeafRefused("no more")})

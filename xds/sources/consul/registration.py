@@ -7,7 +7,7 @@ from typing import Any
 
 from xds.sources import decode
 from xds.sources.consul.client import Consul, understanding
-from xds.sources.consul.config_entries import FOLLOWED, read_all
+from xds.sources.consul.config_entry_watches import FOLLOWED, read_all
 from xds.sources.consul.settings import AGENT_ROOTS_PATH, ConsulSettings
 from xds.sources.registration import Registration, choose, registration
 

@@ -28,7 +28,7 @@ from xds.sources.consul.agent import AgentReader
 from xds.sources.consul.authorization import StreamAuthorizer
 from xds.sources.consul.blocking import Watch
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply, understanding
-from xds.sources.consul.config_entries import FOLLOWED, ConfigEntryReader
+from xds.sources.consul.config_entry_watches import FOLLOWED, ConfigEntryReader
 from xds.sources.consul.decoding import Remembered, off_loop
 from xds.sources.consul.elsewhere import ElsewhereReader
 from xds.sources.consul.leaves import LeafWatches

@@ -14,8 +14,8 @@ from xds.sources.decode.catalog import (
 )
 from xds.sources.decode.certificates import agent_default_allow, leaf, roots
 from xds.sources.decode.chains import chain
+from xds.sources.decode.config_entries import EntryFacts, combined, config_entries, entry_facts
 from xds.sources.decode.intentions import intention, intentions, ordered
-from xds.sources.decode.settings import EntryFacts, combined, config_entries, entry_facts
 from xds.sources.decode.values import milliseconds
 
 __all__ = [

@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 
 from xds.mesh.addresses import is_ip
+from xds.mesh.config_entries import ProxySettings, UpstreamSettings
 from xds.mesh.facts import ANY_PORT, ExplicitUpstream, Health, Instance, ServiceInstances, Sidecar, VirtualAddress
 from xds.mesh.names import CONNECT_PROXY, usable_name
-from xds.mesh.settings import ProxySettings, UpstreamSettings
-from xds.sources.decode.settings import proxy_settings, upstream_settings
+from xds.sources.decode.config_entries import proxy_settings, upstream_settings
 from xds.sources.decode.shapes import as_fields, fields, items, number, pairs, text, texts
 from xds.sources.decode.values import Fields
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xds.mesh.chains import DiscoveryChain, default_chain
+from xds.mesh.config_entries import ConfigEntries
 from xds.mesh.facts import Roots, ServiceInstances, Sidecar
 from xds.mesh.http import HTTP_PROTOCOLS
 from xds.mesh.intentions import Action, Intention
@@ -24,7 +25,6 @@ from xds.mesh.mesh import (
     Kind,
 )
 from xds.mesh.names import CONNECT_PROXY, WILDCARD, Spellings, fold
-from xds.mesh.settings import ConfigEntries
 from xds.policy.intentions import (
     IntentionIndex,
     admission_problems,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.unit.sources.file.meshes import document, intentions, service
+from xds.mesh.config_entries import ProxyMode
 from xds.mesh.facts import Health
 from xds.mesh.http import Match, RequestMatch, TextMatch
 from xds.mesh.intentions import Action, Intention, Permission
-from xds.mesh.settings import ProxyMode
 from xds.sources.file.facts import facts_of, warnings
 
 

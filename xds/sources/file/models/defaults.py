@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from xds.mesh.addresses import is_ip
 from xds.mesh.names import WILDCARD
-from xds.sources.decode.settings import CIPHER_SUITES, HOST_NAME, TLS_VERSIONS_IN_ORDER
+from xds.sources.decode.config_entries import CIPHER_SUITES, HOST_NAME, TLS_VERSIONS_IN_ORDER
 from xds.sources.file.models.values import (
     Anything,
     Count,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from xds.mesh.config_entries import EntryProblem
 from xds.mesh.mesh import CONFIG_ENTRIES, Batch
-from xds.mesh.settings import EntryProblem
 from xds.sources import decode
 from xds.sources.consul.client import Consul, ConsulError, Read, Reply
 from xds.sources.consul.decoding import Remembered, off_loop

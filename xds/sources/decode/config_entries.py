@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xds.mesh.addresses import is_ip
-from xds.mesh.intentions import TokenProvider
-from xds.mesh.names import fold
-from xds.mesh.settings import (
+from xds.mesh.config_entries import (
     AccessLogs,
     ClusterMode,
     ConfigEntries,
@@ -26,6 +24,8 @@ from xds.mesh.settings import (
     TLSParameters,
     UpstreamSettings,
 )
+from xds.mesh.intentions import TokenProvider
+from xds.mesh.names import fold
 from xds.sources.decode.intentions import token_provider
 from xds.sources.decode.shapes import fields, items
 from xds.sources.decode.values import Fields, Problem

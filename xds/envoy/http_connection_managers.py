@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from xds.envoy import matchers, names
 from xds.envoy.routes import CLUSTER_HEADER, SCOPE_HEADER
 from xds.envoy.tls import ads_source, typed
-from xds.mesh.settings import MeshSettings, ProxySettings
+from xds.mesh.config_entries import MeshSettings, ProxySettings
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.config import listener_pb2 as listener
 from xds.wire.envoy.config import mutation_rules_pb2 as mutation_rules

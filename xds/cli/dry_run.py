@@ -12,9 +12,9 @@ from xds.ads.codec import Node
 from xds.control.plane import ControlPlane
 from xds.control.proxy import Client
 from xds.control.upstreams import UpstreamCatalog
+from xds.mesh.config_entries import UpstreamSettings
 from xds.mesh.facts import Authorized, Leaf, LeafKey, Roots, StreamKey
 from xds.mesh.mesh import Key, Kind
-from xds.mesh.settings import UpstreamSettings
 from xds.metrics import Metrics
 from xds.policy.mesh_wide_settings import MeshWideSettings
 from xds.policy.upstreams import Candidates
@@ -32,10 +32,10 @@ def set_aside(facts: FileFacts, given: Given) -> Iterator[tuple[str, str]]:
         facts: of the mesh.
         given: the virtual IPs that were given to services that name none.
     """
-    outbound = MeshWideSettings()
-    plane = ControlPlane(outbound, lambda _: None, Metrics(), lambda then: then(), lambda then: then())
+    mesh_wide = MeshWideSettings()
+    plane = ControlPlane(mesh_wide, lambda _: None, Metrics(), lambda then: then(), lambda then: then())
     plane.apply(_everything(facts, given))
-    catalog = UpstreamCatalog(plane.mesh, outbound)
+    catalog = UpstreamCatalog(plane.mesh, mesh_wide)
     catalog.candidates = Candidates(facts.service_names, facts.entries.chain_names)
     upstreams = sorted(catalog.candidates.names & {*facts.instances, *facts.made})
     for service in upstreams:

@@ -189,6 +189,8 @@ class Outgoing:
         """Return the names that were asked for and do not exist; a delta client is sent them once, so that it stops
         waiting."""
         asked = [name for name in state.dirty if name in state.named and name not in state.has]
+        if not asked:
+            return []
         existing = {resource.name for resource in self._view.select(type_url, asked)}
         return sorted(set(asked) - existing)
 

@@ -93,6 +93,34 @@ async def test_a_stream_that_arrives_during_a_request_gets_the_next_answer() -> 
         assert made.consul.requests == 2
 
 
+async def test_streams_of_a_burst_gather_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep, pauses, over = asyncio.sleep, list[float](), asyncio.Semaphore(0)
+
+    async def pause(seconds: float) -> None:
+        if seconds < 1000:
+            await sleep(seconds)
+        else:
+            pauses.append(seconds)
+            await over.acquire()
+
+    monkeypatch.setattr(authorization, "GATHERING_PAUSE", 1000.0)
+    monkeypatch.setattr(authorization, "LONGEST_PAUSE", 3000.0)
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    async with authorizing() as made:
+        made.follow(stream(0))
+        for burst in (1, 2, 3):
+            await made.until(lambda burst=burst: len(pauses) == burst)  # type: ignore[misc]
+            for number in range(5 * burst):
+                made.follow(*map(stream, range(number)))
+            assert made.consul.requests == burst
+            over.release()
+        await made.until(lambda: len(pauses) == 4)
+        assert set(made.answers.values()) == {Authorized()}
+        assert len(made.answers) == 14
+        assert pauses == [1000.0, 2000.0, 3000.0, 3000.0]
+        over.release()
+
+
 @pytest.mark.parametrize(
     ("token", "error", "unauthenticated"),
     [

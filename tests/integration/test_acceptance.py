@@ -107,7 +107,7 @@ async def writes(consul: LabConsul, entry: dict[str, Any]) -> str | None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(st.data())
-def test_both_take_the_same(consul: tuple[LabConsul, asyncio.Runner], kind: Any, data: st.DataObject) -> None:
+def test_both_accept_the_same_entries(consul: tuple[LabConsul, asyncio.Runner], kind: Any, data: st.DataObject) -> None:
     beside, runner = consul
     given_entry = data.draw(of_kind(kind, "api"))
     given_entry = without_newer(given_entry)

@@ -140,7 +140,7 @@ async def dial_by_name(host: Host, name: str, family: int) -> str:
     return (await run_to_end(*host.command(sys.executable, "-c", DIAL_BY_NAME, name, str(family)))).strip()
 
 
-async def test_the_sidecar_answers_for_what_it_carries_whichever_server_is_asked(addressed: Addressed) -> None:
+async def test_the_sidecar_answers_queries_for_virtual_names_to_every_server(addressed: Addressed) -> None:
     host = addressed.web.host
     for name in ("six.virtual.consul", "six.virtual.default.ns.default.ap.dc1.dc.consul"):
         assert await resolve(host, name, "192.0.2.53") == FOUR

@@ -35,15 +35,15 @@ COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 
 
-def test_it_is_what_the_lab_says() -> None:
+def test_the_compose_file_is_that_of_the_generator() -> None:
     assert FILE.read_text() == compose.text(), "run 'python -m xds.lab.compose > docker-compose.yml'"
 
 
-def test_it_is_true_to_the_compose_schema() -> None:
+def test_the_compose_file_is_valid() -> None:
     subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE], check=True)
 
 
-def test_only_what_redirects_may_change_the_network_and_only_that_is_root() -> None:
+def test_only_the_redirecting_container_has_net_admin_and_root() -> None:
     for name, service in SERVICES.items():
         if name == "consul":
             continue
@@ -209,7 +209,7 @@ async def test_one_request_goes_through_the_whole_shop(containers: Containers) -
     assert found["calls"]["api"]["calls"]["db"] == {"service": "db-1"}
 
 
-async def test_what_no_intention_allows_is_refused(containers: Containers) -> None:
+async def test_a_call_without_an_intention_is_refused(containers: Containers) -> None:
     web = containers.machine("web-1").host
     with pytest.raises(RefusedError):
         await ask(web, f"http://{shop.VIRTUAL_IPS['payments']}/")
@@ -219,7 +219,7 @@ async def test_what_no_intention_allows_is_refused(containers: Containers) -> No
         await ask(outside, f"http://{address}:8080/")
 
 
-async def test_an_intention_that_goes_is_followed(containers: Containers) -> None:
+async def test_a_deleted_intention_takes_effect(containers: Containers) -> None:
     consul = containers.machine("consul").host
     await run_to_end(*consul.command(binaries.consul(), "intention", "delete", "web", "api"))
 

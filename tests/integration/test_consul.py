@@ -108,7 +108,7 @@ async def test_destinations_only_comes_from_the_mesh_entry(allowing: Mesh) -> No
     await answers(allowing.web.host, outside.address, 9000, "beyond")
 
 
-async def test_a_virtual_ip_that_consul_gives_is_dialed(allowing: Mesh) -> None:
+async def test_a_virtual_ip_assigned_by_consul_is_dialed(allowing: Mesh) -> None:
     lab = allowing.lab
     if not lab.consul.transparent:
         pytest.skip("this Consul gives no virtual IPs")

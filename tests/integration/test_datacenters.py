@@ -146,7 +146,9 @@ async def _through(federated: Federated, gateway: str) -> int:
 
 
 @pytest.mark.parametrize(("mode", "gateway"), [("remote", "dc2"), ("local", "dc1")])
-async def test_or_through_mesh_gateways(federated: Federated, mode: str, gateway: str) -> None:
+async def test_upstreams_elsewhere_are_called_through_mesh_gateways(
+    federated: Federated, mode: str, gateway: str
+) -> None:
     federated.web.registered["Proxy"]["Upstreams"][0]["MeshGateway"] = {"Mode": mode}
     await federated.lab.register(federated.web)
 
@@ -191,7 +193,7 @@ async def test_failover_comes_and_goes_under_traffic_and_no_dial_is_refused(fede
     assert set(seen) == {"api-1"}, seen
 
 
-async def test_a_prepared_query_is_asked_now_and_then(federated: Federated) -> None:
+async def test_a_prepared_query_is_polled(federated: Federated) -> None:
     assert await eventually("an answer", lambda: federated.who(QUERY)) == "api-1"
     sidecar = (await federated.lab.sidecars())[federated.web.sidecar_id]
     assert "upstream" not in json.dumps(sidecar["set_aside"])

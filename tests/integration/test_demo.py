@@ -69,7 +69,7 @@ async def gone(process: asyncio.subprocess.Process) -> None:
 
 
 @pytest.mark.timeout(200)
-async def test_the_tour_goes_as_expected() -> None:
+async def test_the_demo_passes() -> None:
     async with demo() as process:
         output, _ = await process.communicate()
         said = output.decode()
@@ -81,7 +81,7 @@ async def test_the_tour_goes_as_expected() -> None:
 
 
 @pytest.mark.timeout(200)
-async def test_held_up_it_can_be_tried_and_ctrl_c_ends_it() -> None:
+async def test_the_demo_with_hold_can_be_used_and_ctrl_c_ends_it() -> None:
     async with demo("--hold") as process:
         said = await until_said(process, "everybody's logs:")
         tried = re.search(r"web-1's host \(allowed\):\s+(.*)", said)
@@ -112,7 +112,7 @@ async def _shell(command: str) -> str:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.timeout(200)
-async def test_nothing_is_left_when_it_is_ended_in_the_middle(how: signal.Signals) -> None:
+async def test_nothing_is_left_after_an_interrupted_demo(how: signal.Signals) -> None:
     async with demo() as process:
         await until_said(process, "1. web dials api")
         assert left_behind(process)
@@ -122,7 +122,7 @@ async def test_nothing_is_left_when_it_is_ended_in_the_middle(how: signal.Signal
         await gone(process)
 
 
-async def test_without_root_it_says_what_is_missing() -> None:
+async def test_without_root_the_missing_right_is_reported() -> None:
     """As a user to whom nobody gave further IDs."""
     capability = "+dac_read_search"  # to come to the interpreter, which may be where only root can
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]

@@ -71,7 +71,7 @@ def test_every_block_of_commands_is_run_or_says_why_not(page: Path) -> None:
             assert not block.hosts or page.name in RUN, f"{page.name} has no test"
 
 
-async def test_it_builds_without_a_warning(tmp_path: Path) -> None:
+async def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     sphinx = [str(BIN / "sphinx-build"), "-q", "-W", "--keep-going", str(ROOT / "docs"), str(tmp_path)]
     await run_to_end(*sphinx)
     commands = (tmp_path / "commands.html").read_text()
@@ -151,7 +151,7 @@ async def hosts() -> AsyncIterator[tuple[Hosts, Network]]:
 
 
 @pytest.mark.timeout(500)
-async def test_start_here_and_the_mesh_file() -> None:
+async def test_the_start_and_mesh_file_pages_work() -> None:
     async with hosts() as (made, _):
         await made.type("start.md")
         assert (await ask(made.web, "http://240.0.0.2/"))["service"] == "api"

@@ -187,7 +187,7 @@ async def test_a_destination_with_a_host_name_is_found_by_the_server_name_of_tls
     await eventually("the gateway to see it", counted)
 
 
-async def test_what_goes_past_the_mesh_is_counted_by_address(outside: Outside) -> None:
+async def test_passthrough_is_counted_by_address(outside: Outside) -> None:
     await answers(outside.web.host, outside.host.address, 9009, "other-direct")
     _, text = await get(outside.web.host, 19000, "/stats/prometheus")
     address = f"{outside.host.address}:9009"

@@ -104,7 +104,7 @@ def test_every_mesh_file_has_a_test_and_a_line_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("name", MESH_FILES)
-def test_editors_accept_every_mesh_file(name: str) -> None:
+def test_the_schema_accepts_every_mesh_file(name: str) -> None:
     schema = str(ROOT / "docs" / "mesh.schema.json")
     subprocess.run([BIN / "check-jsonschema", "--schemafile", schema, EXAMPLES / name], check=True)
     assert (EXAMPLES / name).read_text().startswith("# yaml-language-server: $schema=../../docs/mesh.schema.json\n")
@@ -237,7 +237,7 @@ def _readme_commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "command"), _readme_commands())
-async def test_a_bootstrap_is_as_printed_and_envoy_takes_it(
+async def test_a_bootstrap_is_as_printed_and_envoy_accepts_it(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(EXAMPLES)

@@ -29,7 +29,7 @@ async def waits_for(mesh: Mesh, member: Member) -> str:
 
 
 @pytest.mark.parametrize("rules", ['service "web" { policy = "read" } node_prefix "" { policy = "read" }', None])
-async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_told_why(
+async def test_a_token_without_the_right_to_the_certificate_gets_nothing_but_the_reason(
     denying: Mesh, rules: str | None
 ) -> None:
     """No service:write, and a token that Consul doesn't know."""
@@ -53,7 +53,7 @@ async def test_a_token_that_may_not_have_the_certificate_gets_nothing_and_is_tol
     await lab.deregister(member)
 
 
-async def test_a_right_that_is_withdrawn_ends_the_stream_and_one_that_is_granted_lets_it_begin(denying: Mesh) -> None:
+async def test_a_revoked_right_ends_the_stream_and_a_granted_one_starts_it(denying: Mesh) -> None:
     lab = denying.lab
     token = await lab.consul.token_for("web")
     member = await lab.member("web", instance="withdrawn", token=token)
@@ -76,7 +76,7 @@ async def test_a_right_that_is_withdrawn_ends_the_stream_and_one_that_is_granted
     await lab.deregister(member)
 
 
-async def test_a_server_that_is_told_to_stop_is_not_ready_ends_its_streams_and_ends(denying: Mesh) -> None:
+async def test_a_stopping_server_is_not_ready_ends_its_streams_and_exits(denying: Mesh) -> None:
     lab = denying.lab
     assert lab.gossamer is not None
     async with await dial(denying.web.host, denying.api_ip, PORT) as held:
@@ -159,7 +159,7 @@ async def fragile() -> AsyncIterator[Mesh]:
         yield Mesh(lab, web, api, "240.9.0.11")
 
 
-async def test_a_consul_that_goes_away_leaves_the_mesh_running_and_is_reported(fragile: Mesh) -> None:
+async def test_an_unreachable_consul_leaves_the_mesh_running_and_is_reported(fragile: Mesh) -> None:
     lab = fragile.lab
     assert lab.consul.process is not None
     await lab.consul.process.stop(signal.SIGKILL)
@@ -229,7 +229,7 @@ async def test_gossamer_starts_without_a_consul_and_is_ready_once_it_comes(tmp_p
         assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-async def test_connect_disabled_is_said_in_consuls_words(fragile: Mesh) -> None:
+async def test_disabled_connect_is_reported_with_the_text_of_consul(fragile: Mesh) -> None:
     lab = fragile.lab
     assert lab.consul.process is not None
     await lab.consul.process.stop(signal.SIGKILL)

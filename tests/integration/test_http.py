@@ -62,14 +62,14 @@ SUBSETS = {
 }
 
 
-async def test_requests_reach_the_application_and_it_is_told_who_asks(routed: Routed) -> None:
+async def test_requests_reach_the_application_with_the_identity_of_the_caller(routed: Routed) -> None:
     answer = await until(routed.ask, "api", lambda found: found.service in ("api-1", "api-2"))
     assert "spiffe://" in answer.seen["x-forwarded-client-cert"]
     assert answer.seen["x-forwarded-client-cert"].endswith("/svc/web")
     assert "x-gossamer-dialed" not in answer.seen
 
 
-async def test_what_a_client_says_of_the_address_it_dialed_counts_for_nothing(routed: Routed) -> None:
+async def test_a_header_with_the_dialed_address_is_ignored(routed: Routed) -> None:
     answer = await routed.ask(x_gossamer_dialed=f"vip:{ADDRESSES['other']}")
     assert answer.service in ("api-1", "api-2")
     assert answer.seen.get("x-gossamer-dialed") is None
@@ -97,7 +97,7 @@ async def test_a_websocket_is_carried(routed: Routed) -> None:
         assert await socket.receive_str(timeout=10) == "hello"
 
 
-async def test_an_address_of_nobody_is_answered_by_the_sidecar_or_refused(routed: Routed) -> None:
+async def test_an_unassigned_address_is_answered_by_the_sidecar_or_refused(routed: Routed) -> None:
     assert await who_answers(routed.web.host, "240.0.2.99", PORT, within_s=5, say="GET / HTTP/1.0\r\n") is None
 
 
@@ -106,7 +106,7 @@ def to_subset(subset: str, **match: Any) -> dict[str, Any]:
     return {"Match": {"HTTP": match}, "Destination": {"ServiceSubset": subset}}
 
 
-async def test_a_router_goes_by_path_header_query_and_method_and_changes_requests(routed: Routed) -> None:
+async def test_a_router_matches_path_header_query_and_method_and_modifies_requests(routed: Routed) -> None:
     router = {
         "Kind": "service-router",
         "Name": "api",
@@ -166,14 +166,14 @@ async def test_a_splitter_divides_by_weight(routed: Routed) -> None:
     await until(routed.ask, "no split", lambda found: found.service == "api-2", again=False)
 
 
-async def test_a_redirect_leads_elsewhere_and_proves_that_it_is_who_it_leads_to(routed: Routed) -> None:
+async def test_a_redirect_leads_to_another_service_with_that_services_identity(routed: Routed) -> None:
     redirect = {"Kind": "service-resolver", "Name": "api", "Redirect": {"Service": "other"}}
     async with Entries(routed.lab, redirect):
         await until(routed.ask, "other", lambda found: found.service == "other-1")
     await until(routed.ask, "api", lambda found: found.service != "other-1")
 
 
-async def test_failover_goes_to_the_next_while_nobody_is_healthy_and_comes_back(routed: Routed) -> None:
+async def test_failover_uses_the_next_target_while_none_is_healthy_and_returns(routed: Routed) -> None:
     resolver = {
         "Kind": "service-resolver",
         "Name": "api",
@@ -193,7 +193,7 @@ async def test_failover_goes_to_the_next_while_nobody_is_healthy_and_comes_back(
         await until(routed.ask, "api again", lambda found: found.service == "api-1")
 
 
-async def test_what_an_entry_says_wrongly_is_told_of_the_sidecars_and_changes_nothing_else(routed: Routed) -> None:
+async def test_mistakes_of_an_entry_are_reported_for_its_sidecars_and_change_nothing_else(routed: Routed) -> None:
     right = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}}
     config = {"protocol": "http", "local_connect_timeout_ms": "soon"}
 

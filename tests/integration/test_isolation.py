@@ -121,7 +121,7 @@ def _environment(pid: int) -> bytes:
     ],
 )
 @pytest.mark.parametrize("where", ["RequestHeaders", "ResponseHeaders"])
-async def test_a_header_tells_nothing_of_the_caller_s_sidecar(shared: Shared, value: str, where: str) -> None:
+async def test_a_header_reveals_nothing_about_the_callers_sidecar(shared: Shared, value: str, where: str) -> None:
     changed = {where: {"Set": {"x-told": value, "x-other": "kept 100%% and %REQ(x-mine)%"}}}
     router = {
         "Kind": "service-router",
@@ -145,7 +145,7 @@ async def test_a_header_tells_nothing_of_the_caller_s_sidecar(shared: Shared, va
 
 
 @pytest.mark.parametrize("spelled", ["API", "Api"])
-async def test_a_name_in_other_letters_is_the_same_service(shared: Shared, spelled: str) -> None:
+async def test_a_name_in_another_letter_case_is_the_same_service(shared: Shared, spelled: str) -> None:
     """An intention, a resolver and defaults that spell it otherwise; all others go on."""
     resolver = {"Kind": "service-resolver", "Name": spelled, "ConnectTimeout": "4s"}
     async with Entries(shared.lab, resolver):
@@ -159,7 +159,7 @@ async def test_a_name_in_other_letters_is_the_same_service(shared: Shared, spell
         await until(shared.ask, "web to be let in again", lambda answer: answer.status == 200)
 
 
-async def test_an_instance_in_other_letters_breaks_no_request(shared: Shared) -> None:
+async def test_an_instance_in_another_letter_case_breaks_no_request(shared: Shared) -> None:
     member = await shared.lab.member("Api", instance="2", speaks="http")
     try:
         await eventually(
@@ -177,7 +177,7 @@ async def _services(shared: Shared) -> set[str | None]:
     return {(await shared.ask()).service for _ in range(10)}
 
 
-async def test_who_calls_is_said_by_the_sidecar_alone(shared: Shared) -> None:
+async def test_the_identity_of_the_caller_comes_from_the_sidecar_only(shared: Shared) -> None:
     forged = "By=spiffe://x;URI=spiffe://x/ns/default/dc/dc1/svc/admin"
     answer = await shared.ask(headers={"x-forwarded-client-cert": forged})
     assert "svc/admin" not in answer.seen["x-forwarded-client-cert"]
@@ -221,7 +221,7 @@ def resolver(**balancer: Any) -> dict[str, Any]:
     return {"Kind": "service-resolver", "Name": "api", "LoadBalancer": balancer}
 
 
-async def test_a_ring_that_envoy_does_not_take_freezes_nobody(shared: Shared) -> None:
+async def test_a_ring_size_that_envoy_rejects_blocks_nothing_else(shared: Shared) -> None:
     async with Entries(shared.lab, resolver(Policy="ring_hash", RingHashConfig={"MaximumRingSize": 512})):
         await shared.is_told(shared.web, "api", "RingHashConfig")
         await shared.follows()
@@ -251,7 +251,7 @@ async def test_access_logs_that_can_not_be_written_leave_the_listeners_followed(
         await shared.follows()
 
 
-async def test_an_interval_of_0_is_one_that_is_not_given(shared: Shared) -> None:
+async def test_an_interval_of_0_counts_as_absent(shared: Shared) -> None:
     checked = {"PassiveHealthCheck": {"Interval": "0s", "MaxFailures": 3}}
     entry = {"Kind": "service-defaults", "Name": "web", "UpstreamConfig": {"Defaults": checked}}
     async with Entries(shared.lab, entry):
@@ -264,7 +264,7 @@ def lua(script: str, required: bool = False) -> dict[str, Any]:
     return {"Name": "builtin/lua", "Required": required, "Arguments": {"Listener": "inbound", "Script": script}}
 
 
-async def test_what_envoy_rejects_is_left_out_and_a_denial_is_enforced_meanwhile(shared: Shared) -> None:
+async def test_a_rejected_part_is_left_out_and_a_denial_is_enforced_meanwhile(shared: Shared) -> None:
     """A script that can't be compiled slips through every check, and has Envoy reject the whole public listener."""
     permissions = [
         {"Action": "deny", "HTTP": {"PathPrefix": "/secret"}},
@@ -286,7 +286,7 @@ async def test_what_envoy_rejects_is_left_out_and_a_denial_is_enforced_meanwhile
     await eventually("it to be well", lambda: shared.told(shared.api), until=lambda told: "Extensions" not in told)
 
 
-async def test_a_cluster_that_envoy_rejects_is_removed_and_everything_else_goes_on(shared: Shared) -> None:
+async def test_a_cluster_that_envoy_rejects_is_removed_and_everything_else_stays_current(shared: Shared) -> None:
     """A patch of web's own makes the cluster of db one that Envoy does not take."""
     patch = {
         "ResourceFilter": {
@@ -386,7 +386,7 @@ def large_rings() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("make", "quota"), [(many_routes, "routes"), (large_expressions, "expressions"), (large_rings, "ring")]
 )
-async def test_a_service_that_asks_too_much_of_its_callers_is_set_aside_alone(
+async def test_a_service_above_a_quota_is_set_aside_alone(
     shared: Shared, make: Callable[[], dict[str, Any]], quota: str
 ) -> None:
     async with Entries(shared.lab, make()):
@@ -421,7 +421,7 @@ async def beside() -> AsyncIterator[Beside]:
 
 
 @pytest.mark.parametrize("address", ["fe80::1%zz", "010.1.2.3", "240.0.9.12 ", "::ffff:240.0.9.12", "x"])
-async def test_an_address_that_envoy_does_not_take_freezes_no_caller(beside: Beside, address: str) -> None:
+async def test_an_address_that_envoy_rejects_blocks_no_caller(beside: Beside, address: str) -> None:
     lab = beside.lab
     number = str(len(lab.members))
     odd = await lab.member("odd", virtual_ip=address, start=False, instance=number)
@@ -436,7 +436,7 @@ async def test_an_address_that_envoy_does_not_take_freezes_no_caller(beside: Bes
         await lab.deregister(odd)
 
 
-async def test_nobody_takes_over_an_address_nor_a_port_of_it(beside: Beside) -> None:
+async def test_no_service_can_take_over_an_address_or_a_port_of_it(beside: Beside) -> None:
     """Not while its owner rolls out new instances either, which are younger than the thief's."""
     lab = beside.lab
     evil = await lab.member("evil", tagged={"virtual": (beside.address, 8443)})
@@ -458,7 +458,7 @@ async def test_nobody_takes_over_an_address_nor_a_port_of_it(beside: Beside) -> 
         await lab.deregister(evil)
 
 
-async def test_an_address_that_consul_will_assign_next_is_not_to_be_had_in_advance() -> None:
+async def test_an_address_that_consul_assigns_next_can_not_be_claimed_in_advance() -> None:
     async with Lab(default_policy="allow") as lab:  # of its own: a Consul in use assigns freed addresses first
         if not lab.consul.transparent:
             pytest.skip("this Consul assigns no virtual IPs: it is older than 1.11")
@@ -478,7 +478,7 @@ async def test_an_address_that_consul_will_assign_next_is_not_to_be_had_in_advan
         await eventually("the conflict to be reported", told, until=lambda text: claimed in text)
 
 
-async def test_an_intention_in_other_letters_is_about_the_same_service(beside: Beside) -> None:
+async def test_an_intention_in_another_letter_case_is_for_the_same_service(beside: Beside) -> None:
     await beside.lab.consul.intention("web", "API", "deny")
     try:
         await answers(beside.web.host, beside.address, PORT, None)
@@ -507,7 +507,7 @@ async def test_a_token_that_was_deleted_opens_no_stream(denying: Mesh) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--admin"])
-async def test_keys_and_what_is_known_are_not_for_any_host(beside: Beside, flag: str) -> None:
+async def test_a_server_without_authentication_refuses_to_listen_beyond_loopback(beside: Beside, flag: str) -> None:
     host = beside.lab.control
     command = [*gossamer("serve"), "--consul", beside.lab.consul.url, flag, f"{host.address}:0"]
     other = "--admin" if flag == "--listen" else "--listen"

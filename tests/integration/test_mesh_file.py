@@ -65,7 +65,7 @@ async def test_an_edit_decides_who_may_call(filed: Mesh) -> None:
         await answers(filed.web.host, filed.api_ip, PORT, "api-1")
 
 
-async def test_a_bad_edit_is_refused_and_the_last_good_mesh_goes_on(filed: Mesh) -> None:
+async def test_a_bad_edit_is_refused_and_the_last_good_mesh_stays(filed: Mesh) -> None:
     mesh = file_of(filed)
     good = mesh.settings.mesh.read_text()
     mesh.settings.mesh.write_text(good.replace("default_intention_policy: deny", "default_intention_policy: denied"))
@@ -86,7 +86,7 @@ async def test_a_restart_changes_no_virtual_ip(filed: Mesh) -> None:
     await answers(filed.web.host, filed.api_ip, PORT, "api-1")
 
 
-async def test_a_rotation_breaks_nothing_and_touches_secrets_only(filed: Mesh) -> None:
+async def test_a_rotation_breaks_no_connection_and_changes_secrets_only(filed: Mesh) -> None:
     lab = filed.lab
 
     async def sent(kind: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def test_a_rotation_breaks_nothing_and_touches_secrets_only(filed: Mesh) -
     assert (await sent("clusters"), await sent("listeners")) == (clusters, listeners)
 
 
-async def test_sidecars_verify_the_control_plane_with_the_root_of_the_day(filed: Mesh) -> None:
+async def test_sidecars_verify_the_control_plane_with_the_current_roots(filed: Mesh) -> None:
     """The old root is distrusted at once, so only an Envoy that followed the file can connect again."""
     lab = filed.lab
     settings = file_of(filed).settings

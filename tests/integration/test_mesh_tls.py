@@ -137,9 +137,7 @@ async def test_a_control_plane_with_the_certificate_of_another_service_gets_no_s
         await lab.deregister(member)
 
 
-async def test_a_client_certificate_of_the_service_stands_in_for_a_token_and_another_services_does_not(
-    denying: Mesh, folder: Path
-) -> None:
+async def test_a_client_certificate_replaces_the_token_of_its_own_service_only(denying: Mesh, folder: Path) -> None:
     lab = denying.lab
     authority = TestAuthority(folder, "files")
     certificate, key = authority.issue("files-server", lab.control.address)
@@ -168,7 +166,7 @@ async def test_a_client_certificate_of_the_service_stands_in_for_a_token_and_ano
             await lab.deregister(member)
 
 
-async def test_tls_at_a_plain_text_port_is_said_on_both_sides(denying: Mesh) -> None:
+async def test_tls_to_a_plain_text_port_is_reported_on_both_sides(denying: Mesh) -> None:
     lab = denying.lab
     async with control_plane(lab, "--plaintext") as own:
         await log_says(own.process, "is plain text and carries private keys")

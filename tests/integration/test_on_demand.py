@@ -96,19 +96,19 @@ async def mesh() -> AsyncIterator[OnDemand]:
         yield OnDemand(lab, members[0], members[1])
 
 
-async def test_nothing_is_there_until_it_is_dialed_and_then_only_that(mesh: OnDemand) -> None:
+async def test_on_demand_only_dialed_clusters_are_sent(mesh: OnDemand) -> None:
     assert await mesh.clusters() == set()
     assert (await mesh.dial(ADDRESSES["api"]))[0] == "api-1", "the first dial waits for its cluster"
     assert await mesh.clusters() == {f"vip:{ADDRESSES['api']}"}
 
 
-async def test_what_is_dialed_next_brings_its_endpoints_which_are_sent_once(mesh: OnDemand) -> None:
+async def test_the_endpoints_of_a_dialed_cluster_are_sent_once(mesh: OnDemand) -> None:
     before = await mesh.sent("endpoints")
     assert (await mesh.dial(ADDRESSES["depot"]))[0] == "depot-1"
     assert await mesh.sent("endpoints") == before + 1, "Envoy's subscription crosses what it asks for"
 
 
-async def test_requests_ask_for_their_routes_and_clusters(mesh: OnDemand) -> None:
+async def test_a_first_request_fetches_its_routes_and_cluster(mesh: OnDemand) -> None:
     assert await mesh.routes() == set()
     slow = await request(mesh.web.host, f"http://{ADDRESSES['shop']}/?wait=4", "POST")
     assert slow.service == "shop-1", "the first request waits for both, and after that no less long than any"
@@ -116,7 +116,7 @@ async def test_requests_ask_for_their_routes_and_clusters(mesh: OnDemand) -> Non
     assert not any("store" in name for name in await mesh.clusters())
 
 
-async def test_requests_to_a_service_without_routes_ask_for_its_cluster_alone(mesh: OnDemand) -> None:
+async def test_a_first_request_to_a_service_without_routes_fetches_its_cluster_only(mesh: OnDemand) -> None:
     before = await mesh.routes()
     slow = await request(mesh.web.host, f"http://{ADDRESSES['store']}/?wait=4", "POST")
     assert slow.service == "store-1", "the wait for a cluster has a limit, the wait for an answer has not"
@@ -124,7 +124,7 @@ async def test_requests_to_a_service_without_routes_ask_for_its_cluster_alone(me
     assert await mesh.routes() == before
 
 
-async def test_a_service_may_get_and_lose_routes_of_its_own(mesh: OnDemand) -> None:
+async def test_routes_of_a_service_can_be_added_and_removed(mesh: OnDemand) -> None:
     sockets: list[socket.socket] = []
 
     def connect(info: Any) -> socket.socket:
@@ -148,7 +148,7 @@ async def test_a_service_may_get_and_lose_routes_of_its_own(mesh: OnDemand) -> N
     assert len(sockets) == 1, "a connection that stands is routed by what holds when a request comes"
 
 
-async def test_routes_that_were_asked_for_are_kept_current(mesh: OnDemand) -> None:
+async def test_requested_routes_are_kept_current(mesh: OnDemand) -> None:
     assert (await mesh.ask("shop")).service == "shop-1"
     redirect = {"Kind": "service-resolver", "Name": "shop", "Redirect": {"Service": "store"}}
     await mesh.lab.catalog.entry(redirect)
@@ -170,19 +170,19 @@ async def test_routes_that_were_asked_for_are_kept_current(mesh: OnDemand) -> No
     await until(lambda: mesh.ask("shop"), "shop again", lambda found: found.service == "shop-1")
 
 
-async def test_what_a_cluster_is_made_of_comes_with_it(mesh: OnDemand) -> None:
+async def test_the_members_of_an_aggregate_are_sent_with_it(mesh: OnDemand) -> None:
     primary = (await mesh.lab.catalog.virtual_ips("primary"))[0]
     assert (await mesh.dial(primary))[0] == "spare-1", "they are there before it"
     assert f"failover-target~1~vip:{primary}" in await mesh.clusters()
 
 
-async def test_an_address_that_nobody_has_is_remembered_until_somebody_does(mesh: OnDemand) -> None:
+async def test_an_unassigned_address_is_remembered_until_it_is_assigned(mesh: OnDemand) -> None:
     assert (await mesh.dial(ADDRESSES["later"]))[0] is None
     await mesh.lab.served(await mesh.lab.member("later", virtual_ip=ADDRESSES["later"]))
     await answers(mesh.web.host, ADDRESSES["later"], 80, "later-1")
 
 
-async def test_what_is_denied_is_taken_back_and_comes_again_when_it_is_allowed(mesh: OnDemand) -> None:
+async def test_a_denied_cluster_is_removed_and_sent_again_when_allowed(mesh: OnDemand) -> None:
     await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
     await mesh.lab.catalog.intention("web", "api", "deny")
     await answers(mesh.web.host, ADDRESSES["api"], 80, None)
@@ -191,7 +191,7 @@ async def test_what_is_denied_is_taken_back_and_comes_again_when_it_is_allowed(m
     await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
 
 
-async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_rest_fails_soon(mesh: OnDemand) -> None:
+async def test_without_the_control_plane_dialed_clusters_work_and_others_fail_soon(mesh: OnDemand) -> None:
     await answers(mesh.web.host, ADDRESSES["api"], 80, "api-1")
     await mesh.lab.stop_gossamer()
     try:
@@ -214,14 +214,14 @@ async def test_while_the_control_plane_is_away_what_was_dialed_works_and_the_res
     assert {f"vip:{ADDRESSES[name]}" for name in ("api", "spare")} <= found, "what it has is remembered"
 
 
-async def test_a_registration_may_say_otherwise_than_the_server(mesh: OnDemand) -> None:
+async def test_a_registration_overrides_the_server(mesh: OnDemand) -> None:
     eager = await mesh.lab.member("eager", config={"gossamer_clusters": "eager"})
     await mesh.lab.served(eager)
     sent = (await mesh.lab.sidecars())[eager.sidecar_id]["resources"]["clusters"]["sent"]
     assert f"vip:{ADDRESSES['api']}" in sent
 
 
-async def test_the_change_over_drops_no_connection_and_takes_what_is_not_asked_for() -> None:
+async def test_the_switch_to_on_demand_drops_no_connection_and_removes_unrequested_clusters() -> None:
     async with (
         Lab(mesh_file=True, default_policy="allow", serve_arguments=("--clusters", "auto")) as lab,
         AsyncExitStack() as stack,

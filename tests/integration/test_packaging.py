@@ -34,7 +34,7 @@ async def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_the_packages_have_everything_and_nothing_else(packages: Path) -> None:
+def test_the_packages_are_complete_and_contain_nothing_else(packages: Path) -> None:
     (wheel,), (source,) = packages.glob("*.whl"), packages.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"xds", "gossamer"}

@@ -78,7 +78,7 @@ async def closed() -> AsyncIterator[Closed]:
         yield Closed(lab, web, near, far)
 
 
-async def test_with_destinations_only_nothing_goes_past_the_mesh(closed: Closed) -> None:
+async def test_with_destinations_only_there_is_no_passthrough(closed: Closed) -> None:
     await answers(closed.web.host, "240.9.0.11", 80, "api-1")
     assert await who_answers(closed.web.host, closed.near.address, OTHER_PORT) is None
 
@@ -222,7 +222,7 @@ async def test_redirect_again_and_undo_leave_the_tables_as_they_were(
     assert await tables(host) == before
 
 
-async def test_rules_of_the_other_kind_do_not_stay_behind(host: Host, only_iptables: str) -> None:
+async def test_rules_of_the_other_tool_are_removed(host: Host, only_iptables: str) -> None:
     """Redirected with iptables, then nftables was installed."""
     command = [*gossamer("redirect-traffic"), "--netns", host.path]
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +239,7 @@ async def test_rules_of_the_other_kind_do_not_stay_behind(host: Host, only_iptab
     assert "table inet gossamer" not in await tables(host)
 
 
-async def test_rules_that_someone_changed_do_not_stand(host: Host) -> None:
+async def test_changed_rules_are_reported(host: Host) -> None:
     command = [*gossamer("redirect-traffic"), "--netns", host.path, *SAMPLE]
     await run_to_end(*command)
     await run_to_end(
@@ -262,7 +262,7 @@ async def test_a_refusal_by_the_kernel_is_one_line_that_says_what_to_do(host: Ho
 
 
 @pytest.mark.parametrize("backend", ["nft", "iptables"])
-async def test_a_stray_packet_opens_no_way_past_the_sidecar(
+async def test_an_invalid_packet_opens_no_path_around_the_sidecar(
     allowing: Mesh, backend: str, only_iptables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An acknowledgement out of nowhere, made so that nobody answers it, stays in the kernel's table of connections.

@@ -94,7 +94,7 @@ async def test_without_an_intention_a_request_is_answered_with_403(asked: Asked)
         await until(lambda: asked.ask(by="job"), "the denial", lambda found: found.status == 403)
 
 
-async def test_on_a_tcp_service_permissions_deny_and_that_is_reported(asked: Asked) -> None:
+async def test_permissions_on_a_tcp_service_deny_and_are_reported(asked: Asked) -> None:
     entry = intentions({"Name": "web", "Permissions": [{"Action": "allow", "HTTP": {"PathPrefix": "/"}}]})
     defaults = {"Kind": "service-defaults", "Name": "api", "Protocol": "tcp"}
 
@@ -145,7 +145,7 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-async def test_a_token_is_asked_for_and_its_claims_count(asked: Asked) -> None:
+async def test_a_token_is_required_and_its_claims_are_checked(asked: Asked) -> None:
     issuer, stranger = Issuer(), Issuer()
     admin = {"Providers": [{"Name": "okta", "VerifyClaims": [{"Path": ["perms", "role"], "Value": "admin"}]}]}
     entry = intentions(
@@ -260,7 +260,7 @@ async def test_a_hash_policy_keeps_a_caller_on_one_instance(asked: Asked) -> Non
         assert users == {"api-1", "api-2"}
 
 
-async def test_the_instance_with_the_fewest_requests_is_asked(asked: Asked) -> None:
+async def test_the_instance_with_the_fewest_requests_is_chosen(asked: Asked) -> None:
     balancer = {"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 10}}
     async with Entries(asked.lab, {"Kind": "service-resolver", "Name": "api", "LoadBalancer": balancer}):
 
@@ -273,7 +273,7 @@ async def test_the_instance_with_the_fewest_requests_is_asked(asked: Asked) -> N
         await eventually("the one that is free to be asked", free_one_is_asked)
 
 
-async def test_a_virtual_service_has_an_address_and_leads_where_its_entry_says(asked: Asked) -> None:
+async def test_a_virtual_service_has_an_address_and_follows_its_entry(asked: Asked) -> None:
     redirect = {"Kind": "service-resolver", "Name": "virtual", "Redirect": {"Service": "api"}}
     defaults = {"Kind": "service-defaults", "Name": "virtual", "Protocol": "http"}
     async with Entries(asked.lab, redirect, defaults):

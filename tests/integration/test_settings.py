@@ -74,7 +74,7 @@ async def test_the_request_timeout_of_the_application_is_kept(made: Set) -> None
     await until(lambda: made.ask("/?wait=1"), "no timeout", lambda found: found.status == 200)
 
 
-async def test_no_more_connections_come_in_than_are_allowed(made: Set) -> None:
+async def test_inbound_connections_are_limited(made: Set) -> None:
     await made.defaults("db", MaxInboundConnections=1)
 
     async def second_is_refused() -> bool:
@@ -103,7 +103,7 @@ async def test_a_caller_can_limit_itself(made: Set) -> None:
     await eventually("no limit", some_are_refused, until=lambda found: not found)
 
 
-async def test_an_instance_that_fails_is_left_alone_for_a_while(made: Set) -> None:
+async def test_a_failing_instance_is_ejected_for_a_while(made: Set) -> None:
     check = {"MaxFailures": 2, "Interval": "100ms", "EnforcingConsecutive5xx": 100, "MaxEjectionPercent": 100}
     await made.defaults("web", UpstreamConfig={"Defaults": {"PassiveHealthCheck": {**check, "BaseEjectionTime": "1s"}}})
 
@@ -133,7 +133,7 @@ async def test_access_logs_are_written(made: Set) -> None:
         await eventually("the logs", logged, until=lambda found: {"/logged", "tcp"} <= found)
 
 
-async def test_a_trace_goes_on_through_the_sidecar(made: Set) -> None:
+async def test_a_trace_continues_through_the_sidecar(made: Set) -> None:
     collector = made.lab.host("traces")
     await made.lab.application("traces", collector, 4317, collector.address, speaks="grpc")
     kind = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
@@ -154,7 +154,7 @@ async def test_a_trace_goes_on_through_the_sidecar(made: Set) -> None:
     await until(made.ask, "no trace", lambda found: "traceparent" not in found.seen)
 
 
-async def test_a_path_is_exposed_to_who_should_probe_it_and_no_other_path(made: Set) -> None:
+async def test_only_the_exposed_path_is_reachable_and_only_for_probe_sources(made: Set) -> None:
     prober, stranger = made.lab.network.host("prober", PROBER), made.lab.host("nosy")
 
     async def probe(path: str, host: Host = prober) -> int:
@@ -175,7 +175,7 @@ async def test_a_path_is_exposed_to_who_should_probe_it_and_no_other_path(made: 
     await eventually("it to be closed", lambda: probe("/healthz"), until=lambda status: status == 0)
 
 
-async def test_an_instances_own_address_leads_through_the_mesh_where_it_may_be_dialed_directly(made: Set) -> None:
+async def test_an_instance_that_may_be_dialed_directly_is_reached_through_the_mesh(made: Set) -> None:
     api = f"http://{made.api.host.address}:8080/"
 
     async def direct() -> str:
@@ -214,7 +214,7 @@ async def test_an_instances_own_address_leads_through_the_mesh_where_it_may_be_d
     await eventually("it to be as it was", made.db_answers, until=lambda found: found == "db-1")
 
 
-async def test_an_old_tls_is_refused_where_the_mesh_says_so(made: Set) -> None:
+async def test_an_old_tls_version_is_refused_if_the_mesh_entry_says_so(made: Set) -> None:
     tls = {"Incoming": {"TLSMinVersion": "TLSv1_3"}, "Outgoing": {"TLSMaxVersion": "TLSv1_2"}}
     async with Entries(made.lab, {"Kind": "mesh", "TLS": tls}):
         await eventually("no common version", made.db_answers, until=lambda found: found is None)
@@ -225,7 +225,7 @@ async def test_an_old_tls_is_refused_where_the_mesh_says_so(made: Set) -> None:
         assert "TLSv1.3" in str(versions[1])
 
 
-async def test_permissive_lets_in_who_is_not_in_the_mesh_only_while_the_mesh_allows_it(made: Set) -> None:
+async def test_permissive_admits_callers_outside_the_mesh_only_while_the_mesh_entry_allows_it(made: Set) -> None:
     outside = made.lab.host("outside")
 
     async def seen() -> str | None:
@@ -264,7 +264,7 @@ OWN = {
 }
 
 
-async def test_a_listener_of_a_users_own_is_protected_or_refused(made: Set) -> None:
+async def test_a_listener_from_a_user_is_protected_or_refused(made: Set) -> None:
     config = made.db.registered["Proxy"].setdefault("Config", {})
     outside = made.lab.host("stranger")
     config["envoy_public_listener_json"] = json.dumps(OWN)
@@ -294,7 +294,7 @@ async def test_a_listener_of_a_users_own_is_protected_or_refused(made: Set) -> N
     await eventually("it to be as it was", made.db_answers, until=lambda found: found == "db-1")
 
 
-async def test_an_upstream_with_a_listener_and_a_cluster_of_a_users_own(made: Set) -> None:
+async def test_an_upstream_with_a_listener_and_a_cluster_from_a_user(made: Set) -> None:
     assert isinstance(made.lab.catalog, MeshFile)
     trust_domain = StateFolder(made.lab.catalog.settings.state).authority(datetime.now(UTC)).trust_domain
     name = f"db.default.dc1.internal.{trust_domain}"
@@ -337,7 +337,7 @@ def extension(name: str, *, required: bool = True, **arguments: Any) -> dict[str
     return {"Name": f"builtin/{name}", "Required": required, "Arguments": arguments}
 
 
-async def test_extensions_are_put_in(made: Set) -> None:
+async def test_extensions_are_inserted(made: Set) -> None:
     script = "function envoy_on_response(handle) handle:headers():add('x-lua', 'was here') end"
     collector = made.lab.host("collector")
     await made.lab.application("collector", collector, 4317, collector.address, speaks="grpc")

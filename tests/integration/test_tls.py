@@ -83,7 +83,7 @@ SIDES = {
 
 
 @pytest.mark.parametrize("wrong", SIDES)
-async def test_a_mismatch_is_said_on_both_sides_and_the_sidecar_gets_nothing(secured: Secured, wrong: str) -> None:
+async def test_a_tls_mismatch_is_reported_on_both_sides(secured: Secured, wrong: str) -> None:
     lab, gossamer = secured.lab, secured.lab.gossamer
     assert gossamer is not None
     roots = roots_file(lab.folder / "mesh.yaml")

@@ -35,7 +35,7 @@ async def test_no_upstream_is_configured_anywhere(denying: Mesh) -> None:
     assert f"vip:{denying.api_ip}" in clusters
 
 
-async def test_by_default_deny_what_no_intention_allows_is_refused(denying: Mesh) -> None:
+async def test_with_default_deny_a_call_without_an_intention_is_refused(denying: Mesh) -> None:
     await answers(denying.api.host, "240.9.0.10", PORT, None)
 
 
@@ -75,7 +75,7 @@ async def test_the_destination_enforces_intentions_by_itself(denying: Mesh) -> N
     await answers(denying.web.host, denying.api_ip, PORT, "api-1")
 
 
-async def test_by_default_allow_everyone_may_call_everyone(allowing: Mesh) -> None:
+async def test_with_default_allow_every_service_may_call_every_other(allowing: Mesh) -> None:
     await answers(allowing.web.host, allowing.api_ip, PORT, "api-1")
     await answers(allowing.api.host, "240.9.0.10", PORT, "web-1")
     await allowing.lab.consul.intention("*", "api", "deny")
@@ -92,7 +92,7 @@ async def test_an_unknown_virtual_ip_is_refused_at_once(allowing: Mesh) -> None:
     assert await who_answers(allowing.web.host, "240.9.9.9", PORT, within_s=5) is None
 
 
-async def test_what_arrives_without_a_certificate_is_refused(allowing: Mesh) -> None:
+async def test_a_connection_without_a_certificate_is_refused(allowing: Mesh) -> None:
     outside = allowing.lab.host("stranger")
     for port in (PUBLIC_PORT, APPLICATION_PORT):
         assert await who_answers(outside, allowing.api.host.address, port, say="hello") is None
@@ -187,7 +187,7 @@ async def test_two_services_on_one_virtual_ip_leave_all_others_working(allowing:
     await lab.deregister(intruder)
 
 
-async def test_a_virtual_ip_that_is_none_is_reported_and_breaks_nothing(allowing: Mesh) -> None:
+async def test_an_invalid_virtual_ip_is_reported_and_breaks_nothing(allowing: Mesh) -> None:
     lab = allowing.lab
     broken = await lab.member("broken", virtual_ip="not-an-address", start=False)
 
@@ -266,7 +266,7 @@ async def test_a_second_transparent_sidecar_on_a_host_is_refused_rather_than_sha
     await lab.deregister(second)
 
 
-async def test_who_a_sidecar_is_shows_in_the_certificate_it_presents(denying: Mesh) -> None:
+async def test_a_sidecar_presents_the_certificate_of_its_service(denying: Mesh) -> None:
     lab = denying.lab
     await native(lab, "identity", "240.9.0.50", leaf_of="identity")
     await lab.consul.intention("web", "identity", "allow")
@@ -279,7 +279,7 @@ async def test_who_a_sidecar_is_shows_in_the_certificate_it_presents(denying: Me
     assert await eventually("the identity of web", greeted, until=bool) == expected
 
 
-async def test_a_server_with_another_services_certificate_is_not_talked_to(denying: Mesh) -> None:
+async def test_a_server_with_another_services_certificate_is_not_used(denying: Mesh) -> None:
     lab = denying.lab
     await native(lab, "impostor", "240.9.0.51", leaf_of="api")
     await lab.consul.intention("web", "impostor", "allow")

@@ -47,7 +47,7 @@ async def test_traffic_flows_whichever_worker_serves_a_sidecar(lab: Lab) -> None
                 await answers(member(lab, caller).host, f"240.9.0.{10 + number}", 80, f"{name}-1")
 
 
-async def test_all_workers_are_told_of_in_one_place(lab: Lab) -> None:
+async def test_the_admin_server_reports_all_workers(lab: Lab) -> None:
     assert set(await lab.sidecars()) == {f"{name}-1-sidecar-proxy" for name in SERVICES}
     _, text = await get(lab.control, ADMIN_PORT, "/metrics")
     assert 'gossamer_streams{variant="delta"} 4.0' in str(text)
@@ -62,7 +62,7 @@ async def test_an_intention_is_followed_by_the_sidecars_of_every_worker(lab: Lab
         await answers(member(lab, caller).host, "240.9.0.11", 80, "api-1")
 
 
-async def test_a_worker_that_dies_is_replaced_and_its_sidecars_follow_on(lab: Lab) -> None:
+async def test_a_killed_worker_is_replaced_and_its_sidecars_are_served_again(lab: Lab) -> None:
     before = workers(lab)
     for pid in before:
         os.kill(pid, signal.SIGKILL)

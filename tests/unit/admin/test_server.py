@@ -25,7 +25,7 @@ async def port() -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:18001", "127.0.0.1.evil.example", "localhost.evil", "", "a:b:c"]
 )
-async def test_a_name_that_was_made_to_lead_here_is_refused(port: int, path: str, host: str) -> None:
+async def test_a_foreign_host_name_that_resolves_to_this_server_is_refused(port: int, path: str, host: str) -> None:
     async with (
         aiohttp.ClientSession() as client,
         client.get(f"http://127.0.0.1:{port}{path}", headers={"Host": host}) as answer,

@@ -12,7 +12,7 @@ from xds.mesh.facts import StreamRefused
 from xds.mesh.mesh import Key, Kind
 
 
-def test_a_server_is_ready_when_nothing_is_missing_and_it_does_not_stop() -> None:
+def test_a_server_is_ready_when_nothing_is_missing_and_it_is_not_stopping() -> None:
     assert readiness((), {}) == (True, {"ready": True, "not_read_yet": [], "troubles": {}})
     assert readiness((), {"agent": "refused"})[0], "what was read before is served"
     assert readiness(("roots",), {}) == (False, {"ready": False, "not_read_yet": ["roots"], "troubles": {}})
@@ -40,7 +40,7 @@ def test_a_refused_sidecar_is_shown_as_not_connected() -> None:
     assert "may not act for service 'web'" in shown["waits_for"]
 
 
-def test_versions_are_shown_as_sent_then_as_acknowledged_or_rejected() -> None:
+def test_versions_are_shown_as_sent_and_then_as_acknowledged_or_rejected() -> None:
     bench = Bench()
     bench.service("web", "240.0.0.1")
     bench.leaf("web")

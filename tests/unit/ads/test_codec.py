@@ -13,7 +13,7 @@ from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 
 
-def test_the_node_of_a_first_request() -> None:
+def test_the_node_of_a_first_request_is_decoded() -> None:
     node = core.Node(id="web-1-sidecar-proxy", cluster="web")
     node.metadata["node_name"] = "vm-7"
     node.user_agent_build_version.version.major_number = 1
@@ -25,7 +25,7 @@ def test_the_node_of_a_first_request() -> None:
 
 
 @pytest.mark.parametrize("value", [7, True, None, ["a"]])
-def test_a_node_name_that_is_no_text_is_none(value: float | bool | list[str] | None) -> None:
+def test_a_node_name_that_is_not_text_is_ignored(value: float | bool | list[str] | None) -> None:
     node = core.Node(id="a", cluster="b")
     node.metadata.update({"node_name": value})
     message = discovery.DiscoveryRequest(node=node).SerializeToString()
@@ -35,7 +35,7 @@ def test_a_node_name_that_is_no_text_is_none(value: float | bool | list[str] | N
 
 
 @pytest.mark.parametrize("delta", [True, False])
-def test_an_error_is_told_from_an_acknowledgement(delta: bool) -> None:
+def test_an_error_is_distinguished_from_an_acknowledgement(delta: bool) -> None:
     kind = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
     message = kind(type_url=CLUSTER, response_nonce="3")
     assert codec.decode(message.SerializeToString(), delta=delta)[0].error is None
@@ -43,7 +43,7 @@ def test_an_error_is_told_from_an_acknowledgement(delta: bool) -> None:
     assert codec.decode(message.SerializeToString(), delta=delta)[0].error == "bad"
 
 
-def test_what_is_no_request_is_an_error_that_says_so() -> None:
+def test_an_undecodable_request_is_an_error() -> None:
     with pytest.raises(codec.BadRequestError, match="not a discovery request"):
         codec.decode(b"\xff\xff\xff", delta=True)
 
@@ -57,7 +57,7 @@ def test_a_response_in_both_variants() -> None:
     assert [(r.type_url, r.value) for r in whole.resources] == [(CLUSTER, b"body")]
 
 
-def test_what_many_say_alike_is_decoded_once() -> None:
+def test_equal_settings_of_many_instances_are_decoded_once() -> None:
     one, other = (discovery.DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=nonce) for nonce in ("1", "2"))
     first = codec.decode(one.SerializeToString(), delta=True)
     assert codec.decode(one.SerializeToString(), delta=True) is first
@@ -67,7 +67,7 @@ def test_what_many_say_alike_is_decoded_once() -> None:
 
 @pytest.mark.parametrize("field", ["id", "cluster", "user_agent_version", "node_name"])
 @pytest.mark.parametrize("text", ["x" * 257, "web\n2026 INFO all is well", "web\x1b[2J", "\u202ebew"])
-def test_what_a_node_says_of_itself_is_short_and_printable(field: str, text: str) -> None:
+def test_the_fields_of_a_node_are_short_and_printable(field: str, text: str) -> None:
     node = core.Node(id="a", cluster="b")
     if field == "node_name":
         node.metadata["node_name"] = text
@@ -80,7 +80,7 @@ def test_what_a_node_says_of_itself_is_short_and_printable(field: str, text: str
 
 
 @pytest.mark.parametrize("field", ["resource_names_subscribe", "resource_names_unsubscribe", "resource_names"])
-def test_a_name_that_no_resource_has_is_refused(field: str) -> None:
+def test_a_name_without_a_resource_is_refused(field: str) -> None:
     delta = field != "resource_names"
     kind: Any = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
     with pytest.raises(codec.BadRequestError, match="a resource name of 1025 characters"):
@@ -88,7 +88,7 @@ def test_a_name_that_no_resource_has_is_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("delta", [True, False])
-def test_a_first_message_without_its_node_says_the_rest(delta: bool) -> None:
+def test_a_first_message_keeps_its_other_fields_without_the_node(delta: bool) -> None:
     kind = discovery.DeltaDiscoveryRequest if delta else discovery.DiscoveryRequest
     node = core.Node(id="a", cluster="b")
     message = kind(node=node, type_url=CLUSTER, response_nonce="3").SerializeToString()

@@ -38,7 +38,7 @@ def failed(reason: bytes, peer: bytes = PEER) -> bytes:
     )
 
 
-def test_a_failure_is_told_with_its_address_and_reason_however_it_is_cut() -> None:
+def test_a_failure_is_reported_with_its_address_and_reason_however_the_bytes_are_split() -> None:
     text = BEGUN + failed(b"WRONG_VERSION_NUMBER") + DONE + failed(b"TLSV1_ALERT_UNKNOWN_CA", PEER_6)
     expected = [
         Failed("10.0.0.7:54078", "WRONG_VERSION_NUMBER", "OK"),
@@ -52,7 +52,7 @@ def test_a_failure_is_told_with_its_address_and_reason_however_it_is_cut() -> No
         assert [event for piece in pieces for event in parser.feed(piece)] == expected
 
 
-def test_a_connection_that_is_closed_early_is_nobodys_mistake() -> None:
+def test_a_connection_that_is_closed_early_is_not_reported() -> None:
     text = HEADER + b"handshaker.cc:155] CallNextHandshakerLocked: error=UNKNOWN: Socket closed shutdown=false, "
     assert Parser().feed(text + PEER + b"\n") == []
 
@@ -62,7 +62,7 @@ def test_a_server_name_of_several_lines_is_left_out() -> None:
     assert Parser().feed(name + DONE) == [Finished("10.0.0.7:54078")]
 
 
-def test_what_is_not_about_a_handshake_is_kept() -> None:
+def test_lines_that_are_not_about_a_handshake_are_kept() -> None:
     warning = b"E1127 12:24:51.961192   16705 server.cc:1] out of something\n"
     crash = b"Fatal Python error: Segmentation fault\n\n"
     noise = b"W1127 12:24:51.961192   16705 log.cc:102] Log level INFO is not suitable for production.\n"
@@ -93,7 +93,7 @@ def test_a_failure_is_explained(reason: str, detail: str, words: str) -> None:
     assert re.search(words, explanation(Failed("10.0.0.7:1", reason, detail)))
 
 
-def test_connections_without_a_call_are_reported_once_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
+def test_connections_without_a_call_are_reported_after_a_few(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     handshakes = Handshakes()
     for number in range(SILENT_CONNECTIONS - 1):
@@ -118,7 +118,7 @@ def test_connections_that_are_far_apart_are_checks_of_the_port(caplog: pytest.Lo
     assert not caplog.messages
 
 
-def test_a_tls_port_has_no_such_connections(caplog: pytest.LogCaptureFixture) -> None:
+def test_connections_without_a_call_to_a_tls_port_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     handshakes = Handshakes()
     handshakes.tls = True
     for number in range(20):

@@ -70,7 +70,7 @@ async def test_a_burst_of_completions_is_one_call() -> None:
         assert await asyncio.to_thread(_on_loop, queue, 1) == 2
 
 
-async def test_other_readers_are_called_as_ever() -> None:
+async def test_other_readers_are_called_unchanged() -> None:
     class Other(PollerCompletionQueue):
         pass
 
@@ -79,6 +79,6 @@ async def test_other_readers_are_called_as_ever() -> None:
         assert await asyncio.to_thread(_on_loop, queue, 3) == 3
 
 
-def test_it_knows_the_handler_of_this_grpc() -> None:
+def test_the_expected_handler_is_that_of_the_installed_grpc() -> None:
     said = subprocess.run([sys.executable, "-c", KNOWS_GRPC], capture_output=True, text=True, check=True).stdout
     assert "EventLoop.add_reader.<locals>.drained" in said

@@ -106,7 +106,7 @@ OTHER_NODE = core.Node(id="api-1-sidecar-proxy", cluster="api")
         ),
     ],
 )
-async def test_what_no_proxy_sends_ends_its_stream_with_a_status(
+async def test_an_invalid_request_ends_its_stream_with_a_status(
     serving: Serving, victim: Victim, messages: list[bytes], status: grpc.StatusCode, words: str
 ) -> None:
     stream = serving.stream()
@@ -120,7 +120,7 @@ async def test_what_no_proxy_sends_ends_its_stream_with_a_status(
 
 
 @pytest.mark.parametrize("node_id", ["", "x" * 65_536, "a\nb", "\u202eevil", "\x00", "\u2028"])
-async def test_a_node_that_can_not_be_shown_is_refused(serving: Serving, victim: Victim, node_id: str) -> None:
+async def test_a_node_with_unprintable_fields_is_refused(serving: Serving, victim: Victim, node_id: str) -> None:
     stream = serving.stream()
     await stream.write(subscription(node=core.Node(id=node_id, cluster="web")))
     await ends_with(stream, INVALID_ARGUMENT)
@@ -166,7 +166,7 @@ async def test_a_token_is_in_no_log_no_metric_and_no_answer(
 
 
 @pytest.mark.parametrize("reads", [0, 1], ids=["nothing", "one byte at a time"])
-async def test_a_client_that_reads_too_slowly_is_let_go(
+async def test_a_client_that_reads_too_slowly_is_disconnected(
     serving: Serving, victim: Victim, monkeypatch: pytest.MonkeyPatch, reads: int
 ) -> None:
     """Time passes sixty times as fast as for a client that reads one byte per second."""
@@ -276,7 +276,7 @@ async def half_close(serving: Serving) -> None:
         flood, subscribe_to_many, acknowledge_nothing, connect_and_leave, connect_and_say_nothing, half_close,
     ],
 )  # fmt: skip
-async def test_others_are_served_meanwhile(
+async def test_other_streams_are_served_meanwhile(
     serving: Serving, victim: Victim, misbehave: Callable[[Serving], Coroutine[Any, Any, None]]
 ) -> None:
     misbehaving = asyncio.create_task(misbehave(serving))

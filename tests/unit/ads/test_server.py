@@ -85,9 +85,7 @@ async def read(stream: Any) -> discovery.DeltaDiscoveryResponse:
     ids=["garbage", "no node", "no service", "no id", "another service's path"],
 )
 @pytest.mark.parametrize("delta", [True, False])
-async def test_a_stream_that_does_not_say_who_it_is_is_told_what_to_say(
-    serving: Serving, first: bytes, delta: bool
-) -> None:
+async def test_a_stream_without_an_identity_ends_with_what_to_send(serving: Serving, first: bytes, delta: bool) -> None:
     stream = serving.stream(delta=delta)
     await stream.write(first)
     async with asyncio.timeout(20):
@@ -106,7 +104,7 @@ async def test_a_proxy_is_answered_when_everything_about_it_is_known(serving: Se
     stream.cancel()
 
 
-async def test_a_first_answer_does_not_wait_for_ever(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_response_does_not_wait_forever(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ads_stream, "FIRST_ANSWER_WAIT", 0.05)
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
@@ -118,7 +116,7 @@ async def test_a_first_answer_does_not_wait_for_ever(serving: Serving, monkeypat
     stream.cancel()
 
 
-async def test_what_changes_reaches_a_proxy_that_has_acknowledged(serving: Serving) -> None:
+async def test_a_change_reaches_a_proxy_that_has_acknowledged(serving: Serving) -> None:
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
     stream = serving.stream()
@@ -132,7 +130,7 @@ async def test_what_changes_reaches_a_proxy_that_has_acknowledged(serving: Servi
     stream.cancel()
 
 
-async def test_a_client_that_leaves_takes_its_stream_and_nothing_else_with_it(serving: Serving) -> None:
+async def test_a_client_that_leaves_ends_only_its_own_stream(serving: Serving) -> None:
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
     leaving, staying = serving.stream(), serving.stream()
@@ -176,7 +174,7 @@ async def test_a_port_that_is_taken_is_an_error(serving: Serving) -> None:
         await AdsServer(AdsAdapter(serving.bench.plane)).start(HostPort("127.0.0.1", serving.port))
 
 
-async def test_a_large_response_and_what_changes_beside_it_arrive(serving: Serving) -> None:
+async def test_a_large_response_and_a_change_made_meanwhile_both_arrive(serving: Serving) -> None:
     bench = serving.bench
     for number in range(2 * ads_stream.SMALL):
         bench.service(f"s-{number}", f"240.1.0.{number}")
@@ -257,7 +255,7 @@ class Nobody:
     def sent(self, *_: object) -> None: ...
 
 
-async def test_a_proxy_that_takes_nothing_keeps_nobody_from_a_large_response() -> None:
+async def test_a_proxy_that_reads_nothing_does_not_block_large_responses_to_others() -> None:
     server = AdsServer(Nobody())  # type: ignore[arg-type]
     stuck, other = Pushed(server, takes=False), Pushed(server, takes=True)
     ahead = [Pushed(server, takes=False) for _ in range(AT_ONCE)]
@@ -289,7 +287,7 @@ async def test_a_slot_that_comes_while_nothing_is_accepted_goes_to_the_next() ->
     await until(lambda: all(each.sent == ["before", "large"] for each in stuck))
 
 
-async def test_a_stream_that_fails_while_it_is_served_takes_no_others_with_it() -> None:
+async def test_a_stream_that_fails_while_it_is_served_ends_no_others() -> None:
     class Failing(Pushed):
         def next_response(self, most: int | None = None) -> Response | None:
             raise RuntimeError("a fault of ours")
@@ -306,7 +304,7 @@ async def test_a_stream_that_fails_while_it_is_served_takes_no_others_with_it() 
         await failing.stream.call._handler
 
 
-async def test_large_requests_are_heard_one_after_the_other_and_in_order(
+async def test_large_requests_are_processed_one_after_the_other_and_in_order(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving.bench.service("web", "240.0.0.1")
@@ -336,7 +334,7 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def test_before_authentication_one_request_is_kept_as_it_came(serving: Serving) -> None:
+async def test_before_authentication_one_request_is_kept_undecoded(serving: Serving) -> None:
     bench, server = serving.bench, serving.server
     bench.authorizes = False
     bench.service("web", "240.0.0.1")
@@ -407,9 +405,7 @@ async def test_more_than_may_be_held_before_authentication_ends_the_stream(
 
 
 @pytest.mark.parametrize("delta", [True, False])
-async def test_more_names_than_any_proxy_asks_for_end_the_stream(
-    serving: Serving, delta: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_too_many_names_end_the_stream(serving: Serving, delta: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MOST_NAMES", 999)
     serving.bench.service("web", "240.0.0.1")
     serving.bench.leaf("web")
@@ -427,7 +423,7 @@ async def test_more_names_than_any_proxy_asks_for_end_the_stream(
     assert "1000 names" in await stream.details()
 
 
-async def test_a_status_arrives_that_is_given_while_the_conversation_ends(serving: Serving) -> None:
+async def test_a_status_set_while_the_call_ends_arrives(serving: Serving) -> None:
     class Ending:
         def receive(self, request: object) -> object:
             (stream,) = serving.server._streams
@@ -455,7 +451,7 @@ async def health(serving: Serving, service: str = "") -> int:
     return int((await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)).status)
 
 
-async def test_the_health_service_says_whether_sidecars_can_be_served(serving: Serving) -> None:
+async def test_the_health_service_reports_whether_sidecars_can_be_served(serving: Serving) -> None:
     states = health_pb2.HealthCheckResponse
     assert await health(serving) == await health(serving, SERVICE) == states.NOT_SERVING
     watching = health_pb2_grpc.HealthStub(serving.channel).Watch(health_pb2.HealthCheckRequest())

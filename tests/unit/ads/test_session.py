@@ -121,7 +121,7 @@ def test_a_fresh_proxy_gets_an_empty_first_answer_so_that_it_does_not_wait(strea
     assert stream.nothing_to_send()
 
 
-def test_whether_it_is_worth_asking_for_a_response(stream: Stream) -> None:
+def test_may_send_says_whether_a_response_may_be_due(stream: Stream) -> None:
     stream.cluster("a", "1")
     assert not stream.session.may_send
     stream.subscribe(CLUSTER)
@@ -133,7 +133,7 @@ def test_whether_it_is_worth_asking_for_a_response(stream: Stream) -> None:
     assert stream.session.may_send
 
 
-def test_nothing_is_sent_for_a_type_that_was_not_asked_for(stream: Stream) -> None:
+def test_nothing_is_sent_for_a_type_without_a_request(stream: Stream) -> None:
     stream.cluster("a", "1")
     assert stream.nothing_to_send()
 
@@ -204,7 +204,7 @@ def test_a_first_listener_answer_is_not_empty_because_its_clusters_are_on_the_wa
     assert sent(stream.next()) == ["l@1"]
 
 
-def test_removals_are_not_kept_waiting_by_additions_that_never_end(stream: Stream) -> None:
+def test_removals_do_not_wait_for_endless_additions(stream: Stream) -> None:
     stream.cluster("denied", "1")
     stream.subscribe(CLUSTER)
     response = stream.next()
@@ -215,7 +215,7 @@ def test_removals_are_not_kept_waiting_by_additions_that_never_end(stream: Strea
     assert (sent(response), response.removed) == (["busy@1"], ("denied",))
 
 
-def test_what_was_brought_along_is_not_taken_before_everything_has_been_read(stream: Stream) -> None:
+def test_inherited_resources_are_not_removed_before_everything_has_been_read(stream: Stream) -> None:
     """A restarted control plane that does not know an upstream yet must not remove it."""
     stream.view.is_complete = False
     stream.cluster("known", "1")
@@ -227,7 +227,7 @@ def test_what_was_brought_along_is_not_taken_before_everything_has_been_read(str
     assert stream.next().removed == ("really gone",)
 
 
-def test_what_is_known_to_have_gone_is_taken_though_something_else_can_not_be_read(stream: Stream) -> None:
+def test_a_removal_is_applied_although_another_list_can_not_be_read(stream: Stream) -> None:
     """One unreadable upstream must not keep a denied one alive."""
     stream.view.is_complete = False
     stream.cluster("brought along", "1")
@@ -239,7 +239,7 @@ def test_what_is_known_to_have_gone_is_taken_though_something_else_can_not_be_re
     assert stream.next().removed == ("brought along", "new")
 
 
-def test_a_listener_that_was_brought_along_keeps_the_addresses_that_are_not_read_yet(stream: Stream) -> None:
+def test_an_inherited_listener_keeps_the_addresses_that_are_not_read_yet(stream: Stream) -> None:
     """Without them, connections to those addresses would go past the mesh."""
     stream.view.is_complete = False
     stream.put(LISTENER, "outbound", "fewer", of_all_upstreams=True)
@@ -256,7 +256,7 @@ def test_a_listener_that_was_brought_along_keeps_the_addresses_that_are_not_read
     assert sent(stream.next()) == ["outbound@more"]
 
 
-def test_a_listener_that_is_held_back_keeps_no_denied_cluster_alive(stream: Stream) -> None:
+def test_a_denied_cluster_is_removed_while_its_listener_is_held_back(stream: Stream) -> None:
     stream.view.is_complete = False
     stream.cluster("denied", "1")
     stream.put(LISTENER, "outbound", "fewer", of_all_upstreams=True)
@@ -268,7 +268,7 @@ def test_a_listener_that_is_held_back_keeps_no_denied_cluster_alive(stream: Stre
 
 
 @pytest.mark.parametrize("complete_at_first", [True, False])
-def test_what_was_complete_once_does_not_hold_back_any_more(stream: Stream, complete_at_first: bool) -> None:
+def test_a_proxy_that_was_complete_once_holds_nothing_back(stream: Stream, complete_at_first: bool) -> None:
     stream.view.is_complete = complete_at_first
     stream.put(LISTENER, "outbound", "1", of_all_upstreams=True)
     stream.subscribe(LISTENER, known={"outbound": "1"})
@@ -299,7 +299,7 @@ def test_a_cluster_is_not_removed_before_the_listener_that_names_it(stream: Stre
     assert stream.next().removed == ("a",)
 
 
-def test_a_removal_beside_something_rejected_is_sent_again(stream: Stream) -> None:
+def test_a_removal_in_a_rejected_response_is_sent_again(stream: Stream) -> None:
     for name in ("x", "y", "z"):
         stream.cluster(name, "1")
     stream.subscribe(CLUSTER)
@@ -317,7 +317,7 @@ def test_a_removal_beside_something_rejected_is_sent_again(stream: Stream) -> No
     assert removed == {"y"}
 
 
-def test_others_of_a_response_that_was_not_partly_taken_are_tried_again(stream: Stream) -> None:
+def test_the_other_resources_of_a_rejected_response_are_tried_again(stream: Stream) -> None:
     stream.cluster("x", "1")
     stream.cluster("y", "1")
     stream.subscribe(CLUSTER)
@@ -330,7 +330,7 @@ def test_others_of_a_response_that_was_not_partly_taken_are_tried_again(stream: 
 
 
 @pytest.mark.parametrize("delta", [True, False])
-def test_a_denial_does_not_starve_while_clusters_keep_changing(delta: bool) -> None:
+def test_a_denial_is_sent_while_clusters_keep_changing(delta: bool) -> None:
     stream = Stream(delta=delta)
     stream.cluster("local_app", "1")
     stream.cluster("busy", "0")
@@ -347,7 +347,7 @@ def test_a_denial_does_not_starve_while_clusters_keep_changing(delta: bool) -> N
 
 
 @pytest.mark.parametrize("delta", [True, False])
-def test_a_removal_does_not_starve_while_clusters_keep_changing(delta: bool) -> None:
+def test_a_removal_is_sent_while_clusters_keep_changing(delta: bool) -> None:
     stream = Stream(delta=delta)
     stream.cluster("gone", "1")
     stream.cluster("busy", "0")
@@ -379,7 +379,7 @@ def test_a_rejected_version_is_not_sent_again_after_a_good_one_either(stream: St
     assert stream.nothing_to_send()
 
 
-def test_a_rejection_without_a_culprit_is_told(stream: Stream) -> None:
+def test_a_rejection_that_names_no_resource_is_reported(stream: Stream) -> None:
     stream.cluster("a", "1")
     stream.cluster("b", "1")
     stream.subscribe(CLUSTER)
@@ -387,7 +387,7 @@ def test_a_rejection_without_a_culprit_is_told(stream: Stream) -> None:
     assert (received.rejections, received.unexplained) == ((), "no")
 
 
-def test_a_cluster_goes_only_after_the_listener_that_used_it_was_replaced(stream: Stream) -> None:
+def test_a_cluster_is_removed_after_the_listener_that_used_it_was_replaced(stream: Stream) -> None:
     stream.cluster("old", "1")
     stream.put(LISTENER, "l", "1")
     stream.subscribe(CLUSTER)
@@ -404,7 +404,7 @@ def test_a_cluster_goes_only_after_the_listener_that_used_it_was_replaced(stream
     assert (removal.type_url, removal.removed) == (CLUSTER, ("old",))
 
 
-def test_a_changed_clusters_endpoints_follow_it_unasked(stream: Stream) -> None:
+def test_endpoints_of_a_changed_cluster_are_sent_without_a_request(stream: Stream) -> None:
     stream.cluster("a", "1")
     stream.put(ENDPOINT, "a", "1")
     stream.subscribe(CLUSTER)
@@ -456,7 +456,7 @@ def test_endpoints_are_sent_again_where_one_request_acknowledges_and_asks(follow
     assert sent(following.next()) == ["a@1"]
 
 
-def test_endpoints_that_nobody_asked_for_are_not_followed(following: Stream) -> None:
+def test_endpoints_without_a_request_are_not_sent(following: Stream) -> None:
     following.ack(following.next())
     following.put(ENDPOINT, "a", "2")
     assert following.nothing_to_send()
@@ -470,14 +470,14 @@ def test_endpoints_that_change_while_a_subscription_crosses_them_are_sent_again(
     assert sent(following.next()) == ["a@2"]
 
 
-def test_endpoints_that_are_gone_before_they_could_follow_are_answered_for(following: Stream) -> None:
+def test_endpoints_that_disappear_before_they_were_sent_are_answered(following: Stream) -> None:
     following.drop(ENDPOINT, "a")
     assert following.nothing_to_send()
     following.subscribe(ENDPOINT, "a")
     assert following.next().removed == ("a",)
 
 
-def test_endpoints_follow_nobody_who_has_not_begun_to_ask_for_any(stream: Stream) -> None:
+def test_endpoints_are_not_sent_before_the_first_request_for_any(stream: Stream) -> None:
     stream.put(ENDPOINT, "a", "1")
     stream.cluster("a", "1")
     stream.subscribe(CLUSTER)
@@ -485,7 +485,7 @@ def test_endpoints_follow_nobody_who_has_not_begun_to_ask_for_any(stream: Stream
     assert stream.nothing_to_send()
 
 
-def test_endpoints_are_not_ahead_of_a_subscription_in_state_of_the_world() -> None:
+def test_endpoints_are_not_sent_before_the_subscription_in_state_of_the_world() -> None:
     stream = Stream(delta=False)
     stream.subscribe(CLUSTER)
     stream.ack(stream.next())
@@ -498,7 +498,7 @@ def test_endpoints_are_not_ahead_of_a_subscription_in_state_of_the_world() -> No
     assert stream.nothing_to_send()
 
 
-def test_on_demand_what_is_dialed_brings_its_endpoints(asking: Stream) -> None:
+def test_on_demand_a_dialed_cluster_is_sent_with_its_endpoints(asking: Stream) -> None:
     asking.ack(asking.next())
     asking.subscribe(ENDPOINT, "own")
     asking.ack(asking.next())
@@ -539,7 +539,7 @@ def test_a_reconnecting_proxy_that_has_everything_gets_nothing(stream: Stream) -
     assert stream.nothing_to_send()
 
 
-def test_asking_again_for_a_name_gets_it_again(stream: Stream) -> None:
+def test_a_name_that_is_requested_again_is_sent_again(stream: Stream) -> None:
     stream.put(SECRET, "leaf", "1")
     stream.subscribe(SECRET, "leaf")
     stream.ack(stream.next())
@@ -557,7 +557,7 @@ def test_a_name_that_does_not_exist_is_answered_once_and_sent_when_it_appears(st
     assert sent(stream.next()) == ["a@1"]
 
 
-def test_an_unsubscribed_name_is_not_sent_any_more(stream: Stream) -> None:
+def test_an_unsubscribed_name_is_no_longer_sent(stream: Stream) -> None:
     stream.put(ENDPOINT, "a", "1")
     stream.subscribe(ENDPOINT, "a")
     stream.ack(stream.next())
@@ -592,7 +592,7 @@ def test_a_rejected_resource_is_named_and_never_sent_again(stream: Stream) -> No
     assert sent(stream.next()) == ["bad@2"]
 
 
-def test_a_name_that_only_begins_like_the_culprits_is_not_blamed(stream: Stream) -> None:
+def test_a_name_with_the_rejected_name_as_its_prefix_is_not_blamed(stream: Stream) -> None:
     stream.cluster("vip:240.0.0.1", "1")
     stream.cluster("vip:240.0.0.11", "1")
     stream.subscribe(CLUSTER)
@@ -647,7 +647,7 @@ def test_state_of_the_world_goes_on_listing_the_last_good_version_of_a_rejected_
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("type_url", [CLUSTER, SCOPED_ROUTE])
-def test_a_rejected_cluster_is_removed_at_once_and_sent_again_when_it_is_another(delta: bool, type_url: str) -> None:
+def test_a_rejected_cluster_is_removed_at_once_and_sent_again_when_it_changes(delta: bool, type_url: str) -> None:
     stream = Stream(delta=delta)
     stream.put(type_url, "a", "1")
     stream.put(type_url, "b", "1")
@@ -667,7 +667,7 @@ def test_a_rejected_cluster_is_removed_at_once_and_sent_again_when_it_is_another
     assert not list(stream.session.rejections())
 
 
-def test_state_of_the_world_takes_new_names_with_the_acknowledgement() -> None:
+def test_state_of_the_world_accepts_new_names_with_the_acknowledgement() -> None:
     stream = Stream(delta=False)
     stream.put(ENDPOINT, "a", "1")
     stream.put(ENDPOINT, "b", "1")
@@ -678,7 +678,7 @@ def test_state_of_the_world_takes_new_names_with_the_acknowledgement() -> None:
     assert sent(stream.next()) == ["b@1"]
 
 
-def test_state_of_the_world_ignores_the_names_of_an_answer_that_was_overtaken() -> None:
+def test_state_of_the_world_ignores_the_names_of_an_outdated_answer() -> None:
     stream = Stream(delta=False)
     stream.put(ENDPOINT, "a", "1")
     stream.put(ENDPOINT, "b", "1")
@@ -715,7 +715,7 @@ def test_on_demand_a_wildcard_stands_for_the_proxys_own(asking: Stream) -> None:
     assert names_in(asking.next()) == ["own"]
 
 
-def test_on_demand_a_name_is_answered_and_followed_from_then_on(asking: Stream) -> None:
+def test_on_demand_a_name_is_answered_and_kept_current(asking: Stream) -> None:
     asking.ack(asking.next())
     asking.cluster("b", "2")
     assert asking.session.next_response() is None, "nobody asked for it"
@@ -727,7 +727,7 @@ def test_on_demand_a_name_is_answered_and_followed_from_then_on(asking: Stream) 
     assert names_in(asking.next()) == ["b"]
 
 
-def test_what_a_cluster_was_made_of_goes_when_its_successor_is_taken(stream: Stream) -> None:
+def test_old_members_of_an_aggregate_are_removed_when_the_new_one_is_acknowledged(stream: Stream) -> None:
     stream.cluster("member", "1")
     stream.put(CLUSTER, "whole", "1", clusters=("member",))
     stream.subscribe(CLUSTER)
@@ -741,7 +741,7 @@ def test_what_a_cluster_was_made_of_goes_when_its_successor_is_taken(stream: Str
     assert stream.next().removed == ("member",)
 
 
-def test_a_cluster_and_what_it_is_made_of_go_together(stream: Stream) -> None:
+def test_an_aggregate_cluster_and_its_members_are_removed_together(stream: Stream) -> None:
     stream.cluster("member", "1")
     stream.put(CLUSTER, "whole", "1", clusters=("member",))
     stream.subscribe(CLUSTER, known={"member": "1", "whole": "1"})
@@ -751,7 +751,7 @@ def test_a_cluster_and_what_it_is_made_of_go_together(stream: Stream) -> None:
     assert stream.next().removed == ("member", "whole")
 
 
-def test_on_demand_what_a_cluster_names_comes_before_it(asking: Stream) -> None:
+def test_on_demand_the_clusters_that_a_cluster_names_are_sent_before_it(asking: Stream) -> None:
     asking.ack(asking.next())
     asking.put(CLUSTER, "a", "2", clusters=("failover-target~0~a",))
     asking.subscribe(CLUSTER, "a")
@@ -772,7 +772,7 @@ def test_on_demand_an_absent_name_is_answered_at_once_and_sent_when_it_appears(a
     assert names_in(asking.next()) == ["later"]
 
 
-def test_on_demand_what_is_taken_back_is_removed_and_remembered(asking: Stream) -> None:
+def test_on_demand_a_denied_cluster_is_removed_and_its_request_remembered(asking: Stream) -> None:
     asking.ack(asking.next())
     asking.subscribe(CLUSTER, "b")
     asking.ack(asking.next())
@@ -784,7 +784,7 @@ def test_on_demand_what_is_taken_back_is_removed_and_remembered(asking: Stream) 
     assert names_in(asking.next()) == ["b"]
 
 
-def test_on_demand_what_a_proxy_brings_along_stays_if_it_asks_for_it_and_goes_otherwise(asking: Stream) -> None:
+def test_on_demand_inherited_resources_stay_if_requested_and_are_removed_otherwise(asking: Stream) -> None:
     stream = Stream()
     stream.view = asking.view
     stream.session = Session(stream.view, delta=True)
@@ -795,7 +795,7 @@ def test_on_demand_what_a_proxy_brings_along_stays_if_it_asks_for_it_and_goes_ot
     assert stream.session.next_response() is None
 
 
-def test_changing_over_takes_what_nobody_asked_for(stream: Stream) -> None:
+def test_a_switch_to_on_demand_removes_what_was_not_requested(stream: Stream) -> None:
     for name in ("own", "a", "b"):
         stream.cluster(name, "1")
     stream.subscribe(CLUSTER, "*")
@@ -810,7 +810,7 @@ def test_changing_over_takes_what_nobody_asked_for(stream: Stream) -> None:
 # -- large responses ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_large_is_held_back_and_what_the_proxy_has_passes_it(stream: Stream) -> None:
+def test_large_additions_are_held_back_and_changes_overtake_them(stream: Stream) -> None:
     stream.put(ENDPOINT, "known", "1")
     stream.subscribe(ENDPOINT, "known", *map(str, range(9)))
     stream.ack(stream.next())

@@ -75,7 +75,7 @@ async def test_new_files_are_followed_and_end_no_stream(tmp_path: Path) -> None:
         assert not before.done()
 
 
-async def test_a_client_certificate_is_required_and_says_who_it_is(tmp_path: Path) -> None:
+async def test_a_client_certificate_is_required_and_identifies_the_client(tmp_path: Path) -> None:
     ours, theirs = TestAuthority(tmp_path, "ours"), TestAuthority(tmp_path, "theirs")
     web = "spiffe://td.consul/ns/default/dc/dc1/svc/web"
     files = TlsFiles(*ours.issue("server", "gossamer"), ours.file)

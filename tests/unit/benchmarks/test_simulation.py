@@ -21,14 +21,14 @@ COSTS = Costs(
 )
 
 
-def test_where_nothing_waits_a_change_takes_what_it_costs() -> None:
+def test_without_a_queue_a_change_takes_its_own_time() -> None:
     out = simulate(COSTS, World(1000, 1, 1))
     assert out.median_s == pytest.approx(COSTS.change + INSTANCES * CALLED * COSTS.change_stream, rel=0.2)
     assert out.connections == pytest.approx(1000, rel=0.01)
     assert out.reconnect_s == pytest.approx(1.0)
 
 
-def test_what_a_core_can_not_do_queues_up() -> None:
+def test_work_beyond_the_capacity_of_a_core_queues_up() -> None:
     out = simulate(replace(COSTS, change=0.02), World(100_000, 1, 4, by_socket=True))
     assert out.reader > 1
     assert out.p99_s > 60

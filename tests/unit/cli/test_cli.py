@@ -69,7 +69,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["ca", "rotate", "--mesh", "/nowhere.yaml"], "no certificate authority in /nowhere.yaml.state"),
     ],
 )
-def test_what_is_wrong_is_named(arguments: list[str], words: str) -> None:
+def test_the_problem_is_named(arguments: list[str], words: str) -> None:
     result = run(*arguments)
     assert result.exit_code in (1, 2)
     assert words in " ".join(result.output.split())

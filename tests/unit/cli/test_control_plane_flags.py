@@ -56,7 +56,7 @@ def resolved(*arguments: str) -> ControlPlane:
         (["--tls", "mesh"], True),
     ],
 )
-def test_it_is_over_tls_beyond_loopback(arguments: Sequence[str], mesh: bool) -> None:
+def test_a_sidecar_connects_over_tls_beyond_loopback(arguments: Sequence[str], mesh: bool) -> None:
     found = resolved(*arguments)
     assert found.mesh is mesh
     assert found.files is None
@@ -73,7 +73,7 @@ def test_links_in_the_path_of_a_file_stay(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.ca == tmp_path / "ca.pem"
 
 
-def test_files_are_taken_in_place_of_the_meshs_authorities() -> None:
+def test_certificate_files_replace_the_meshs_authorities() -> None:
     found = resolved("--xds", "10.0.0.1:18000", "--xds-ca", "/ca.pem", "--xds-sni", "name")
     assert not found.mesh
     assert found.files == ControlPlaneTls(Path("/ca.pem"), "name")
@@ -118,7 +118,7 @@ def mesh_tls(authority: Any = AUTHORITY, datacenter: str = "") -> ControlPlaneTl
         (None, None, None),
     ],
 )
-async def test_what_does_not_fit_is_said(service: str | None, tls: ControlPlaneTls | None, words: str | None) -> None:
+async def test_contradictions_are_reported(service: str | None, tls: ControlPlaneTls | None, words: str | None) -> None:
     async with control_plane(service) as address:
         found = await asyncio.to_thread(mismatches, [address], tls)
     if words is None:

@@ -22,7 +22,7 @@ def test_no_variable_that_may_hold_a_credential_is_passed_on() -> None:
     assert environment(given) == {"PATH": "/bin", "TZ": "UTC", "LC_ALL": "C", "HOME": "/"}
 
 
-def test_the_socket_is_in_the_first_folder_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_is_in_the_first_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     service, user = tmp_path / "service", tmp_path / "user"
     user.mkdir()
@@ -59,7 +59,7 @@ def test_a_folder_that_others_write_to_or_a_link_is_refused(tmp_path: Path) -> N
             default_socket("web", {"RUNTIME_DIRECTORY": str(tmp_path / folder)})
 
 
-def test_an_address_or_a_socket_is_taken() -> None:
+def test_an_address_or_a_socket_is_accepted() -> None:
     take = AdminAddress().convert
     assert take("unix:/run/x.sock", None, None) == Path("/run/x.sock")
     assert take("127.0.0.1:19000", None, None) == ("127.0.0.1", 19000)

@@ -79,7 +79,7 @@ async def test_an_unknown_name_is_unknown() -> None:
         assert (await ask(port, "Other.virtual.consul")).rcode() == dns.rcode.NXDOMAIN
 
 
-async def test_what_is_no_query_has_no_answer_and_does_no_harm() -> None:
+async def test_an_invalid_query_has_no_answer() -> None:
     async with both() as (port, _, _):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             for garbage in (b"", b"x", b"\0" * 12, b"\xff" * 600, b"\0" * 11 + b"\xc0\x0c"):
@@ -87,7 +87,7 @@ async def test_what_is_no_query_has_no_answer_and_does_no_harm() -> None:
         assert (await ask(port, "API.virtual.consul")).rcode() == dns.rcode.NOERROR
 
 
-async def test_queries_without_an_answer_are_bounded_and_end_with_the_server() -> None:
+async def test_unanswered_queries_are_bounded_and_end_with_the_server() -> None:
     async with both() as (_, server, small):
         small.silent = True
         query = dns.message.make_query("Api.virtual.consul", "A").to_wire()
@@ -108,7 +108,7 @@ def test_a_port_in_use_is_an_error() -> None:
         each.close()
 
 
-def test_tasks_survive_the_way_to_the_process() -> None:
+def test_tasks_are_equal_after_their_encoding() -> None:
     tasks = Tasks(1, (3, 4), 5)
     assert Tasks.from_file(tasks.as_file()) == tasks
     assert tasks

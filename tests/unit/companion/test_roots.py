@@ -106,7 +106,7 @@ async def test_a_rotation_is_followed(tmp_path: Path) -> None:
         (answer(FIRST, ""), 200, "ValueError"),
     ],
 )
-async def test_an_answer_that_makes_no_sense_changes_nothing(
+async def test_a_malformed_answer_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, says: Any, status: int, words: str
 ) -> None:
     async with agent() as (consul, url):
@@ -120,7 +120,7 @@ async def test_an_answer_that_makes_no_sense_changes_nothing(
     assert "those in" in line
 
 
-async def test_an_agent_that_is_away_is_told_of_without_its_password(
+async def test_an_unreachable_agent_is_reported_without_its_password(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, roots = roots_file(tmp_path, ConsulSettings(address="http://user:secret@127.0.0.1:1"))

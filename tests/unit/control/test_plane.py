@@ -74,7 +74,7 @@ def _endpoints(proxy: Proxy, name: str) -> list[str]:
     return [each.endpoint.address.socket_address.address for group in message.endpoints for each in group.lb_endpoints]
 
 
-def test_only_what_a_connected_proxy_serves_or_may_call_is_read(bench: Bench) -> None:
+def test_only_services_that_a_connected_proxy_serves_or_may_call_are_read(bench: Bench) -> None:
     assert bench.demand == Demand()
     bench.intentions(Intention("web", "db", Action.DENY))
     bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "api", "db"})})
@@ -89,7 +89,7 @@ def test_only_what_a_connected_proxy_serves_or_may_call_is_read(bench: Bench) ->
     assert bench.demand == Demand()
 
 
-def test_a_proxy_that_comes_again_is_served_what_was_made_for_it(bench: Bench) -> None:
+def test_a_proxy_that_reconnects_is_served_the_resources_built_for_it(bench: Bench) -> None:
     before = bench.connect("web")
     bench.plane.detach(before)
     again = bench.connect("web")
@@ -100,7 +100,7 @@ def test_a_proxy_that_comes_again_is_served_what_was_made_for_it(bench: Bench) -
     assert "vip:240.0.0.9" in names_of(again, CLUSTER)
 
 
-def test_a_proxy_that_comes_again_gets_what_changed_meanwhile(bench: Bench) -> None:
+def test_a_proxy_that_reconnects_is_sent_what_changed_meanwhile(bench: Bench) -> None:
     before = bench.connect("web")
     bench.plane.detach(before)
     bench.service(
@@ -109,7 +109,7 @@ def test_a_proxy_that_comes_again_gets_what_changed_meanwhile(bench: Bench) -> N
     assert "public_listener:10.0.0.1:1" in names_of(bench.connect("web"), LISTENER)
 
 
-def test_a_proxy_that_comes_again_with_a_token_that_was_revoked_gets_nothing(bench: Bench) -> None:
+def test_a_proxy_that_reconnects_with_a_revoked_token_is_sent_nothing(bench: Bench) -> None:
     before = bench.connect("web")
     bench.plane.detach(before)
     bench.plane.apply({Key(Kind.LEAF, LeafKey("web", "")): LeafRefused("revoked")})
@@ -118,13 +118,13 @@ def test_a_proxy_that_comes_again_with_a_token_that_was_revoked_gets_nothing(ben
     assert not names_of(again, SECRET)
 
 
-def test_siblings_share_the_very_same_resources(bench: Bench) -> None:
+def test_sidecars_of_one_service_share_the_same_resource_objects(bench: Bench) -> None:
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1), make_instance("web", 2))))
     first, second = bench.connect("web", 1), bench.connect("web", 2)
     assert first.get(CLUSTER, "vip:240.0.0.2") is second.get(CLUSTER, "vip:240.0.0.2")
 
 
-def test_what_can_not_be_followed_of_an_entry_is_told_of_whom_it_concerns(bench: Bench) -> None:
+def test_problems_of_an_entry_are_reported_for_the_services_it_concerns(bench: Bench) -> None:
     proxy = bench.connect("web")
     own, other, everybody = (
         EntryProblem(kind, name, "Mode: expected 'direct'")
@@ -135,7 +135,7 @@ def test_what_can_not_be_followed_of_an_entry_is_told_of_whom_it_concerns(bench:
     assert str(own) == "service-defaults/web: Mode: expected 'direct'"
 
 
-def test_an_intention_that_goes_takes_the_upstream_with_it(bench: Bench) -> None:
+def test_a_deleted_intention_removes_the_upstream(bench: Bench) -> None:
     proxy = bench.connect("web")
     bench.intentions(Intention("web", "api", Action.DENY))
     assert names_of(proxy, CLUSTER) == {"local_app", "original-destination"}
@@ -182,7 +182,7 @@ def test_the_node_name_tells_equal_ids_apart() -> None:
     assert not bench.connect("web", node_name="elsewhere").ready
 
 
-def test_nothing_is_sent_without_a_leaf_and_the_refusal_is_told(bench: Bench) -> None:
+def test_nothing_is_sent_without_a_leaf_and_the_refusal_is_reported(bench: Bench) -> None:
     proxy = bench.connect("web", token="weak")
     key = Key(Kind.LEAF, LeafKey("web", "weak"))
     bench.plane.apply({key: LeafRefused("Permission denied")})
@@ -192,7 +192,7 @@ def test_nothing_is_sent_without_a_leaf_and_the_refusal_is_told(bench: Bench) ->
     assert proxy.ready
 
 
-def test_a_revoked_token_opens_nothing_to_newcomers_and_freezes_nobody(bench: Bench) -> None:
+def test_a_revoked_token_opens_nothing_to_new_streams_and_blocks_no_other(bench: Bench) -> None:
     """The one that is connected keeps its certificate, and goes on following the intentions."""
     bench.leaf("api", token="t")
     connected = bench.connect("api", token="t")
@@ -204,7 +204,7 @@ def test_a_revoked_token_opens_nothing_to_newcomers_and_freezes_nobody(bench: Be
     assert connected.get(SECRET, "leaf") is not None
 
 
-def test_a_first_answer_waits_for_upstreams_but_not_for_ever(bench: Bench) -> None:
+def test_a_first_response_waits_for_upstreams_but_not_forever(bench: Bench) -> None:
     bench.plane.apply({mesh.SERVICE_NAMES: frozenset({"web", "api", "slow"})})
     proxy = bench.connect("web")
     assert not proxy.ready
@@ -216,7 +216,7 @@ def test_a_first_answer_waits_for_upstreams_but_not_for_ever(bench: Bench) -> No
     assert "vip:240.0.0.7" in names_of(proxy, CLUSTER)
 
 
-def test_of_two_services_on_one_address_the_earlier_keeps_it_and_nothing_else_changes(bench: Bench) -> None:
+def test_of_two_services_with_one_address_the_earlier_one_keeps_it(bench: Bench) -> None:
     proxy = bench.connect("web")
     before = {name: proxy.get(CLUSTER, name) for name in names_of(proxy, CLUSTER)}
     late = ServiceInstances("late", (make_instance("late", 9, "240.0.0.2", "240.0.0.8"),))
@@ -230,7 +230,7 @@ def test_of_two_services_on_one_address_the_earlier_keeps_it_and_nothing_else_ch
     }
 
 
-def test_an_address_that_changes_hands_points_at_its_new_owner(bench: Bench) -> None:
+def test_an_address_with_a_new_owner_leads_to_it(bench: Bench) -> None:
     proxy = bench.connect("web")
     before = proxy.get(CLUSTER, "vip:240.0.0.2")
     bench.service("late", instances=ServiceInstances("late", (make_instance("late", 9, "240.0.0.2"),)))
@@ -282,7 +282,7 @@ def test_the_outbound_port_can_be_another() -> None:
     assert "outbound_listener:127.0.0.1:15999" in names_of(bench.connect("web"), LISTENER)
 
 
-def test_an_explicit_upstream_without_instances_is_said_and_served_empty() -> None:
+def test_an_explicit_upstream_without_instances_is_reported_and_served_empty() -> None:
     bench = Bench()
     upstream = ExplicitUpstream("ghost", "", "127.0.0.1", 9191)
     instance = make_instance("web", 1, sidecar=make_sidecar("web", upstreams=(upstream,)))
@@ -298,7 +298,7 @@ def test_an_explicit_upstream_without_instances_is_said_and_served_empty() -> No
     assert "upstream 'ghost': has no instances" in proxy.problems()["web"][0]
 
 
-def test_destinations_only_comes_from_the_mesh_entry_too(bench: Bench) -> None:
+def test_the_mesh_entry_can_set_destinations_only(bench: Bench) -> None:
     proxy = bench.connect("web")
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(mesh=MeshSettings(destinations_only=True))})
     assert "original-destination" not in names_of(proxy, CLUSTER)
@@ -316,9 +316,7 @@ def test_a_leaf_rotation_touches_the_secret_alone(bench: Bench) -> None:
     assert {key for key in after if after[key] != before[key]} == {(SECRET, "leaf")}
 
 
-def test_what_can_not_be_encoded_is_its_own_problem_and_nobody_elses(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_can_not_be_encoded_affects_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else a registration may hold one day: the others still get the deny."""
     bench.leaf("api")
     proxies = [bench.connect("web"), bench.connect("api")]

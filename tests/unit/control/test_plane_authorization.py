@@ -49,7 +49,7 @@ def test_each_stream_is_authorized_anew_and_ends_when_it_is_refused(bench: Bench
     assert bench.plane.refused() == []
 
 
-def test_of_those_that_were_refused_some_are_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_of_the_refused_sidecars_are_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connected, "REFUSED_KEPT", 3)
     bench.authorizes = False
     for number in range(5):
@@ -82,7 +82,7 @@ def test_a_client_certificate_of_the_service_needs_no_token(bench: Bench, token:
         "web",
     ],
 )
-def test_a_client_certificate_of_something_else_counts_for_nothing(bench: Bench, identity: str) -> None:
+def test_a_client_certificate_that_names_no_service_authenticates_nothing(bench: Bench, identity: str) -> None:
     bench.authorizes = False
     node = Node("web-1-sidecar-proxy", "web", "", "1.40.0")
     proxy = bench.plane.attach(Client(node, "", "test", True, "s", frozenset({identity})))
@@ -93,12 +93,12 @@ def test_a_client_certificate_of_something_else_counts_for_nothing(bench: Bench,
     assert refusals[0].reason == f"its client certificate is for {identity}, and it presents no token"
 
 
-def test_nothing_is_read_for_one_that_may_not_have_its_key(bench: Bench) -> None:
+def test_nothing_is_read_for_a_sidecar_that_may_not_have_its_key(bench: Bench) -> None:
     bench.connect("db", token="stolen")
     assert bench.demand == Demand(leaves=frozenset({LeafKey("db", "stolen")}))
 
 
-def test_a_sidecar_of_another_service_is_none_of_this_one() -> None:
+def test_a_sidecar_of_another_service_does_not_belong_to_this_one() -> None:
     bench = Bench()
     theirs = make_instance("web", 1, sidecar=make_sidecar("db", service_id="web-1-sidecar-proxy"))
     bench.service("web", instances=ServiceInstances("web", (theirs,)))
@@ -106,7 +106,7 @@ def test_a_sidecar_of_another_service_is_none_of_this_one() -> None:
     assert not bench.connect("web").ready
 
 
-def test_a_registration_that_disappears_goes_on_being_followed(bench: Bench) -> None:
+def test_a_registration_that_disappears_is_still_watched(bench: Bench) -> None:
     proxy = bench.connect("web")
     bench.service("web", instances=ServiceInstances("web"))
     assert not proxy.registered
@@ -115,7 +115,7 @@ def test_a_registration_that_disappears_goes_on_being_followed(bench: Bench) -> 
     assert "vip:240.0.0.2" not in names_of(proxy, CLUSTER)
 
 
-def test_what_can_not_be_bound_is_said_and_the_rest_is_served() -> None:
+def test_an_address_that_can_not_be_bound_is_reported_and_the_others_are_served() -> None:
     bench = Bench()
     broken = make_sidecar("web", address="a.host.name")
     bench.service("web", instances=ServiceInstances("web", (make_instance("web", 1, sidecar=broken),)))

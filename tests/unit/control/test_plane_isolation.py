@@ -32,7 +32,7 @@ def web_with(**proxy: Any) -> ServiceInstances:
     return ServiceInstances("web", (make_instance("web", 1, sidecar=make_sidecar("web", **proxy)),))
 
 
-def test_a_chain_that_can_not_be_followed_does_not_stop_who_names_it_as_an_upstream() -> None:
+def test_a_chain_that_can_not_be_followed_leaves_sidecars_that_name_it_as_an_upstream_served() -> None:
     bench = Bench()
     bench.service("web", instances=web_with(upstreams=(ExplicitUpstream("api", "", "127.0.0.1", 9191),)))
     answer = {
@@ -74,7 +74,7 @@ def test_a_bad_override_of_an_upstream_leaves_the_intentions_followed() -> None:
     assert proxy.get(LISTENER, "public_listener:10.0.0.1:20000") != before
 
 
-def test_an_exposed_path_that_can_not_be_does_not_stop_anything() -> None:
+def test_an_invalid_exposed_path_affects_nothing_else() -> None:
     bench = Bench()
     settings = ProxySettings(exposed_paths=(ExposedPath("/health", 21500, 8080),))
     proxy = {"local_service_socket_path": "/run/x", "local_service_address": "localhost", "settings": settings}

@@ -44,7 +44,7 @@ SLOW = DiscoveryChain("page", "http", "r", {"r": Resolver("t", request_timeout_m
 
 @pytest.mark.parametrize("before", ["tcp", "http"])
 @pytest.mark.parametrize("first", ["loses", "gains", "both"])
-def test_an_address_that_moves_takes_nothing_of_its_old_owner_along(bench: Bench, before: str, first: str) -> None:
+def test_an_address_that_moves_keeps_nothing_of_its_old_owner(bench: Bench, before: str, first: str) -> None:
     loses = {Key(Kind.INSTANCES, "old"): make_instances("old")}
     gains = {Key(Kind.INSTANCES, "page"): make_instances("page", "240.0.0.9")}
     bench.service("old", "240.0.0.9", chain=default_chain("old", before))
@@ -88,7 +88,7 @@ def test_on_demand_a_scope_stands_for_routes_that_are_asked_for(bench: Bench) ->
     assert content.virtual_hosts == inline.virtual_hosts
 
 
-def test_on_demand_upstreams_that_divide_no_requests_share_their_routes(bench: Bench) -> None:
+def test_on_demand_upstreams_without_a_split_share_their_routes(bench: Bench) -> None:
     bench.service("page", "240.0.0.9", chain=default_chain("page", "http"))
     eager = bench.connect("web")
     [whole] = eager.select(SCOPED_ROUTE, ["vip:240.0.0.9"])
@@ -125,7 +125,7 @@ def test_on_demand_routes_that_an_extension_touched_are_not_shared(bench: Bench)
     assert routes.body.endswith(b"\x08" + SIZE.to_bytes(1, "big"))
 
 
-def test_on_demand_routes_that_were_asked_for_follow_their_chain(bench: Bench) -> None:
+def test_on_demand_requested_routes_follow_their_chain(bench: Bench) -> None:
     sidecar = ProxySettings(mode=ProxyMode.TRANSPARENT, clusters=ClusterMode.ON_DEMAND)
     bench.plane.apply({mesh.CONFIG_ENTRIES: ConfigEntries(proxy_defaults=sidecar)})
     bench.service("page", "240.0.0.9", chain=SLOW)

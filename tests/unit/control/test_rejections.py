@@ -37,7 +37,7 @@ def attempts(reason: str, *present: Part) -> list[set[Part]]:
     return tried
 
 
-def test_the_part_that_envoy_points_at_is_left_out_first_and_all_of_them_last() -> None:
+def test_the_part_that_envoy_names_is_left_out_first_and_all_parts_last() -> None:
     logs, extensions = Part.ACCESS_LOGS, Part.EXTENSIONS
     assert attempts("script load error", logs, extensions) == [{extensions}, {logs}, {logs, extensions}]
     assert attempts("unable to open file '/x'", logs, extensions) == [{logs}, {extensions}, {logs, extensions}]
@@ -45,14 +45,14 @@ def test_the_part_that_envoy_points_at_is_left_out_first_and_all_of_them_last() 
     assert attempts("something else") == []
 
 
-def test_a_listener_that_the_host_is_in_the_way_of_is_left_as_it_is() -> None:
+def test_a_listener_that_the_host_prevents_stays_unchanged() -> None:
     found = Rejections()
     found.follow(SETTINGS, ())
     assert not found.rejected([rejection("cannot bind '10.0.0.1:20000': Address already in use")], [Part.ACCESS_LOGS])
     assert found.left_out.reasons == ()
 
 
-def test_another_text_is_another_chance() -> None:
+def test_a_changed_text_is_tried_again() -> None:
     found = Rejections()
     found.follow(SETTINGS, ())
     assert found.rejected([rejection("bad")], [Part.ACCESS_LOGS])
@@ -62,7 +62,7 @@ def test_another_text_is_another_chance() -> None:
     assert found.left_out.parts == frozenset()
 
 
-def test_tokens_that_can_not_be_verified_are_not() -> None:
+def test_tokens_that_can_not_be_verified_are_refused() -> None:
     found = Rejections()
     found.follow(SETTINGS, ())
     assert found.rejected([rejection("bad keys", names.JWT_EXTENSION, EXTENSION)], [])
@@ -70,7 +70,7 @@ def test_tokens_that_can_not_be_verified_are_not() -> None:
     assert "what needs one is denied: bad keys" in found.left_out.reasons[0]
 
 
-def test_a_closed_listener_has_nothing_of_a_users_and_lets_nobody_in() -> None:
+def test_a_closed_listener_contains_nothing_from_users_and_denies_all() -> None:
     sidecar = make_sidecar("web")
     made = closed_listener(sidecar, SETTINGS, ROOTS, PUBLIC, dual_stack=False)
     assert made is not None

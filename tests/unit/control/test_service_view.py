@@ -68,7 +68,7 @@ def small_slices() -> Iterator[None]:
         yield
 
 
-def test_a_name_that_an_intention_alone_spoke_of_goes_with_it() -> None:
+def test_a_name_known_only_from_an_intention_is_removed_with_it() -> None:
     bench = connected(Bench())
     changes: list[tuple[object, ...]] = [
         ("names", frozenset({"api"})),
@@ -85,7 +85,7 @@ def test_a_name_that_an_intention_alone_spoke_of_goes_with_it() -> None:
     assert "vip:240.0.0.1" not in api.names(CLUSTER)
 
 
-def test_what_is_read_before_a_view_is_assigned_anew_is_told_by_whom_it_called_before() -> None:
+def test_reads_before_a_new_assignment_use_the_old_view() -> None:
     waiting: list[Callable[[], None]] = []
     bench = connected(Bench(default_allow=False, soon=waiting.append))
     proxy = next(proxy for proxy in bench.plane.proxies() if proxy.service == "web")
@@ -112,9 +112,7 @@ def test_what_is_read_before_a_view_is_assigned_anew_is_told_by_whom_it_called_b
 
 @settings(max_examples=250, deadline=None)
 @given(changes=st.lists(CHANGE, min_size=1, max_size=12), late=st.booleans(), data=st.data())
-def test_a_plane_that_changed_has_what_a_new_one_has(
-    changes: list[tuple[object, ...]], late: bool, data: st.DataObject
-) -> None:
+def test_a_changed_plane_equals_a_new_one(changes: list[tuple[object, ...]], late: bool, data: st.DataObject) -> None:
     waiting: list[Callable[[], None]] = []
     bench = connected(Bench(soon=waiting.append, later=waiting.append) if late else Bench())
     for proxy in bench.plane.proxies():
@@ -154,7 +152,7 @@ def test_a_plane_that_changed_has_what_a_new_one_has(
                 assert told == expected, "what was told of the changes comes to the same"
 
 
-def test_what_many_sidecars_of_one_service_need_is_read_when_they_are_looked_at_in_slices() -> None:
+def test_the_needs_of_many_sidecars_of_one_service_are_read_although_processed_in_slices() -> None:
     waiting: list[Callable[[], None]] = []
 
     def settle() -> None:

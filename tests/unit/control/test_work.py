@@ -144,7 +144,7 @@ def counted(work: Counter[str], what: str, function: Callable[..., object]) -> C
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_costs_what_it_is_about_whatever_the_size_of_the_mesh(
+def test_the_work_for_a_change_does_not_grow_with_the_mesh(
     change: Callable[[Fleet], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work: Counter[str] = Counter()
@@ -162,7 +162,7 @@ def test_a_change_costs_what_it_is_about_whatever_the_size_of_the_mesh(
 
 
 @pytest.mark.parametrize("services", [10, 40])
-def test_a_cold_start_lists_the_addresses_of_http_services_a_few_times_however_many(
+def test_the_lists_of_a_cold_start_do_not_grow_with_the_number_of_http_services(
     services: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work: Counter[str] = Counter()

@@ -21,14 +21,14 @@ class Loop:
             each()
 
 
-def test_a_few_are_done_at_once() -> None:
+def test_few_items_are_done_at_once() -> None:
     loop = Loop()
     loop.queue.run(loop.done.append, range(AT_ONCE))
     assert len(loop.done) == AT_ONCE
     assert not loop.waiting
 
 
-def test_many_are_done_a_slice_at_a_time_and_a_few_pass_them() -> None:
+def test_many_items_are_done_in_slices_and_a_few_overtake_them() -> None:
     loop = Loop()
     loop.queue.run(loop.done.append, range(AT_ONCE + SLICE))
     assert not loop.done
@@ -41,7 +41,7 @@ def test_many_are_done_a_slice_at_a_time_and_a_few_pass_them() -> None:
     assert [each for each in loop.done if each != "urgent"] == list(range(AT_ONCE + SLICE))
 
 
-def test_what_is_asked_for_in_order_does_not_pass() -> None:
+def test_ordered_work_does_not_overtake() -> None:
     loop = Loop()
     loop.queue.run(loop.done.append, range(2 * AT_ONCE))
     loop.queue.run(loop.done.append, ["after"], in_order=True)
@@ -50,7 +50,7 @@ def test_what_is_asked_for_in_order_does_not_pass() -> None:
     assert loop.done == [*range(2 * AT_ONCE), "after"]
 
 
-def test_what_is_left_can_be_done_now() -> None:
+def test_queued_work_can_be_run_at_once() -> None:
     loop = Loop()
     loop.queue.run(loop.done.append, range(5 * AT_ONCE))
     loop.turn()
@@ -62,7 +62,7 @@ def test_what_is_left_can_be_done_now() -> None:
     assert loop.waiting, "and then it begins anew"
 
 
-def test_what_is_asked_for_in_a_rest_is_done_together_after_it() -> None:
+def test_requests_within_the_interval_are_run_once_after_it() -> None:
     resting: list[Callable[[], None]] = []
     done: list[set[str]] = []
     rests = Throttle(done.append, resting.append)

@@ -21,7 +21,7 @@ INPUTS = bootstrap.BootstrapInputs(
 )
 
 
-def test_it_says_who_the_sidecar_is_and_where_its_control_planes_are() -> None:
+def test_a_bootstrap_has_the_identity_of_the_sidecar_and_its_control_planes() -> None:
     made = bootstrap.sidecar_bootstrap(INPUTS)
     assert made["node"] == {"id": "web-1-sidecar-proxy", "cluster": "web", "metadata": {"node_name": "vm-7"}}
     ads = made["dynamic_resources"]["ads_config"]

@@ -19,7 +19,7 @@ def table(*services: tuple[str, tuple[str, ...]]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("suffix", ["virtual.consul", "virtual.default.ns.default.ap.dc1.dc.consul"])
-def test_a_name_is_there_in_small_letters_in_capitals_and_as_it_is_spelled(suffix: str) -> None:
+def test_a_name_is_listed_in_lower_case_in_upper_case_and_as_spelled(suffix: str) -> None:
     found = table(("Upper_Case", ("240.0.0.1",)))
     spelled = {f"{each}.{suffix}" for each in ("Upper_Case", "upper_case", "UPPER_CASE")}
     assert spelled | {f"Upper_Case.{suffix}".upper()} <= found.keys()

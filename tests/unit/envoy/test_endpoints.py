@@ -36,13 +36,13 @@ def test_health_and_weight(health: Health, passing: int, warning: int, expected:
     ("health", "expected"),
     [(Health.WARNING, core.HEALTHY), (Health.MAINTENANCE, core.DRAINING), (Health.CRITICAL, core.UNHEALTHY)],
 )
-def test_maintenance_is_not_taken_for_a_failure(health: Health, expected: core.HealthStatus) -> None:
+def test_maintenance_does_not_count_as_a_failure(health: Health, expected: core.HealthStatus) -> None:
     made = load_assignment("api", [make_instance("api", health=health)])
     message = endpoint.ClusterLoadAssignment.FromString(made.body)
     assert message.endpoints[0].lb_endpoints[0].health_status == expected
 
 
-def test_an_address_that_is_none_takes_only_its_instance_out() -> None:
+def test_an_invalid_address_removes_only_its_instance() -> None:
     instances = (make_instance("api", 1, address="a.host"), make_instance("api", 2))
     message = endpoint.ClusterLoadAssignment.FromString(load_assignment("api", instances).body)
     addresses = [e.endpoint.address.socket_address.address for e in message.endpoints[0].lb_endpoints]
@@ -69,7 +69,7 @@ def test_no_instances_are_an_empty_answer_too() -> None:
     ),
     only_passing=st.booleans(),
 )
-def test_what_is_encoded_by_hand_is_what_the_messages_make(
+def test_the_hand_written_encoding_equals_that_of_protobuf(
     name: str, instances: list[Instance], only_passing: bool
 ) -> None:
     made = load_assignment(name, instances, only_passing=only_passing)

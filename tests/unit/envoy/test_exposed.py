@@ -33,7 +33,7 @@ def test_paths_share_a_listener_by_port_and_lead_where_they_should() -> None:
     assert routes == {"/health": "local_app", "/metrics": "exposed_cluster_9102"}
 
 
-def test_who_may_probe_can_be_restricted() -> None:
+def test_sources_of_probes_can_be_restricted() -> None:
     sources = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
     paths = [ExposedPath("/health", 21500, 8080)]
     [(message, _)] = exposed_listeners(make_sidecar("web"), ProxySettings(), paths, sources)
@@ -47,7 +47,7 @@ def test_an_application_on_a_unix_socket_has_its_paths_on_a_port() -> None:
     assert [each.name for each in made] == ["exposed_cluster_8080"]
 
 
-def test_a_port_that_another_listener_needs_stays_that_ones() -> None:
+def test_a_port_that_another_listener_needs_is_not_exposed() -> None:
     good = ExposedPath("/health", 21500, 8080)
     paths = (
         ExposedPath("/a", 20000, 8080), ExposedPath("/b", 15001, 8080), ExposedPath("/c", 9191, 8080),

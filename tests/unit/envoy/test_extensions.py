@@ -29,7 +29,7 @@ def patch(path: str, value: Any = 1, kind: str = "cluster", **more: Any) -> Exte
     )
 
 
-def test_a_filter_goes_behind_the_intentions_and_a_limit_in_front() -> None:
+def test_a_filter_runs_after_the_intentions_and_a_limit_before_them() -> None:
     made = Extensions(
         [
             extension("lua", Listener="inbound", Script="x = 1"),
@@ -81,7 +81,7 @@ def test_a_property_is_set_however_deep() -> None:
         (patch("/x", kind="secret"), "ResourceType"),
     ],
 )
-def test_what_can_not_be_applied_is_named_and_required_or_left_out(given: Extension, words: str) -> None:
+def test_an_extension_that_can_not_be_applied_is_named_and_left_out(given: Extension, words: str) -> None:
     [problem] = Extensions([given]).problems
     assert words in problem
     with pytest.raises(ExtensionError, match="EnvoyExtensions"):

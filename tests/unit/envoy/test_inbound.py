@@ -38,7 +38,7 @@ def filters(settings: ProxySettings) -> list[str]:
     return [each.name.removeprefix("envoy.filters.network.") for each in found]
 
 
-def test_the_names_are_consuls() -> None:
+def test_the_names_equal_those_of_consul() -> None:
     sidecar = make_sidecar("web", address="")
     found = public(sidecar, ProxySettings(), MeshSettings(), admission(), "td")
     assert found.name == "public_listener:0.0.0.0:20000"
@@ -108,7 +108,7 @@ def given(**more: Any) -> ProxySettings:
     return ProxySettings(public_listener_json=json.dumps({"address": ADDRESS, **more}))
 
 
-def test_a_users_own_listener_gets_the_meshs_tls_and_intentions_in_every_chain() -> None:
+def test_a_listener_from_a_user_has_the_meshs_tls_and_intentions_in_every_chain() -> None:
     chains = [{**CHAIN, "name": "a", "filter_chain_match": {"destination_port": 1}}, MANAGER]
     settings = given(filter_chains=chains, listener_filters_timeout="3s")
     message = public(make_sidecar("web"), settings, MeshSettings(), admission(), "td")
@@ -146,13 +146,13 @@ def test_a_users_own_listener_gets_the_meshs_tls_and_intentions_in_every_chain()
         ),
     ],
 )
-def test_what_can_not_be_protected_is_refused(more: dict[str, Any], words: str) -> None:
+def test_a_listener_that_can_not_be_protected_is_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(OverrideError) as caught:
         public(make_sidecar("web"), given(**more), MeshSettings(), admission(), "td")
     assert words in str(caught.value)
 
 
-def test_permissive_needs_the_mesh_entrys_leave() -> None:
+def test_permissive_needs_the_permission_of_the_mesh_entry() -> None:
     sidecar, settings = make_sidecar("web"), ProxySettings(mode=ProxyMode.TRANSPARENT, permissive_mtls=True)
     allowed = public(sidecar, settings, MeshSettings(allow_permissive_mtls=True), admission(), "td")
     assert [chain.filter_chain_match.destination_port.value for chain in allowed.filter_chains] == [0, 8080]

@@ -82,7 +82,7 @@ def test_upstreams_inside_the_ranges_change_nothing() -> None:
     assert chain_of(made(), "10.1.1.1", 1) == "passthrough"
 
 
-def test_what_the_listener_is_told_of_changes_the_matcher_and_no_chain() -> None:
+def test_new_addresses_change_the_matcher_and_no_chain() -> None:
     before, after = made(), made(outside=TCP, six="http", inside="grpc", port80="http2", port81=TCP, own="http")
     assert before.filter_chain_matcher != after.filter_chain_matcher
     assert list(before.filter_chains) == list(after.filter_chains)
@@ -100,18 +100,18 @@ def test_further_ranges_come_from_the_settings() -> None:
     assert chain_of(made(more), "10.96.0.7", 1) == "mesh-tcp"
 
 
-def test_destinations_only_leaves_no_way_past_the_mesh() -> None:
+def test_destinations_only_has_no_passthrough() -> None:
     only = made(MeshWideSettings(destinations_only=True), own=TCP)
     assert "passthrough" not in [chain.name for chain in only.filter_chains]
     assert chain_of(only, "10.1.1.1", 1) is None
     assert chain_of(only, "10.0.0.5", 22) is None
 
 
-def test_the_name_is_consuls() -> None:
+def test_the_name_equals_that_of_consul() -> None:
     assert made().name == "outbound_listener:127.0.0.1:15001"
 
 
-def test_what_may_change_over_has_the_chains_of_both_ways_for_tcp_and_asks_for_requests_from_the_start() -> None:
+def test_an_auto_listener_has_the_tcp_chains_of_both_modes_and_on_demand_http_from_the_start() -> None:
     told = {ADDRESSES["outside"]: "http"}
     eager, asking = (
         outbound.outbound(SETTINGS, 15001, told, mode=ClusterMode.AUTO, on_demand=way) for way in (False, True)

@@ -7,7 +7,7 @@ from xds.mesh.mesh import BASE_FACTS, DEFAULT_ALLOW, Key, Kind, Mesh
 from xds.mesh.mesh import ROOTS as ROOTS_KEY
 
 
-def test_only_what_really_differs_is_a_change() -> None:
+def test_equal_facts_are_not_a_change() -> None:
     mesh = Mesh()
     api = Key(Kind.INSTANCES, "api")
     assert mesh.apply({ROOTS_KEY: ROOTS, api: make_instances("api")}) == {ROOTS_KEY, api}
@@ -15,7 +15,7 @@ def test_only_what_really_differs_is_a_change() -> None:
     assert mesh.apply({api: make_instances("api", "240.0.0.1")}) == set()
 
 
-def test_a_fact_can_be_taken_back() -> None:
+def test_a_fact_can_be_removed() -> None:
     mesh = Mesh()
     key = Key(Kind.INSTANCES, "api")
     mesh.apply({key: make_instances("api")})
@@ -24,7 +24,7 @@ def test_a_fact_can_be_taken_back() -> None:
     assert mesh.apply({key: None}) == set()
 
 
-def test_a_false_fact_is_not_a_missing_one() -> None:
+def test_a_fact_that_is_false_is_not_missing() -> None:
     mesh = Mesh()
     assert len(mesh.missing()) == len(BASE_FACTS)
     mesh.apply({DEFAULT_ALLOW: False})

@@ -10,7 +10,7 @@ LARGE = "((((a{30}){30}){30}){30})"
 
 
 @pytest.mark.parametrize("text", ["(", "(?=a)", r"\1", "a{1001}", LARGE, "x" * (LONGEST + 1)])
-def test_what_does_not_compile_or_is_too_large_is_refused(text: str) -> None:
+def test_an_expression_that_does_not_compile_or_is_too_large_is_refused(text: str) -> None:
     with pytest.raises(ExpressionError):
         compiled(text)
 
@@ -24,5 +24,5 @@ def test_expressions_share_what_is_allowed() -> None:
     assert "quota expressions" in str(allowance.problem("a"))
 
 
-def test_one_that_does_not_compile_is_named() -> None:
+def test_an_expression_that_does_not_compile_is_named() -> None:
     assert "'(a' does not compile" in str(Allowance(100).problem("(a"))

@@ -38,7 +38,7 @@ INSTANCE = make_instance(
         ('Node.Node == other or Node.Node == other or Node.Node == "node-api-1"', True),
     ],
 )
-def test_what_is_chosen(expression: str, expected: bool) -> None:
+def test_a_filter_selects_instances(expression: str, expected: bool) -> None:
     assert chosen(expression, INSTANCE) is expected
 
 
@@ -58,17 +58,17 @@ def test_what_is_chosen(expression: str, expected: bool) -> None:
         ("not " * 1000 + "Service.ID == x", "nested more than 50 deep"),
     ],
 )
-def test_what_is_no_expression_is_said(expression: str, words: str) -> None:
+def test_an_invalid_expression_is_reported(expression: str, words: str) -> None:
     with pytest.raises(FilterError) as caught:
         parse_filter(expression)
     assert words in str(caught.value)
 
 
-def test_a_long_one_is_no_deep_one() -> None:
+def test_a_long_expression_is_not_a_deep_one() -> None:
     assert not chosen(" or ".join(["Service.ID == x"] * 250), INSTANCE)
 
 
 @pytest.mark.parametrize("expression", [" or ".join(["Service.ID == x"] * 300), f"Service.ID == {'x' * 9000}"])
-def test_one_that_costs_much_is_refused(expression: str) -> None:
+def test_an_expensive_expression_is_refused(expression: str) -> None:
     with pytest.raises(FilterError, match=r"more than|longer than"):
         parse_filter(expression)

@@ -30,7 +30,7 @@ def entries(forbidden: Forbidden) -> ConfigEntries:
     return found
 
 
-def test_nothing_is_forbidden_where_the_operator_says_nothing() -> None:
+def test_nothing_is_forbidden_by_default() -> None:
     batch: Batch = {CONFIG_ENTRIES: ENTRIES}
     assert Forbidden().applied(batch) is batch
 

@@ -25,7 +25,7 @@ from xds.policy.formats import OF_LOGS, OF_REQUESTS, FormatError, checked, heade
         ("%%ENVIRONMENT(HOME)%%", "%%ENVIRONMENT(HOME)%%"),
     ],
 )
-def test_a_value_that_is_taken(text: str, expected: str) -> None:
+def test_a_value_that_is_accepted(text: str, expected: str) -> None:
     assert header_value(text) == expected
 
 
@@ -56,7 +56,7 @@ def test_a_value_that_is_refused(text: str) -> None:
         header_value(text)
 
 
-def test_a_log_may_use_more_than_a_header_but_not_everything() -> None:
+def test_a_log_may_use_more_operators_than_a_header_but_not_all() -> None:
     for text in ("%DYNAMIC_METADATA(a:b)%", "%START_TIME(%s.%3f)%", "%GRPC_STATUS(CAMEL_STRING)%", "%HOSTNAME%"):
         assert checked(text, OF_LOGS) == text
         with pytest.raises(FormatError):

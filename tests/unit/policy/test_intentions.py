@@ -37,7 +37,7 @@ def by_the_book(intentions: list[Intention], source: str, destination: str) -> A
     return None
 
 
-def test_the_numbers_are_consuls() -> None:
+def test_the_numbers_equal_those_of_consul() -> None:
     numbers = [
         precedence(Intention(source, destination, Action.ALLOW))
         for source, destination in (("web", "api"), ("*", "api"), ("web", "*"), ("*", "*"))
@@ -46,7 +46,7 @@ def test_the_numbers_are_consuls() -> None:
 
 
 @given(INTENTIONS, st.sampled_from(SERVICES), st.sampled_from(SERVICES), st.booleans())
-def test_both_sides_decide_by_the_book(
+def test_caller_and_destination_decide_by_the_same_precedence(
     intentions: list[Intention], source: str, destination: str, default_allow: bool
 ) -> None:
     expected = by_the_book(intentions, source, destination) or (Action.ALLOW if default_allow else Action.DENY)
@@ -97,7 +97,7 @@ ANY_NAME = st.text(
 
 
 @given(st.lists(ANY_NAME, max_size=6), ANY_NAME)
-def test_every_name_but_some(excluded: list[str], name: str) -> None:
+def test_all_names_except_some(excluded: list[str], name: str) -> None:
     pattern = not_among(excluded)
     is_excluded = fold(name) in map(fold, excluded)
     assert (re.fullmatch(pattern, in_path(name)) is not None) is not is_excluded
@@ -118,7 +118,7 @@ def test_all_of_unicode_is_compared_alike_by_decisions_filter_and_handshake(
     assert takes_certificate(policy, identity) is expected
 
 
-def test_what_is_denied_is_so_however_its_name_is_escaped() -> None:
+def test_a_denied_name_is_denied_in_every_escaped_form() -> None:
     decisions = IntentionIndex([Intention("web", "db", Action.DENY)]).to_destination("db", as_written)
     policy = connection_policy(decisions, default_allow=True)
     for written in ("%77eb", "%57EB", "we%62", "%77%65%62"):

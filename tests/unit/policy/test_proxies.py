@@ -24,7 +24,7 @@ T, D = ProxyMode.TRANSPARENT, ProxyMode.DIRECT
         (T, D, D, D, T),
     ],
 )
-def test_the_mode_comes_from_the_first_that_says_one(
+def test_the_mode_is_that_of_the_first_setting_that_has_one(
     registration: ProxyMode | None,
     service: ProxyMode | None,
     proxy: ProxyMode | None,
@@ -36,7 +36,7 @@ def test_the_mode_comes_from_the_first_that_says_one(
     assert effective_settings(sidecar, entries).mode is expected
 
 
-def test_other_settings_are_taken_one_by_one() -> None:
+def test_other_settings_are_decoded_one_by_one() -> None:
     sidecar = make_sidecar("web", settings=ProxySettings(bind_port=1))
     entries = ConfigEntries(
         ProxySettings(bind_port=3, outbound_listener_port=3, bind_address="10.0.0.3"),
@@ -57,7 +57,7 @@ def test_other_settings_are_taken_one_by_one() -> None:
         (None, None, None, None, None, None),
     ],
 )
-def test_the_mesh_gateways_mode_is_of_the_nearest_that_says_one(
+def test_the_mesh_gateway_mode_is_that_of_the_most_specific_setting(
     own: str | None,
     override: str | None,
     registered: str | None,
@@ -75,7 +75,7 @@ def test_the_mesh_gateways_mode_is_of_the_nearest_that_says_one(
     assert [each.settings.mesh_gateway for each in explicit_upstreams(sidecar, entries)] == [expected]
 
 
-def test_an_upstream_of_a_registration_has_the_defaults_and_overrides_too_and_a_query_has_not() -> None:
+def test_defaults_and_overrides_hold_for_upstreams_of_a_registration_but_not_for_prepared_queries() -> None:
     own = UpstreamSettings(connect_timeout_ms=100)
     service, query = (
         ExplicitUpstream("api", "", "127.0.0.1", port, settings=own, prepared_query=port == 2) for port in (1, 2)

@@ -260,7 +260,7 @@ def test_a_request_without_the_token_gets_nothing_by_a_broader_permission(
     REQUESTS,
     st.booleans(),
 )
-def test_another_spelling_of_a_caller_gets_no_more_than_both_it_and_everybody_else(
+def test_another_spelling_of_a_caller_is_allowed_only_what_both_it_and_all_others_are(
     intentions: list[Intention], source: str, request: Request, default_allow: bool
 ) -> None:
     decisions = IntentionIndex(intentions).to_destination("web", as_written)

@@ -23,7 +23,7 @@ INTENTION = st.builds(Intention, NAME, NAME, st.sampled_from(Action))
 
 
 @given(before=st.lists(INTENTION), after=st.lists(INTENTION), default_allow=st.booleans())
-def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says(
+def test_an_updated_index_equals_a_new_one_and_follows_precedence(
     before: list[Intention], after: list[Intention], default_allow: bool
 ) -> None:
     index, candidates = IntentionIndex(before), Candidates([*NAMES, "Cart"])
@@ -48,15 +48,15 @@ def test_an_index_that_changed_says_what_a_new_one_says_and_what_precedence_says
             assert reach == earlier[source]
 
 
-def test_with_default_allow_every_service_but_itself_and_consul() -> None:
+def test_with_default_allow_all_services_except_itself_and_consul_are_upstreams() -> None:
     assert upstreams(default_allow=True) == {"api", "db", "web-sidecar-proxy"}
 
 
-def test_with_default_deny_only_what_is_allowed() -> None:
+def test_with_default_deny_only_allowed_services_are_upstreams() -> None:
     assert upstreams(Intention("web", "api", Action.ALLOW), default_allow=False) == {"api"}
 
 
-def test_permissions_count_as_allow_whatever_they_say() -> None:
+def test_a_source_with_permissions_counts_as_allowed() -> None:
     assert upstreams(Intention("web", "api", Action.PERMISSIONS), default_allow=False) == {"api"}
 
 
@@ -68,5 +68,5 @@ def test_a_more_precise_denial_wins_over_a_wildcard(default_allow: bool) -> None
     assert found == {"api", "web-sidecar-proxy"}
 
 
-def test_what_is_not_in_the_catalog_is_no_upstream_yet() -> None:
+def test_a_service_outside_the_catalog_is_not_an_upstream_yet() -> None:
     assert upstreams(Intention("web", "later", Action.ALLOW), default_allow=False) == set()

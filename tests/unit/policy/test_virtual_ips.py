@@ -29,7 +29,7 @@ def instance(service_id: str, *virtual_ips: str, create_index: int = 10) -> Inst
     )
 
 
-def test_the_earlier_keeps_the_address_and_the_other_is_told_whose_it_is() -> None:
+def test_the_earlier_service_keeps_the_address_and_the_other_one_has_the_conflict_reported() -> None:
     table = VirtualIPTable()
     table.claim("late", {at("240.0.0.1"): 9, at("240.0.0.2"): 9})
     assert table.claim("early", {at("240.0.0.1"): 3}) == {"late", "early"}
@@ -38,7 +38,7 @@ def test_the_earlier_keeps_the_address_and_the_other_is_told_whose_it_is() -> No
     assert table.lost("late") == {at("240.0.0.1"): "early"}
 
 
-def test_the_address_goes_to_the_next_when_its_owner_gives_it_up() -> None:
+def test_the_next_claimant_gets_an_address_that_its_owner_releases() -> None:
     table = VirtualIPTable()
     table.claim("early", {at("240.0.0.1"): 3})
     table.claim("late", {at("240.0.0.1"): 9})
@@ -56,7 +56,7 @@ def kept_since(history: list[tuple[str, dict[VirtualAddress, int]]]) -> dict[str
 
 
 @given(st.lists(st.tuples(st.sampled_from(SERVICES), CLAIMS), max_size=12), st.booleans())
-def test_the_owners_depend_on_what_each_service_claims_and_not_on_the_order_of_the_services(
+def test_the_owners_depend_on_the_claims_and_not_on_the_order_of_services(
     history: list[tuple[str, dict[VirtualAddress, int]]], strict: bool
 ) -> None:
     table, final = VirtualIPTable(strict=strict), kept_since(history)
@@ -89,7 +89,7 @@ def test_the_owners_depend_on_what_each_service_claims_and_not_on_the_order_of_t
             assert all(service in table.lost(other).values() for other in others)
 
 
-def test_an_assigned_address_is_lost_to_no_claim_however_early() -> None:
+def test_an_assigned_address_wins_over_every_claim() -> None:
     table = VirtualIPTable()
     table.claim("evil", {at("240.0.0.7"): 1})
     table.claim("api", {VirtualAddress("240.0.0.7", assigned=True): 90})
@@ -98,7 +98,7 @@ def test_an_assigned_address_is_lost_to_no_claim_however_early() -> None:
     assert table.contested("api") == {"240.0.0.7": ("evil",)}
 
 
-def test_a_rolling_deployment_of_the_owner_gives_its_address_to_nobody() -> None:
+def test_a_rolling_deployment_of_the_owner_keeps_its_address() -> None:
     table = VirtualIPTable()
     table.claim("api", {at("240.0.0.7"): 10})
     table.claim("evil", {at("240.0.0.7"): 50})
@@ -109,7 +109,7 @@ def test_a_rolling_deployment_of_the_owner_gives_its_address_to_nobody() -> None
     assert table.owners("240.0.0.7") == {ANY_PORT: "evil"}, "it gave the address up in between"
 
 
-def test_a_claim_takes_no_port_out_of_an_address() -> None:
+def test_a_claim_of_one_port_does_not_split_an_address() -> None:
     for api in (at("240.0.0.7"), at("240.0.0.7", 80), VirtualAddress("240.0.0.7", assigned=True)):
         table = VirtualIPTable()
         table.claim("api", {api: 10})
@@ -118,7 +118,7 @@ def test_a_claim_takes_no_port_out_of_an_address() -> None:
         assert table.lost("evil") == {at("240.0.0.7", 8080): "api"}
 
 
-def test_where_two_are_given_an_address_the_port_decides_but_who_claims_all_of_it_shares_with_nobody() -> None:
+def test_services_share_an_assigned_address_by_port_but_not_one_claimed_whole() -> None:
     def given(port: int = ANY_PORT) -> VirtualAddress:
         return VirtualAddress("10.96.0.1", port, assigned=True)
 
@@ -140,7 +140,7 @@ def test_where_two_are_given_an_address_the_port_decides_but_who_claims_all_of_i
     assert table.lost("web") == {given(80): "earlier"}
 
 
-def test_strict_ports_and_an_instances_own_address_are_of_one_port() -> None:
+def test_with_strict_ports_a_virtual_address_and_an_instance_address_have_one_port() -> None:
     strict = VirtualIPTable(strict=True)
     strict.claim("web", {at("10.96.0.1", 80): 1})
     assert strict.owned("web") == (at("10.96.0.1", 80),)
@@ -161,7 +161,7 @@ def test_addresses_come_from_tags_and_from_the_chain_and_are_canonical() -> None
     }
 
 
-def test_what_is_no_address_is_set_aside() -> None:
+def test_an_invalid_address_is_set_aside() -> None:
     found = claims(ServiceInstances("api", (instance("1", "not-an-ip", "fe80::1%zz", "240.0.0.1"),)), None, RANGES)
     assert found.malformed == ("fe80::1%zz", "not-an-ip")
     assert set(found.since) == {at("240.0.0.1")}

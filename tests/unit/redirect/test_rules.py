@@ -68,5 +68,5 @@ def test_each_family_gets_its_own_networks() -> None:
     assert not any("10.1.0.0" in line for line in iptables.wanted(RULES, 6))
 
 
-def test_undoing_nothing_is_nothing() -> None:
+def test_undo_without_rules_does_nothing() -> None:
     assert iptables.undo("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n") == ""

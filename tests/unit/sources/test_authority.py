@@ -76,7 +76,7 @@ def test_the_old_root_is_trusted_until_its_leaves_expired_twice_over() -> None:
     assert not rotated(second, last).old[1:]
 
 
-def test_a_stranger_is_not_accepted() -> None:
+def test_an_unknown_ca_is_not_accepted() -> None:
     assert not accepted(issue(new_authority(NOW), "web", "dc1", NOW, 0.5), new_authority(NOW).trusted(NOW), NOW)
 
 
@@ -88,7 +88,7 @@ def test_a_leaf_does_not_outlive_its_root() -> None:
     assert issued.renew_at < authority.expires_at
 
 
-def test_a_name_that_is_no_ascii_is_escaped_as_consul_does() -> None:
+def test_a_name_that_is_not_ascii_is_escaped_as_consul_does() -> None:
     (leaf,) = certificates(issue(new_authority(NOW), "wéb x", "dc1", NOW, 0.5).leaf.certificate_chain)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.value.get_values_for_type(x509.UniformResourceIdentifier)[0].endswith("/svc/w%C3%A9b%20x")

@@ -151,7 +151,7 @@ async def test_a_refusal_says_what_is_missing_and_answers_others_for_a_while(
         await made.until(lambda: made.answers == {stream(3, leaf): Authorized()})
 
 
-async def test_without_an_answer_of_consul_a_new_stream_waits_and_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_an_answer_of_consul_a_new_stream_waits_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "after", lambda *_: 0.01)
     async with authorizing() as made:
         made.consul.error = ConsulError("no leader", 500)
@@ -168,7 +168,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_stream_that_is_served_is_asked_about_again() -> None:
+async def test_a_served_stream_is_authorized_again() -> None:
     async with authorizing() as made:
         made.follow(stream(1), stream(2))
         await made.until(lambda: made.consul.requests > 3)
@@ -202,7 +202,7 @@ async def test_a_refusal_that_is_not_confirmed_ends_no_stream(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nothing_is_asked_about_streams_that_are_gone() -> None:
+async def test_ended_streams_are_not_authorized_again() -> None:
     async with authorizing() as made:
         made.follow(stream(1))
         await made.until(lambda: len(made.answers) == 1)

@@ -31,20 +31,20 @@ def test_an_index_is_at_least_one() -> None:
     assert rules_at(0).index == 1
 
 
-def test_a_change_moves_the_index_on() -> None:
+def test_a_change_advances_the_index() -> None:
     rules = rules_at(7)
     assert not rules.answered(9, elapsed_s=0.1, wait_s=WAIT)
     assert rules.index == 9
 
 
-def test_a_time_out_keeps_it() -> None:
+def test_a_timeout_keeps_the_index() -> None:
     rules = rules_at(7)
     assert not rules.answered(7, elapsed_s=WAIT, wait_s=WAIT)
     assert rules.index == 7
 
 
 @pytest.mark.parametrize(("index", "elapsed"), [(6, WAIT), (6, 0.1), (7, 0.1)])
-def test_going_back_or_answering_early_with_the_same_means_the_state_was_replaced(index: int, elapsed: float) -> None:
+def test_a_lower_index_or_an_early_answer_with_the_same_one_means_a_replaced_state(index: int, elapsed: float) -> None:
     rules = rules_at(7)
     assert rules.answered(index, elapsed_s=elapsed, wait_s=WAIT)
     assert rules.index is None
@@ -59,7 +59,7 @@ def test_backoff_doubles_up_to_a_bound_is_jittered_and_starts_over() -> None:
     assert backoff.after(ConsulError("down")) <= 0.1
 
 
-def test_a_lacking_permission_and_a_full_server_are_not_hammered() -> None:
+def test_retries_after_a_missing_permission_or_a_full_server_are_slow() -> None:
     backoff = Backoff(random.Random(1))
     assert backoff.after(ConsulError("no", 403)) >= 5
     assert backoff.after(ConsulError("too many", 429)) >= 2.5
@@ -147,7 +147,7 @@ async def test_a_refused_answer_counts_as_a_failure_and_is_read_again() -> None:
     assert script.asked == [None, None, 5]
 
 
-async def test_a_replaced_state_is_told_and_read_again() -> None:
+async def test_a_replaced_state_is_reported_and_read_again() -> None:
     script = Script(Reply("a", 9), Reply("old", 4), Reply("new", 4))
     told: list[bool] = []
     seen: list[Reply] = []
@@ -157,7 +157,7 @@ async def test_a_replaced_state_is_told_and_read_again() -> None:
     assert seen[-1].data == "new"
 
 
-async def test_reading_again_does_not_wait_for_the_query_that_sleeps() -> None:
+async def test_reading_again_does_not_wait_for_the_blocking_query() -> None:
     script = Script(Reply("a", 5))
     seen: list[Reply] = []
     watched = watch(script, seen.append)

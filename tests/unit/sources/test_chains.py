@@ -73,7 +73,7 @@ class Chains:
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_of_plain_services_one_is_read_and_the_others_are_told_by_it() -> None:
+async def test_one_default_chain_is_read_for_all_plain_services() -> None:
     chains = Chains()
     chains.reader.entries_changed(frozenset())
     for number in range(20):
@@ -89,7 +89,7 @@ async def test_of_plain_services_one_is_read_and_the_others_are_told_by_it() -> 
     assert "later" in chains.found, "at once"
 
 
-async def test_what_an_entry_speaks_of_is_read_itself() -> None:
+async def test_services_that_an_entry_names_are_read() -> None:
     chains = Chains()
     chains.reader.entries_changed(frozenset({"special"}))
     for name in ("a", "b", "c", "special"):

@@ -55,44 +55,44 @@ async def consul() -> AsyncIterator[Consul]:
         await client.close()
 
 
-async def test_a_blocking_read_says_what_it_waits_for(consul: Consul) -> None:
+async def test_a_blocking_read_sends_its_index_and_wait(consul: Consul) -> None:
     reply = await consul.read("/v1/thing", index=7, wait_s=45)
     assert reply.data == {"query": "dc=dc9&index=7&wait=45s", "token": "own"}
     assert (reply.index, reply.filtered) == (1, True)
 
 
-async def test_a_presented_token_stands_in_for_our_own_even_when_it_is_empty(consul: Consul) -> None:
+async def test_a_presented_token_replaces_our_own_even_when_it_is_empty(consul: Consul) -> None:
     assert (await consul.read("/v1/thing", token="theirs")).data["token"] == "theirs"
     assert (await consul.read("/v1/thing", token="")).data["token"] is None
 
 
-async def test_a_token_that_is_no_header_is_an_error(consul: Consul) -> None:
+async def test_a_token_that_is_invalid_in_a_header_is_an_error(consul: Consul) -> None:
     with pytest.raises(ConsulError, match="can't reach Consul"):
         await consul.read("/v1/thing", token="one\r\ntwo: 3")
 
 
-async def test_the_librarys_own_endpoint_works_over_the_pool(consul: Consul) -> None:
+async def test_the_librarys_health_endpoint_works_over_the_pool(consul: Consul) -> None:
     assert await consul.awaited(consul.agent.self()) == ["dc1", "own"]
 
 
-async def test_what_only_the_patient_decoder_takes_is_taken(consul: Consul) -> None:
+async def test_input_that_only_the_tolerant_decoder_accepts_is_accepted(consul: Consul) -> None:
     assert (await consul.read("/v1/half")).data == {"Meta": "\ud83d"}
 
 
 @pytest.mark.parametrize("status", [301, 400, 403, 404, 429, 500])
-async def test_any_other_status_is_an_error_with_consuls_words(consul: Consul, status: int) -> None:
+async def test_any_other_status_is_an_error_with_the_text_of_consul(consul: Consul, status: int) -> None:
     with pytest.raises(ConsulError, match="No cluster leader") as caught:
         await consul.read("/v1/thing", params=[("status", status)])
     assert caught.value.status == status
     assert caught.value.forbidden is (status == 403)
 
 
-async def test_a_body_that_is_no_json_is_an_error(consul: Consul) -> None:
+async def test_a_body_that_is_not_json_is_an_error(consul: Consul) -> None:
     with pytest.raises(ConsulError, match="not JSON"):
         await consul.read("/v1/broken")
 
 
-async def test_a_consul_that_is_away_is_an_error_that_names_it() -> None:
+async def test_an_unreachable_consul_is_an_error_that_names_it() -> None:
     client = Consul(ConsulSettings(address="http://127.0.0.1:1"))
     with pytest.raises(ConsulError, match=r"can't reach Consul at http://127.0.0.1:1"):
         await client.read("/v1/thing")

@@ -32,7 +32,7 @@ def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:
     }
 
 
-def test_what_is_exposed_and_what_of_it_can_not_be_followed() -> None:
+def test_exposed_paths_are_decoded_and_invalid_ones_reported() -> None:
     paths = [
         {"Path": "/health", "ListenerPort": 21500, "LocalPathPort": 8080},
         {"Path": "health", "ListenerPort": 1, "LocalPathPort": 1},
@@ -76,7 +76,7 @@ def test_the_worst_check_counts(checks: list[str], expected: Health) -> None:
     ("others", "expected"),
     [(["passing", "warning"], Health.MAINTENANCE), (["critical"], Health.CRITICAL), ([], Health.MAINTENANCE)],
 )
-def test_maintenance_is_told_from_a_failing_check(others: list[str], expected: Health) -> None:
+def test_maintenance_is_distinguished_from_a_failing_check(others: list[str], expected: Health) -> None:
     for check_id in ("_node_maintenance", "_service_maintenance:web-1-sidecar-proxy"):
         made = entry(others)
         made["Checks"].append({"CheckID": check_id, "Status": "critical"})
@@ -91,7 +91,7 @@ def test_a_terminating_gateway_has_the_virtual_ip_of_the_service_in_its_own_tag(
     assert found.sidecar is None
 
 
-def test_what_can_not_be_followed_is_said() -> None:
+def test_settings_that_can_not_be_followed_are_reported() -> None:
     proxy = {
         "DestinationServiceName": "web",
         "Config": {"mode": "tranparent", "bind_port": "many", "local_connect_timeout_ms": "250"},
@@ -125,7 +125,7 @@ def test_what_can_not_be_followed_is_said() -> None:
 
 
 @pytest.mark.parametrize("limit", [2**70, "\ud83d"])
-def test_what_can_not_be_remembered_is_read_nevertheless(limit: object) -> None:
+def test_unhashable_settings_are_decoded(limit: object) -> None:
     config = {"mode": "transparent", "max_inbound_connections": limit}
     [found] = decode.service_instances("web", [entry(Proxy={"Config": config})]).instances
     assert found.sidecar is not None
@@ -202,6 +202,6 @@ def test_the_default_for_intentions(debug: dict[str, Any], expected: bool) -> No
 
 
 @pytest.mark.parametrize("debug", [{}, {"ACLsEnabled": True}])
-def test_an_agent_that_does_not_say_is_not_taken_for_one_that_allows(debug: dict[str, Any]) -> None:
+def test_an_agent_without_a_default_is_not_default_allow(debug: dict[str, Any]) -> None:
     with pytest.raises(KeyError):
         decode.agent_default_allow({"DebugConfig": debug})

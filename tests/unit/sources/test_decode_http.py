@@ -60,7 +60,7 @@ def test_a_route_that_can_not_be_followed_sets_its_chain_aside(definition: Any, 
     assert words in str(decode.chain("api", routed(definition)).refusal)
 
 
-def test_what_is_known_and_changes_nothing_is_no_problem() -> None:
+def test_known_fields_without_effect_are_not_reported() -> None:
     definition = {
         "Match": {"HTTP": {"PathPrefix": "/a", "Header": None}},
         "Destination": {"Service": "api", "Namespace": "default", "RequestTimeout": "-1s", "NumRetries": 0},
@@ -73,7 +73,7 @@ def test_what_is_known_and_changes_nothing_is_no_problem() -> None:
     assert chain.targets["t"].connect_timeout_ms == 250
 
 
-def test_a_peer_and_a_filter_on_what_is_not_known_are_refused() -> None:
+def test_a_peer_and_a_filter_on_an_unknown_field_are_refused() -> None:
     assert "peer 'east'" in str(decode.chain("api", routed({}, Peer="east")).refusal)
     subset = {"ServiceSubset": "v1", "Subset": {"Filter": "Checks.Status == passing"}}
     refusal = str(decode.chain("api", routed({}, **subset)).refusal)
@@ -142,7 +142,7 @@ def test_a_token_provider_that_can_not_be_used_is_named(key_set: Any, words: str
     assert any(problem.startswith("jwt-provider/okta: ") and words in problem for problem in said), said
 
 
-def test_a_token_provider_that_can_be_used_is() -> None:
+def test_a_usable_token_provider_is_used() -> None:
     entry = {"Kind": "jwt-provider", "Name": "okta", "JSONWebKeySet": keys({"keys": [{"kty": "EC"}]})}
     found = decode.config_entries([entry])
     assert not found.problems

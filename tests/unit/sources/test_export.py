@@ -43,7 +43,7 @@ def exported(*instances: Any, entries: Any = (), intentions: Any = ()) -> tuple[
     return document(AGENT, instances, entries, intentions)
 
 
-def test_what_was_exported_can_be_served() -> None:
+def test_an_exported_mesh_can_be_served() -> None:
     data, left_out = exported(instance("n1", WEB), instance("n1", SIDECAR, "passing", "critical"))
     assert left_out == []
     facts = facts_of(parse("x", yaml.safe_dump(data)))
@@ -82,7 +82,7 @@ def test_intentions_of_either_age() -> None:
     assert exported(entries=[newer])[0]["config_entries"]["bootstrap"] == [entry]
 
 
-def test_what_can_not_be_taken_along_is_said() -> None:
+def test_what_can_not_be_exported_is_reported() -> None:
     data, left_out = document(None, [instance("n1", {**WEB, "Address": "web.example"})], [], [])
     assert data["services"] == []
     assert data["default_intention_policy"] == "deny"

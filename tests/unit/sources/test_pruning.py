@@ -13,7 +13,7 @@ from xds.sources.consul.pruning import DEEPEST, pruned
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 @pytest.mark.parametrize("depth", [1000, 100_000])
-def test_what_nests_too_deep_is_cut_off_and_the_rest_is_kept(opening: str, depth: int) -> None:
+def test_nesting_that_is_too_deep_is_cut_off_and_the_rest_is_kept(opening: str, depth: int) -> None:
     closing = "]" if opening == "[" else "}"
     deep = opening * depth + "1" + closing * depth
     body = f'[{{"Name": "evil", "Meta": {deep}}}, {{"Name": "api", "Number": 18446744073709551616}}]'
@@ -22,14 +22,14 @@ def test_what_nests_too_deep_is_cut_off_and_the_rest_is_kept(opening: str, depth
     assert evil["Name"] == "evil"
 
 
-def test_what_nests_as_deep_as_is_allowed_is_kept() -> None:
+def test_the_deepest_allowed_nesting_is_kept() -> None:
     for depth in (1, DEEPEST - 1, DEEPEST):
         data = json.loads("[" * depth + "1" + "]" * depth)
         assert json.loads(pruned(json.dumps(data).encode())) == data
 
 
 @pytest.mark.parametrize("body", [b"", b"[", b"[1,]", b"{", b"\xff", b"[1] 2"])
-def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
+def test_invalid_json_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         pruned(body)
 
@@ -40,7 +40,7 @@ async def test_a_large_answer_is_decoded_in_a_thread() -> None:
     assert await off_loop(LARGE + 1, threading.get_ident) != here
 
 
-def test_an_entry_that_is_as_it_was_is_not_decoded_again() -> None:
+def test_an_unchanged_entry_is_not_decoded_again() -> None:
     decoded: list[str] = []
 
     def decode(entry: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ def test_the_address(flag: str | None, environment: dict[str, str], expected: st
 
 
 @pytest.mark.parametrize("address", ["ftp://consul", "http://", "http://host:port", "http://host:99999"])
-def test_an_address_that_is_none_is_named(address: str) -> None:
+def test_an_invalid_address_is_named(address: str) -> None:
     with pytest.raises(SettingsError, match=r"CONSUL_HTTP_ADDR"):
         ConsulSettings.resolve({}, {"CONSUL_HTTP_ADDR": address})
 
@@ -40,13 +40,13 @@ def test_credentials_in_the_address_are_not_shown(address: str) -> None:
     assert "://consul:8500" in shown
 
 
-def test_credentials_in_an_address_that_is_none_are_not_shown_either() -> None:
+def test_credentials_in_an_invalid_address_are_not_shown() -> None:
     with pytest.raises(SettingsError) as told:
         ConsulSettings.resolve({"address": "ftp://u:s3cret@consul"}, {})
     assert "s3cret" not in str(told.value)
 
 
-def test_files_must_be_there_and_a_certificate_needs_its_key() -> None:
+def test_files_must_exist_and_a_certificate_needs_its_key() -> None:
     with pytest.raises(SettingsError, match=r"the CA file '/nowhere.pem' does not exist"):
         ConsulSettings.resolve({"ca_file": "/nowhere.pem"}, {})
     with pytest.raises(SettingsError, match="needs its key"):
@@ -62,7 +62,7 @@ def test_a_token_file_is_read_anew_each_time(tmp_path: Path) -> None:
     assert settings.read_token() == "two"
 
 
-def test_a_ca_file_that_is_none_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+def test_an_invalid_ca_file_is_an_error_without_a_traceback(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("nonsense")
     settings = ConsulSettings.resolve({"address": "https://consul:8501", "ca_file": str(file)}, {})

@@ -155,14 +155,14 @@ async def test_an_error_is_never_taken_for_an_empty_answer(
     "path", ["/v1/connect/intentions", "/v1/catalog/services", "/v1/config/mesh", "/v1/connect/ca/roots"]
 )
 @pytest.mark.parametrize("body", [7, "text", [7], [{"unexpected": None}], {"Roots": None}])
-async def test_an_answer_that_makes_no_sense_ends_nothing(reading: Reading, path: str, body: Any) -> None:
+async def test_a_malformed_answer_ends_no_stream(reading: Reading, path: str, body: Any) -> None:
     reading.consul.say(path, body)
     reading.consul.say("/v1/connect/ca/roots", ROOTS | {"TrustDomain": "moved.consul"}) if "ca" not in path else None
     await asyncio.sleep(0.3)
     assert not reading.task.done()
 
 
-async def test_intentions_that_went_are_believed_only_of_a_token_that_may_read_them_all(reading: Reading) -> None:
+async def test_the_removal_of_intentions_is_accepted_only_with_a_token_that_may_read_all(reading: Reading) -> None:
     reading.consul.answers["/v1/connect/intentions/match"] = (403, "Permission denied", {})
     reading.consul.say("/v1/connect/intentions", [])
     assert "403" in await reading.until_trouble("intentions")
@@ -183,14 +183,14 @@ async def test_a_first_list_of_intentions_is_checked_too() -> None:
         await reading.client.close()
 
 
-async def test_services_that_went_are_believed_only_of_a_token_that_may_see_them(reading: Reading) -> None:
+async def test_the_removal_of_services_is_accepted_only_with_a_token_that_may_read_them(reading: Reading) -> None:
     reading.consul.allow("service", "read", "db", allowed=False)
     reading.consul.say("/v1/catalog/services", {"web": []})
     assert "service:read on 'db'" in await reading.until_trouble("catalog")
     assert reading.mesh.service_names == frozenset({"web", "db"})
 
 
-async def test_a_chain_that_can_not_be_read_is_said_once(
+async def test_a_chain_that_can_not_be_read_is_logged_once(
     reading: Reading, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(chains, "RETRY_S", 0.01)
@@ -202,7 +202,7 @@ async def test_a_chain_that_can_not_be_read_is_said_once(
     assert len([r for r in caplog.records if "discovery chain of web" in r.message]) == 1
 
 
-async def test_many_services_that_go_at_once_are_believed_too(reading: Reading) -> None:
+async def test_the_removal_of_many_services_at_once_is_accepted(reading: Reading) -> None:
     """Consul judges no more than 64 permissions in one request."""
     many = [f"service-{number}" for number in range(150)]
     reading.consul.say("/v1/catalog/services", {name: [] for name in ["web", "db", *many]})
@@ -212,7 +212,7 @@ async def test_many_services_that_go_at_once_are_believed_too(reading: Reading) 
     await reading.until_true(lambda: reading.mesh.service_names == frozenset({"web", "new"}))
 
 
-async def test_a_401_that_is_not_consuls_word_on_acls_allows_nothing(reading: Reading) -> None:
+async def test_a_401_of_something_else_than_consul_allows_nothing(reading: Reading) -> None:
     reading.consul.say("/v1/internal/acl/authorize", "<html>log in</html>", status=401)
     with pytest.raises(ConsulError, match="401"):
         await reading.client.check_may_write_service("web", "any")
@@ -220,7 +220,7 @@ async def test_a_401_that_is_not_consuls_word_on_acls_allows_nothing(reading: Re
     await reading.client.check_may_write_service("web", "any")
 
 
-async def test_an_answer_that_consul_says_is_filtered_is_refused(reading: Reading) -> None:
+async def test_an_answer_that_consul_marks_as_filtered_is_refused(reading: Reading) -> None:
     reading.consul.say("/v1/config/mesh", [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
     await reading.until_trouble("mesh entries")
     assert reading.mesh.config_entries is not None
@@ -236,7 +236,7 @@ async def test_the_acl_default_in_a_header_does_not_override_what_the_agent_says
 
 
 @pytest.mark.parametrize("about", [{}, {"Config": {"Datacenter": "dc1"}, "DebugConfig": None}, [], None])
-async def test_an_agent_that_does_not_say_leaves_what_is_known(reading: Reading, about: Any) -> None:
+async def test_an_agent_without_a_default_leaves_the_known_one(reading: Reading, about: Any) -> None:
     reading.consul.say("/v1/agent/self", about)
     with pytest.raises((KeyError, TypeError, AttributeError)):
         await reading.source._agent.read()
@@ -244,7 +244,7 @@ async def test_an_agent_that_does_not_say_leaves_what_is_known(reading: Reading,
     assert reading.mesh.datacenter == "dc1"
 
 
-async def test_a_sidecar_without_a_token_is_nobody_rather_than_the_agent(reading: Reading) -> None:
+async def test_a_sidecar_without_a_token_is_anonymous_and_not_the_agent(reading: Reading) -> None:
     key = LeafKey("web", "")
     reading.consul.say(
         "/v1/agent/connect/ca/leaf/web", {"Service": "web", "CertPEM": "c", "PrivateKeyPEM": "k", "SerialNumber": "1"}
@@ -263,7 +263,7 @@ async def test_a_sidecar_without_a_token_is_nobody_rather_than_the_agent(reading
         ("", True, "Gossamer's own token needs service:write on 'web'"),
     ],
 )
-async def test_without_the_right_it_is_said_which_token_lacks_it(
+async def test_a_missing_permission_is_reported_with_its_token(
     reading: Reading, token: str, certified: bool, words: str
 ) -> None:
     key = LeafKey("web", token, certified)
@@ -272,7 +272,7 @@ async def test_without_the_right_it_is_said_which_token_lacks_it(
     assert (await reading.until(Key(Kind.LEAF, key), LeafRefused)).reason == words
 
 
-async def test_the_control_planes_own_certificate_is_a_trouble_until_it_is_there(reading: Reading) -> None:
+async def test_the_control_planes_own_certificate_is_reported_as_missing_until_it_exists(reading: Reading) -> None:
     reading.client.token = "own"
     reading.consul.allow("service", "write", CONTROL_PLANE_SERVICE, allowed=False)
     reading.source.demand(Demand(leaves=frozenset({CONTROL_PLANE_LEAF})))
@@ -344,7 +344,7 @@ def entry_of(service: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", [20, 60])
-async def test_a_mesh_is_read_with_one_request_a_service_and_one_that_waits(reading: Reading, size: int) -> None:
+async def test_each_service_is_read_with_one_request_and_one_blocking_query(reading: Reading, size: int) -> None:
     services = [f"s-{number}" for number in range(size)]
     names: dict[str, list[str]] = {"web": [], "db": []}
     names |= {name: [] for service in services for name in (service, f"{service}-sidecar-proxy")}

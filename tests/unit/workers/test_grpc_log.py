@@ -28,7 +28,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-async def test_connections_are_handed_over_and_the_rest_is_quoted(
+async def test_connections_are_reported_and_other_output_is_quoted(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, writer = pipe
@@ -44,7 +44,7 @@ async def test_connections_are_handed_over_and_the_rest_is_quoted(
     assert caplog.messages == [r"standard error: 'a\x1b[31m'", r"gRPC: 'b\x1b[31m'"]
 
 
-async def test_a_log_that_is_left_as_it_is_hands_nothing_over() -> None:
+async def test_a_log_that_is_not_taken_over_reports_no_events() -> None:
     with GrpcLog().followed(lambda _: pytest.fail("nothing was taken over")):
         pass
 
@@ -68,7 +68,9 @@ print(found._reader is None, os.environ.get("GRPC_TRACE"))
         ({"GRPC_VERBOSITY": "debug"}, "True None", "of the processof Python"),
     ],
 )
-def test_it_is_taken_over_unless_the_operator_asks_for_it(given: dict[str, str], said: str, written: str) -> None:
+def test_standard_error_is_taken_over_unless_the_variables_are_set(
+    given: dict[str, str], said: str, written: str
+) -> None:
     inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**inherited, **given}, capture_output=True, text=True, check=True
@@ -76,7 +78,7 @@ def test_it_is_taken_over_unless_the_operator_asks_for_it(given: dict[str, str],
     assert (found.stdout.strip(), found.stderr.strip()) == (said, written)
 
 
-def test_it_is_left_where_something_captures_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_error_is_not_taken_over_while_something_captures_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
     environment: dict[str, str] = {}
     assert take_over(environment)._reader is None

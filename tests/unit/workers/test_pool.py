@@ -122,7 +122,7 @@ async def test_a_change_reaches_the_sidecars_of_every_worker(pooled: Pooled) -> 
         assert await pooled.clusters(stream) == {"vip:240.0.0.3"}
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
+async def test_a_killed_worker_is_replaced_and_the_others_continue(
     pooled: Pooled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xds.workers.pool.FIRST_PAUSE_S", 0.01)
@@ -142,12 +142,12 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
     assert all(await pooled.by_worker())
 
 
-async def test_a_port_that_somebody_has_is_refused(pooled: Pooled) -> None:
+async def test_a_port_in_use_is_refused(pooled: Pooled) -> None:
     with pytest.raises(ListenError, match="Address already in use"):
         await WorkerPool(ServingSettings(listen=HostPort("127.0.0.1", pooled.port)), lambda _: None, 1).start()
 
 
-def test_what_several_count_is_added_up() -> None:
+def test_counters_of_several_processes_are_added_up() -> None:
     registries = [CollectorRegistry(), CollectorRegistry()]
     for number, registry in enumerate(registries, 1):
         Counter("seen", "what was seen", ["what"], registry=registry).labels("x").inc(number)

@@ -59,7 +59,7 @@ HTTP = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http
         ),
     ],
 )
-def test_what_does_not_compile_is_named(entries: list[dict[str, Any]], words: str) -> None:
+def test_a_regular_expression_that_does_not_compile_is_named(entries: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(CompileError) as caught:
         compiled("a", *entries)
     assert words in str(caught.value)

@@ -101,11 +101,11 @@ def test_a_service_can_not_have_the_control_planes_name(name: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(text: str, words: str) -> None:
+def test_a_problem_is_reported_with_its_line(text: str, words: str) -> None:
     assert words in refusal(text) + "\n"
 
 
-def test_everything_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     said = refusal(GOOD.replace("8080", "x").replace("20000", "y") + "zzz: 1")
     assert [line.partition(": ")[0] for line in said.splitlines()] == ["mesh.yaml:4", "mesh.yaml:5", "mesh.yaml:6"]
 
@@ -213,11 +213,11 @@ def test_a_contradiction_is_refused(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     "empty", ["config_entries:", "config_entries:\n  bootstrap:", "config_entries: {bootstrap: []}"]
 )
-def test_a_field_without_a_value_is_not_given(empty: str) -> None:
+def test_a_field_without_a_value_is_absent(empty: str) -> None:
     assert parse("mesh.yaml", GOOD + empty).mesh.config_entries.bootstrap == []
 
 
-def test_json_is_taken_as_well() -> None:
+def test_json_is_accepted() -> None:
     assert parse("mesh.json", '{"default_intention_policy": "allow", "services": []}').mesh.services == []
 
 
@@ -245,13 +245,13 @@ def test_no_shape_is_ever_a_traceback(data: object) -> None:
         assert refused.problems  # noqa: PT017
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
     jsonschema.validate(yaml.safe_load(GOOD), json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**yaml.safe_load(GOOD), "x": 1}, json_schema())
 
 
-def test_the_schema_that_is_published_is_the_models_own() -> None:
+def test_the_published_schema_is_that_of_the_models() -> None:
     published = json.loads((Path(__file__).parents[4] / "docs" / "mesh.schema.json").read_text())
     assert published == json_schema(), "run 'gossamer mesh schema > docs/mesh.schema.json'"

@@ -21,7 +21,7 @@ def test_a_nested_sidecar_gets_consuls_defaults() -> None:
     assert sidecar.settings.mode is None
 
 
-def test_a_sidecar_on_its_own_is_the_same_as_a_nested_one() -> None:
+def test_a_separate_sidecar_equals_a_nested_one() -> None:
     nested = facts_of(document(service("web")))
     alone = facts_of(
         document(
@@ -50,7 +50,7 @@ def test_a_nested_sidecar_is_as_healthy_as_its_service() -> None:
     assert facts.instances["api"].instances[0].health is Health.CRITICAL
 
 
-def test_settings_upstreams_and_entries_are_followed() -> None:
+def test_settings_upstreams_and_entries_are_decoded() -> None:
     sidecar = {
         "port": 20000,
         "proxy": {
@@ -101,7 +101,7 @@ def test_intentions_and_who_may_call() -> None:
     assert facts.callers("other") == "everybody"
 
 
-def test_tokens_are_a_services_and_a_sidecars_own_counts() -> None:
+def test_a_token_belongs_to_a_service_unless_its_sidecar_has_one() -> None:
     facts = facts_of(
         document(
             service("api", 1, token="one"),
@@ -112,19 +112,19 @@ def test_tokens_are_a_services_and_a_sidecars_own_counts() -> None:
     assert facts.declares_tokens
 
 
-def test_a_sidecar_on_its_own_has_the_token_of_its_service() -> None:
+def test_a_separate_sidecar_has_the_token_of_its_service() -> None:
     sidecar = {"name": "p", "kind": "connect-proxy", "port": 1, "proxy": {"destination_service_name": "web"}}
     facts = facts_of(document({"name": "web", "port": 2, "token": "secret"}, sidecar))
     assert facts.tokens == {"web": {"secret"}}
 
 
-def test_an_intention_of_another_partition_is_none_of_ours() -> None:
+def test_an_intention_of_another_partition_is_ignored() -> None:
     entry = {"Kind": "service-intentions", "Name": "web"}
     entry["Sources"] = [{"Name": "api", "Action": "allow", "Partition": "other"}]  # type: ignore[assignment]
     assert facts_of(document(service("web"), entries=[entry])).intentions == ()
 
 
-def test_a_virtual_ip_of_its_own_is_kept_and_the_others_are_named() -> None:
+def test_an_uncontested_virtual_ip_is_kept_and_conflicts_are_named() -> None:
     nested = {"port": 1, "tagged_addresses": {"virtual": {"address": "10.96.0.1", "port": 80}}}
     facts = facts_of(document(service("api", connect={"sidecar_service": nested}), service("db"), service("web")))
     assert facts.claimed("api") == ("10.96.0.1",)
@@ -137,7 +137,7 @@ def test_an_application_that_speaks_mutual_tls_itself_is_in_the_mesh() -> None:
     assert facts.instances["native"].instances[0].port == 9
 
 
-def test_what_may_not_be_meant_is_a_warning() -> None:
+def test_a_likely_mistake_is_a_warning() -> None:
     upstreams = {"port": 20000, "proxy": {"upstreams": [{"destination_name": "nope", "local_bind_port": 1}]}}
     checked = document(
         service("web", connect={"sidecar_service": upstreams}),

@@ -35,7 +35,7 @@ def test_lines_of_json_are_those_of_the_same_text_as_yaml(data: object, indent: 
         assert as_json.of(path) == as_yaml.of(path), path
 
 
-def test_a_step_that_the_text_does_not_have_is_passed_over() -> None:
+def test_an_absent_path_segment_is_skipped() -> None:
     lines = JSONLines('{\n "a": [\n  {"b": 1}\n ]\n}')
     assert lines.of(("a", 0, "b")) == 3
     assert lines.of(("a", 0, "connect-proxy", "b")) == 3
@@ -55,7 +55,7 @@ def test_a_step_that_the_text_does_not_have_is_passed_over() -> None:
         ('{"services": [], "default_intention_policy": NaN}', "f:1: default_intention_policy: expected 'allow'"),
     ],
 )
-def test_what_is_wrong_with_json_is_said_as_of_yaml(text: str, words: str) -> None:
+def test_problems_of_json_are_reported_like_those_of_yaml(text: str, words: str) -> None:
     with pytest.raises(RefusedError) as refused:
         parse("f", text)
     assert words in str(refused.value)

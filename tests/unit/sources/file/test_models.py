@@ -116,7 +116,7 @@ SESSION = {"Session": True}
         ({"Kind": "mesh", "Name": "mesh"}, "Name"),
     ],
 )  # fmt: skip
-def test_a_rule_of_consuls(entry: dict[str, Any], words: str) -> None:
+def test_a_rule_of_consul_is_applied(entry: dict[str, Any], words: str) -> None:
     told = refusal(entry)
     assert (words in told) if words else (told == "")
 

@@ -73,7 +73,7 @@ class Bench:
         return found
 
 
-async def test_only_what_is_demanded_is_handed_over(tmp_path: Path) -> None:
+async def test_only_demanded_facts_are_delivered(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web"), service("api")))
     async with bench.running():
         assert bench.mesh.instances("api") is None
@@ -110,7 +110,7 @@ async def test_an_edit_is_followed_and_a_bad_one_refused(tmp_path: Path) -> None
         await bench.until_troubled(False)
 
 
-async def test_a_file_that_disappears_is_a_trouble_and_no_empty_mesh(tmp_path: Path) -> None:
+async def test_a_file_that_disappears_is_reported_and_does_not_empty_the_mesh(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web")))
     async with bench.running():
         bench.file.unlink()
@@ -166,7 +166,7 @@ async def test_no_edit_ends_what_is_served(tmp_path: Path, edit: str) -> None:
         await bench.until(lambda: bench.mesh.service_names == frozenset({"api"}))
 
 
-async def test_a_remedy_that_touches_no_file_is_noticed(tmp_path: Path) -> None:
+async def test_a_repair_that_touches_no_file_is_noticed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web")))
     async with bench.running():
         authority = bench.settings.state / "ca.json"
@@ -177,7 +177,7 @@ async def test_a_remedy_that_touches_no_file_is_noticed(tmp_path: Path) -> None:
         await bench.until(lambda: bench.mesh.service_names == frozenset({"web", "api"}))
 
 
-async def test_a_virtual_ip_that_was_given_is_not_taken_by_another(tmp_path: Path) -> None:
+async def test_an_assigned_virtual_ip_is_not_reassigned(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web"), service("api")))
     async with bench.running():
         claiming = {"port": 20000, "tagged_addresses": {"virtual": {"address": "240.0.0.2"}}}
@@ -195,7 +195,7 @@ async def test_an_expired_root_issues_nothing_and_ends_nothing(tmp_path: Path) -
         await bench.until(lambda: isinstance(bench.mesh.leaf(WEB), LeafRefused))
 
 
-async def test_edits_are_followed_where_the_kernel_tells_of_none(
+async def test_edits_are_followed_without_notifications_of_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(*_folders: Path, **_options: object) -> AsyncIterator[None]:
@@ -258,7 +258,7 @@ async def test_the_control_plane_needs_no_token_and_its_roots_are_published(tmp_
         assert file.stat().st_mode & 0o777 == 0o644
 
 
-async def test_roots_that_can_not_be_published_are_a_trouble(tmp_path: Path) -> None:
+async def test_roots_that_can_not_be_published_are_reported(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web")))
     roots_file(bench.file).mkdir()
     (roots_file(bench.file) / "in the way").write_text("")
@@ -289,7 +289,7 @@ def test_roots_that_can_not_be_read_are_an_error(tmp_path: Path, content: str | 
         read_roots(file)
 
 
-async def test_without_tokens_it_is_for_loopback_only(tmp_path: Path) -> None:
+async def test_without_tokens_only_loopback_is_served(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"mesh\.yaml:2: no service has a token, so any client"):
         Bench(tmp_path, mesh(service("web")), tokens_needed=True)
     bench = Bench(tmp_path, mesh(service("web", token="w")), tokens_needed=True)
@@ -312,7 +312,7 @@ async def test_leaves_are_renewed_in_time_and_only_then(tmp_path: Path) -> None:
         assert bench.leaf(WEB) != first
 
 
-async def test_an_edit_of_something_else_renews_no_certificate(tmp_path: Path) -> None:
+async def test_an_unrelated_edit_renews_no_certificate(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mesh(service("web")))
     async with bench.running():
         bench.source.demand(Demand(frozenset(), frozenset({WEB})))

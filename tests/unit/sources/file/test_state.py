@@ -15,7 +15,7 @@ DAMAGED = '{"trust_domain": "x", "certificate": 5, "private_key": 5, "rotated_ou
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def test_what_was_made_is_kept(tmp_path: Path) -> None:
+def test_generated_secrets_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "state"
     authority = StateFolder(folder).authority(NOW)
     assert StateFolder(folder).authority(NOW) == authority
@@ -30,7 +30,7 @@ def test_what_was_made_is_kept(tmp_path: Path) -> None:
         StateFolder(folder).give_virtual_ips(["api"], {}, since=both)
 
 
-def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+def test_other_users_may_not_read_it(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     folder.authority(NOW)
     assert folder.path.stat().st_mode & 0o777 == 0o700
@@ -68,7 +68,7 @@ def test_virtual_ips_that_are_damaged_are_refused(tmp_path: Path, content: str) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
-def test_an_authority_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
+def test_an_authority_of_another_user_is_not_used(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     folder.authority(NOW)
     os.chown(folder.authority_file, 54321, -1)
@@ -81,7 +81,7 @@ def test_an_authority_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away takes root")
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     folder.authority(NOW)
     os.chown(folder.path, 54321, -1)
@@ -147,7 +147,7 @@ def test_a_root_that_others_have_is_distrusted_at_once(tmp_path: Path) -> None:
     assert after.trust_domain == before.trust_domain
 
 
-def test_there_must_be_something_to_rotate(tmp_path: Path) -> None:
+def test_a_rotation_needs_an_authority(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no certificate authority in"):
         StateFolder(tmp_path / "nothing").rotate(NOW)
     assert not (tmp_path / "nothing").exists()

@@ -14,12 +14,12 @@ NAMES = st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True)
 ADDRESSES = st.sets(st.integers(1, 12).map(lambda number: f"240.0.0.{number}"), max_size=4)
 
 
-def test_the_first_is_consuls_first() -> None:
+def test_the_first_assigned_address_is_that_of_consul() -> None:
     assert Given().to(["web", "api"], {}).by_service == {"web": "240.0.0.1", "api": "240.0.0.2"}
 
 
 @holds(st.lists(st.tuples(NAMES, ADDRESSES), max_size=5))
-def test_given_once_never_to_somebody_else(edits: list[tuple[list[str], set[str]]]) -> None:
+def test_an_address_is_never_assigned_to_a_second_service(edits: list[tuple[list[str], set[str]]]) -> None:
     given = Given()
     ever: dict[str, str] = {}
     for services, taken in edits:
@@ -41,6 +41,6 @@ def test_an_address_that_a_service_claims_itself_stays_its_own() -> None:
     assert given.to([], {"240.0.0.1": "web"}).to(["web"], {}).by_service == {"web": "240.0.0.1"}
 
 
-def test_the_end_of_the_range_is_said() -> None:
+def test_an_exhausted_range_is_reported() -> None:
     with pytest.raises(ExhaustedError):
         Given({"web": str(LAST)}, LAST).to(["late"], {})

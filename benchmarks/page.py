@@ -129,7 +129,7 @@ def fanout(found: Result) -> Section:
         "returns.",
         ("Streams", "p50", "floor", "ratio", "p99", "floor", "ratio", "CPU a stream", "floor", "ratio"),
         rows,
-        f"So many changes in each run: {changes}. CPU is the server's, its reading of Consul included.",
+        f"Number of changes in each run: {changes}. CPU is the server's, including its reading of Consul.",
     )
 
 
@@ -149,8 +149,8 @@ def sizes(found: Result) -> Section:
     ]
     return Section(
         "The same change in larger meshes",
-        "Fifty sidecars, each of which may call, and was sent, every service of the mesh. The CPU of a change is what\n"
-        "the time of the changes cost beyond as much time at rest, which has a column of its own.",
+        "Fifty sidecars, each of which may call, and was sent, every service of the mesh. The CPU of a change is the\n"
+        "CPU during the changes minus that of as much time at rest, which has a column of its own.",
         ("Services", "CPU a change", "beside the smallest", "p50", "CPU at rest, of a core", "Gossamer's memory"),
         rows,
     )
@@ -163,7 +163,7 @@ def appears(found: Result) -> Section:
     return Section(
         "A service appears that a thousand sidecars may call",
         f"All that is sent: {sent}.",
-        ("", "Gossamer", "the same bytes, pushed bare", "ratio"),
+        ("", "Gossamer", "the same bytes, only pushed", "ratio"),
         [
             [
                 "CPU",
@@ -178,7 +178,7 @@ def appears(found: Result) -> Section:
                 ratio(found["seconds"], floor["seconds"]),
             ],
         ],
-        "The new service has to be read from Consul first, which the bare server need not do.",
+        "Gossamer has to read the new service from Consul first; the floor does not.",
     )
 
 
@@ -207,10 +207,10 @@ def flip(found: Result) -> Section:
         "A wildcard intention flips",
         "A thousand services, each with a sidecar; `* -> *` goes from deny to allow, so that every sidecar is sent\n"
         f"all the others ({megabytes:.0f} MB in all), and back. The floor pushes the same bytes.",
-        ("", "", "Gossamer", "pushed bare", "ratio"),
+        ("", "", "Gossamer", "only pushed", "ratio"),
         rows,
-        "Large responses wait for slots, and small ones pass them. Meanwhile a service changes that the flip is not\n"
-        "about, and that one sidecar calls.",
+        "Large responses wait for slots, and small ones pass them. Meanwhile another service changes, which one\n"
+        "sidecar calls and the flip does not affect.",
     )
 
 
@@ -238,7 +238,7 @@ def reconnect(found: Result) -> Section:
     cpu = ours["cpu_s"], floor["cpu_s"]
     return Section(
         "A thousand sidecars reconnect at once",
-        "Each with 50 upstreams, which it brings along; nothing has changed. The floor opens the streams and reads\n"
+        "Each has 50 upstreams already, and nothing has changed. The floor opens the streams and reads\n"
         f"what they send. Responses sent to them, with or without resources: {sent}.",
         ("", "Gossamer", "bare", "ratio"),
         [["CPU", *(Figure(value * 1e3, "{:.0f} ms") for value in cpu), ratio(*cpu)]],
@@ -250,8 +250,8 @@ def idle(found: Result) -> Section:
     return Section(
         "Idle",
         "3,000 streams of 300 services, which between them may call all of 10,000;"
-        f" {found['watches']:.0f} blocking queries. With the first\n"
-        "stream of each service everything is read; what a stream takes is what the other 2,700 add.",
+        f" {found['watches']:.0f} blocking queries. The first stream of\n"
+        "each service causes the reads; the memory of a stream is what the other 2,700 add.",
         ("", ""),
         [
             ["CPU, of a core", alone(found["core_share"] * 100, "{:.1f} %")],
@@ -274,7 +274,7 @@ def rotation(found: Result) -> Section:
             ["bytes", Figure(sum(found["bytes"].values()) / 1e6, "{:.1f} MB")],
             ["CPU", alone(found["cpu_s"], "{:.1f} s")],
             [
-                "signed by a real Consul when as many as it can sign are wanted",
+                "certificates that a real Consul signs at its limit",
                 alone(found["signed_a_second"], "{:.0f} a second"),
             ],
         ],
@@ -320,10 +320,10 @@ def envoys(found: Result) -> Section:
 def tenants(found: Result) -> Section:
     """Return what one owner's configuration costs the others."""
     return Section(
-        "What one service's owner can make others wait for",
+        "How long the owner of one service can delay others",
         "The configuration of one service, as large as the quotas allow or larger (then the service is set aside).\n"
-        "The second column is the longest time that the event loop spent on it without a break: how long a change of\n"
-        "another service waits.",
+        "The second column is the longest time for which it held the event loop, and so the longest delay of a change\n"
+        "of another service.",
         ("", "until it is in force", "others wait"),
         [
             [name, Figure(each["took_ms"], "{:.0f} ms"), alone(each["blocked_ms"], "{:.0f} ms")]

@@ -15,13 +15,13 @@ from xds.metrics import Metrics
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
 from xds.sources.consul.source import ConsulSource
-from xds.sources.file.loading import FileSettings
+from xds.sources.file.settings import FileSettings
 from xds.sources.file.source import FileSource
 from xds.sources.source import Source
 from xds.workers.grpc_log import GrpcLog
 from xds.workers.pool import WorkerPool
 from xds.workers.serving import Serving
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ServeSettings:
 
     source: ConsulSettings | FileSettings
     """Settings of the Consul or the mesh file to read."""
-    serving: ServingSettings = ServingSettings()
+    serving: XdsSettings = XdsSettings()
     admin: HostPort = HostPort("127.0.0.1", 18001)
     default_allow: bool | None = None
     """Default where no intention matches; ``None`` takes the source's."""

@@ -26,7 +26,7 @@ from xds.lab.mesh import Member, get
 from xds.lab.network import Host, Network, temporary_folder
 from xds.lab.processes import Process, eventually, run_to_end
 from xds.sources.file.document import parse
-from xds.sources.file.loading import roots_file
+from xds.sources.file.settings import roots_file
 
 EXAMPLES = ROOT / "examples" / "envoy"
 MESH_FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if "bootstrap" not in path.name)

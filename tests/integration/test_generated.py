@@ -40,7 +40,7 @@ from xds.sources.file.models.defaults import MeshEntry
 from xds.sources.file.models.intentions import JWTProvider
 from xds.sources.file.virtual_ips import Given
 from xds.workers.serving import Serving
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 EXAMPLES = int(os.environ.get("GOSSAMER_EXAMPLES", "60"))
 NOW = datetime.now(UTC)
@@ -64,7 +64,7 @@ class Live:
 
     def __init__(self) -> None:
         self.authority = new_authority(NOW)
-        self.serving = Serving(ServingSettings(listen=FREE_PORT), self._demanded)
+        self.serving = Serving(XdsSettings(listen=FREE_PORT), self._demanded)
         self.processes: list[Process] = []
         self.numbers = itertools.count(1)
         self.ports = {service: free_port() for service in ("web", "api", "db")}

@@ -28,7 +28,7 @@ from xds.mesh.facts import Health, Instance
 from xds.policy.proxies import effective_settings
 from xds.sources.file.document import parse
 from xds.sources.file.facts import FileFacts, facts_of
-from xds.sources.file.loading import roots_file
+from xds.sources.file.settings import roots_file
 
 PORT = 80
 

@@ -17,7 +17,7 @@ from tests.integration.helpers import answers, log_says
 from xds.lab.mesh import Lab, Member
 from xds.lab.processes import run_to_end
 from xds.sources.authority import new_authority
-from xds.sources.file.loading import roots_file
+from xds.sources.file.settings import roots_file
 
 NAME = "gossamer.test"
 

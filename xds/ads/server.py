@@ -52,8 +52,9 @@ OPTIONS = (
     # A client that never finishes its handshake, or never opens a stream, is disconnected.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 60_000),
-    # A peer that vanished is noticed only with all three of these. Pinging thousands of idle streams more often costs
-    # more than everything else about them, and a vanished peer costs memory only. A busy host gets a minute to answer.
+    # A vanished peer is noticed only if keepalive_time, keepalive_timeout and ping_timeout are all set. Pinging
+    # thousands of idle streams more often costs more than all other work for them, and a vanished peer costs memory
+    # only. A busy host gets a minute to answer.
     ("grpc.keepalive_time_ms", 120_000),
     ("grpc.keepalive_timeout_ms", 60_000),
     ("grpc.http2.ping_timeout_ms", 60_000),

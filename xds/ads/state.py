@@ -29,7 +29,7 @@ class TypeState:
     owed: set[str] = field(default_factory=set)
     """Names to send when this type is first asked for, even if the proxy has them."""
     ahead: set[str] = field(default_factory=set)
-    """Names to send, or on their way, that the proxy has not asked for yet and will as soon as it has their cluster."""
+    """Names that are sent before the proxy asks for them. It asks as soon as it has their cluster."""
     dirty: set[str] = field(default_factory=set)
     suspects: list[str] = field(default_factory=list)
     """Names from a rejected response whose culprit is unknown, to be tried one by one."""

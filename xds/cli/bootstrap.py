@@ -13,7 +13,7 @@ import click
 import yaml
 
 from xds.cli.common import Failure, consul_flags, mesh_flag
-from xds.cli.control_plane_flags import ControlPlane, control_plane_flags
+from xds.cli.control_plane_connection import ControlPlane, control_plane_flags
 from xds.cli.envoy_admin import AdminAddress
 from xds.mesh.addresses import HostPort
 from xds.sources.consul import registration as in_consul

@@ -9,7 +9,7 @@ import click
 
 from xds.cli.common import Failure, state_flag
 from xds.sources.authority import OLD_ROOT_TRUSTED
-from xds.sources.file.loading import FileSettings
+from xds.sources.file.settings import FileSettings
 from xds.sources.file.state import StateError, StateFolder
 
 

@@ -16,8 +16,9 @@ from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.export import export
 from xds.sources.file.document import RefusedError, parse
 from xds.sources.file.facts import facts_of, warnings
-from xds.sources.file.loading import FileSettings, read_text
+from xds.sources.file.loading import read_text
 from xds.sources.file.models import json_schema
+from xds.sources.file.settings import FileSettings
 from xds.sources.file.state import StateError, StateFolder
 
 

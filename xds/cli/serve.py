@@ -16,7 +16,7 @@ from xds.policy.mesh_wide_settings import CONSUL_VIRTUAL_IPS, MeshWideSettings
 from xds.policy.quotas import DEFAULT_QUOTAS, with_changes
 from xds.policy.quotas import names as quota_names
 from xds.sources.consul.settings import ConsulSettings
-from xds.sources.file.loading import FileSettings
+from xds.sources.file.settings import FileSettings
 from xds.workers.grpc_log import GrpcLog, take_over
 from xds.workers.logs import configure
 
@@ -214,14 +214,14 @@ def serve(
     from xds.ads.tls import MeshTls, TlsFiles
     from xds.app import ServeSettings
     from xds.cli.serve_process import run
-    from xds.workers.serving_settings import ServingSettings
+    from xds.workers.xds_settings import XdsSettings
 
     files = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     configure(log_level.upper())
     mesh_tls = tls is not None or not (plaintext or is_loopback(listen.host))
     settings = ServeSettings(
         source=consul if mesh is None else FileSettings.resolve(mesh, state),
-        serving=ServingSettings(
+        serving=XdsSettings(
             listen=listen,
             tls=files or (MeshTls() if mesh_tls else None),
             mesh_wide=MeshWideSettings(

@@ -24,7 +24,7 @@ from xds.cli.runtime import runtime_path
 from xds.companion.sockets import bind, free_port
 from xds.companion.tasks import Tasks
 from xds.files import write_public
-from xds.sources.file.loading import roots_file
+from xds.sources.file.settings import roots_file
 
 if TYPE_CHECKING:
     from xds.envoy.bootstrap import ControlPlaneTls

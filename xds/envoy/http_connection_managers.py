@@ -38,8 +38,8 @@ ON_DEMAND_TIMEOUT = Duration(seconds=2)
 FIRST_ROUTES_TIMEOUT = Duration(seconds=15)
 """Time that a first request waits for its routes, where its upstream has any.
 
-Envoy has no timeout for this alone. It uses that of an idle stream, which every route replaces, but not for the request
-that waited for it; so this is the default of a request.
+Envoy has no timeout for this alone: it uses the timeout of an idle stream. Every route replaces that, but not for the
+request that waited for the route. For that request this value stays, so it is that of Envoy's default request timeout.
 """
 RBAC_FILTER = "envoy.filters.http.rbac"
 
@@ -149,8 +149,10 @@ def plain(stat_prefix: str, routes: Iterable[route.Route]) -> Manager:
 
 
 def _scoped(stat_prefix: str, scope: str, filters: list[manager.HttpFilter], *, by_cluster: bool = False) -> Manager:
-    """Return a manager that finds its routes by a header, and ``by_cluster`` clusters by another; only it can set
-    these."""
+    """Return a manager that finds its routes by a header and, with ``by_cluster``, its clusters by a second one.
+
+    It overwrites both headers, so a client can't set them.
+    """
     headers: tuple[tuple[str, str], ...] = ((SCOPE_HEADER, scope),)
     if by_cluster:
         headers += ((CLUSTER_HEADER, names.requests_to(scope)),)

@@ -109,7 +109,7 @@ def is_permissive(settings: ProxySettings, mesh: MeshSettings) -> bool:
 
 
 def _add_permissive_chain(made: listener.Listener, port: int) -> None:
-    """Let in as it is what was redirected from the application's own port; the mesh dials the sidecar's.
+    """Pass connections to the application's own port through unchanged. Callers of the mesh dial the sidecar's port.
 
     Consul checks the mesh entry only when the setting is written; here the setting ends when the entry does.
     """

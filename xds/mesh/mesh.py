@@ -70,7 +70,7 @@ BASE_FACTS = (ROOTS, INTENTIONS, DEFAULT_ALLOW, DATACENTER, SERVICE_NAMES, CONFI
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Demand of a source beside the base facts: only what some connected proxy serves, may call or needs."""
+    """Facts that a source has to read besides the base facts: those that some connected proxy needs."""
 
     services: frozenset[str] = frozenset()
     """Their instances here and their discovery chains."""

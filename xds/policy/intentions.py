@@ -49,7 +49,7 @@ class Decisions:
         return others if grants_everything(found) else Action.DENY
 
     def all(self) -> list[Intention]:
-        """Yield every intention that decides about some name."""
+        """Return every intention that decides about some name."""
         return [*self.exact.values(), *([self.otherwise] if self.otherwise else [])]
 
 
@@ -60,7 +60,7 @@ def grants_everything(intention: Intention) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Destinations that a source may call, in a form that a thousand sources with one rule for everybody share.
+    """Destinations that a source may call. Rules for every source exist once, however many sources there are.
 
     Names are folded. ``own`` holds the destinations that intentions of this very source name; ``shared`` those that
     intentions of every source name, and is one object for all; ``others`` is the verdict for every other one.
@@ -176,8 +176,8 @@ class ConnectionPolicy:
     """Policy that decides who may open a TCP connection to a service.
 
     One answer holds for most sources and the opposite one for ``exceptions``. As in Consul, the RBAC filter that is
-    made of it lists what differs from the default: ``allow`` is that filter's action, and it matches either only the
-    exceptions or ``every`` source but them.
+    made of it lists what differs from the default: ``allow`` is that filter's action. It matches the exceptions only
+    or, with ``every``, all sources except them.
     """
 
     allow: bool
@@ -209,7 +209,7 @@ def admission_problems(decisions: Decisions, protocol: str, missing_providers: I
     Args:
         decisions: what the intentions decide about its callers.
         protocol: that its sidecar speaks.
-        missing_providers: the JWT providers that they name and that there aren't, or that can't be used.
+        missing_providers: JWT providers that they name and that do not exist or can't be used.
     """
     for intention in decisions.all():
         yield from intention.problems

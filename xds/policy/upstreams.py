@@ -77,7 +77,7 @@ class Candidates:
         return frozenset(found)
 
     def denied(self, service: str, reach: Reach) -> set[str]:
-        """Return the names that some intention singles out so that ``service`` may not call them, and its own."""
+        """Return the upstreams that a specific intention denies to ``service``, and ``service`` itself."""
         singled_out = (
             name for verdicts in (reach.own, reach.shared) for key in verdicts for name in self._spelled(key)
         )

@@ -69,9 +69,9 @@ def _destination_id(proxy: Any) -> str:
 def registration(node_name: str, found: Any, entries: ConfigEntries) -> Registration:
     """Return what a registered sidecar (Consul's JSON) comes to under these config entries.
 
-    Only a listener of the sidecar's own makes a port a plain one. The ports that Consul's bootstrap has metrics at
-    (``envoy_prometheus_bind_addr``) are not: Gossamer listens at none of them, and a registration that names the
-    application's port there would have the redirection leave that to whoever dials it.
+    A port is plain only if the sidecar listens on it. The ports of metrics in Consul's bootstrap
+    (``envoy_prometheus_bind_addr``) are not plain: Gossamer listens on none of them. A registration could otherwise
+    name the application's port there, and the redirection would leave that port open to every host.
     """
     sidecar = decode.sidecar(node_name, found)
     settings = effective_settings(sidecar, entries)

@@ -11,7 +11,7 @@ class Source(Protocol):
     """Source of a mesh. It is given a sink for batches of facts when it is made."""
 
     async def asks_for_tokens(self) -> bool:
-        """Return whether a certificate takes a token that may have it; true where that can't be found out yet."""
+        """Return whether a client must present a token to get a certificate; true while that is unknown."""
 
     def demand(self, demand: Demand) -> None:
         """Read what ``demand`` names from now on, and stop reading everything else."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.mesh.mesh import Batch, Demand
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 _LENGTH = struct.Struct(">Q")
 
@@ -19,7 +19,7 @@ _LENGTH = struct.Struct(">Q")
 class Start:
     """First message to a worker: what to serve."""
 
-    settings: ServingSettings
+    settings: XdsSettings
     log_level: int
 
 

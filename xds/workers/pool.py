@@ -28,7 +28,7 @@ from xds.metrics import Metrics
 from xds.workers.grpc_log import VARIABLES
 from xds.workers.link import Answer, Drain, Facts, Link, Listening, Question, Start, Wanted
 from xds.workers.serving import OWN_CERTIFICATE
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        settings: ServingSettings,
+        settings: XdsSettings,
         on_demand: Callable[[Demand], None],
         count: int,
     ) -> None:

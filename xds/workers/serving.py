@@ -23,7 +23,7 @@ from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, Leaf
 from xds.mesh.mesh import Batch, Demand, Key, Kind
 from xds.metrics import Metrics
 from xds.workers.grpc_log import GrpcLog
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Serving:
 
     def __init__(
         self,
-        settings: ServingSettings,
+        settings: XdsSettings,
         on_demand: Callable[[Demand], None],
         grpc_log: GrpcLog | None = None,
     ) -> None:
@@ -120,7 +120,7 @@ class Serving:
             self._reservation.close()
 
     async def watch(self) -> None:
-        """Listen where that waits for the mesh's certificate, and wait until cancelled.
+        """Start listening when the certificate is there, if TLS is the mesh's. Then wait until cancelled.
 
         Raises:
             Exception: following the mesh failed, because of an error in Gossamer.

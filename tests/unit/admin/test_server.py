@@ -11,12 +11,12 @@ import pytest
 from tests.unit.facts import FREE_PORT
 from xds.admin.server import AdminServer
 from xds.workers.serving import Serving
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    server = AdminServer(Serving(ServingSettings(), lambda _demand: None), dict)
+    server = AdminServer(Serving(XdsSettings(), lambda _demand: None), dict)
     yield await server.start(FREE_PORT)
     await server.stop()
 

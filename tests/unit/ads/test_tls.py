@@ -22,7 +22,7 @@ from xds.ads.server import SERVICE, AdsServer
 from xds.ads.tls import FileCertificate, TlsError, TlsFiles
 from xds.control.ads_adapter import AdsAdapter
 from xds.workers.serving import Serving
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 
 @asynccontextmanager
@@ -137,7 +137,7 @@ async def test_files_that_can_not_be_used_are_an_error_at_the_start(
     with pytest.raises(TlsError, match=words):
         FileCertificate(files)
     with pytest.raises(ListenError, match=f"can't serve TLS on 127.0.0.1:0: .*{words}"):
-        await Serving(ServingSettings(listen=FREE_PORT, tls=files), lambda _: None).start()
+        await Serving(XdsSettings(listen=FREE_PORT, tls=files), lambda _: None).start()
 
 
 def test_a_link_that_is_moved_is_another_certificate(tmp_path: Path) -> None:

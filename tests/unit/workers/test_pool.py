@@ -26,7 +26,7 @@ from xds.mesh.mesh import Demand, Key, Kind
 from xds.wire.envoy.config import core_pb2 as core
 from xds.wire.envoy.service import discovery_pb2 as discovery
 from xds.workers.pool import WorkerPool, added_up
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 COUNT = 2
 INSTANCES = {"web": make_instances("web", "240.0.0.1"), "api": make_instances("api", "240.0.0.2")}
@@ -38,7 +38,7 @@ class Pooled:
     def __init__(self) -> None:
         self.instances = dict(INSTANCES)
         self.demands: list[Demand] = []
-        self.pool = WorkerPool(ServingSettings(listen=FREE_PORT), self._wanted, COUNT)
+        self.pool = WorkerPool(XdsSettings(listen=FREE_PORT), self._wanted, COUNT)
         self.port = 0
         self.streams: list[grpc.aio.Channel] = []
 
@@ -144,7 +144,7 @@ async def test_a_killed_worker_is_replaced_and_the_others_continue(
 
 async def test_a_port_in_use_is_refused(pooled: Pooled) -> None:
     with pytest.raises(ListenError, match="Address already in use"):
-        await WorkerPool(ServingSettings(listen=HostPort("127.0.0.1", pooled.port)), lambda _: None, 1).start()
+        await WorkerPool(XdsSettings(listen=HostPort("127.0.0.1", pooled.port)), lambda _: None, 1).start()
 
 
 def test_counters_of_several_processes_are_added_up() -> None:

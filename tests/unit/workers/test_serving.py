@@ -21,7 +21,7 @@ from xds.mesh.facts import CONTROL_PLANE_CERTIFICATE, CONTROL_PLANE_LEAF, CONTRO
 from xds.mesh.mesh import Demand
 from xds.sources.authority import Authority, issue, new_authority
 from xds.workers.serving import OWN_CERTIFICATE, Serving
-from xds.workers.serving_settings import ServingSettings
+from xds.workers.xds_settings import XdsSettings
 
 NOW = datetime.now(UTC)
 
@@ -33,7 +33,7 @@ def leaf(authority: Authority) -> Leaf:
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Serving, int, list[Demand]]]:
     demands: list[Demand] = []
-    serving = Serving(ServingSettings(listen=FREE_PORT, tls=MeshTls()), demands.append)
+    serving = Serving(XdsSettings(listen=FREE_PORT, tls=MeshTls()), demands.append)
     port = await serving.start()
     watching = asyncio.create_task(serving.watch())
     try:
@@ -81,7 +81,7 @@ async def test_the_port_opens_with_the_certificate_and_follows_it() -> None:
         serving.apply({OWN_CERTIFICATE: one})
         assert CONTROL_PLANE_CERTIFICATE not in serving.missing()
         await eventually("the certificate", presents, until=lambda seen: seen == one.certificate_chain.strip())
-        taken = ServingSettings(listen=HostPort("127.0.0.1", port), tls=MeshTls())
+        taken = XdsSettings(listen=HostPort("127.0.0.1", port), tls=MeshTls())
         with pytest.raises(ListenError, match="Address already in use"):
             await Serving(taken, demands.append).start()
         serving.apply({OWN_CERTIFICATE: two})

@@ -37,7 +37,7 @@ from xds.sources.consul.services import ServiceWatches
 log = logging.getLogger(__name__)
 
 SHARED_PACE_S = 0.1
-"""Seconds between two reads of one list that every change of its kind wakes."""
+"""Seconds between two reads of one list, at least. Every change of any of its entries ends the blocking query."""
 NAMES_PACE_S = 1.0
 """Seconds between two reads of the catalog's names: the query returns on every change of any instance, with the whole
 catalog."""
@@ -49,7 +49,7 @@ QUERIES_A_SECOND = 10.0
 
 
 class FollowingError(Exception):
-    """Failure of the control plane on facts, as opposed to an answer of Consul's that makes no sense."""
+    """Error of the control plane while it applied facts; not a malformed answer of Consul's."""
 
 
 class ConsulSource:

@@ -10,27 +10,9 @@ from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.authority import Authority
 from xds.sources.file.document import Problem, RefusedError, no_garbage, parse
 from xds.sources.file.facts import FileFacts, facts_of, warnings
+from xds.sources.file.settings import FileSettings
 from xds.sources.file.state import StateFolder
 from xds.sources.file.virtual_ips import Given
-
-
-@dataclass(frozen=True, slots=True)
-class FileSettings:
-    """Paths of a mesh without a Consul."""
-
-    mesh: Path
-    state: Path
-    """The folder of its certificate authority and its virtual IPs."""
-
-    @classmethod
-    def resolve(cls, mesh: Path, state: Path | None) -> FileSettings:
-        """Return the settings for a mesh file; its state is kept beside it where no folder is named."""
-        return cls(mesh, state or mesh.parent / f"{mesh.name}.state")
-
-
-def roots_file(mesh: Path) -> Path:
-    """Return the file with the roots of a mesh file's authority (PEM), with which sidecars verify the control plane."""
-    return mesh.parent / f"{mesh.name}.roots.pem"
 
 
 @dataclass(frozen=True, slots=True)

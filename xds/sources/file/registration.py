@@ -10,8 +10,9 @@ from cryptography import x509
 from xds.mesh.facts import Roots
 from xds.sources.file.document import parse
 from xds.sources.file.facts import facts_of
-from xds.sources.file.loading import read_text, roots_file
+from xds.sources.file.loading import read_text
 from xds.sources.file.registered import registered
+from xds.sources.file.settings import roots_file
 from xds.sources.registration import Registration, choose, registration
 
 

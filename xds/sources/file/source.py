@@ -25,7 +25,8 @@ from xds.mesh.mesh import DEFAULT_ALLOW, ROOTS, Batch, Demand, Key, Kind
 from xds.policy.quotas import DEFAULT_QUOTAS, Quotas
 from xds.sources.file.certificates import Certificates
 from xds.sources.file.document import RefusedError
-from xds.sources.file.loading import FileSettings, LoadedMesh, certifies_differently, load, roots_file
+from xds.sources.file.loading import LoadedMesh, certifies_differently, load
+from xds.sources.file.settings import FileSettings, roots_file
 from xds.sources.file.state import StateError, StateFolder
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from xds.mesh.mesh import Batch, Demand, Mesh
 from xds.sources.authority import OLD_ROOT_TRUSTED
 from xds.sources.file import source as source_module
 from xds.sources.file.document import RefusedError
-from xds.sources.file.loading import FileSettings, roots_file
 from xds.sources.file.registration import NoRootsError, read_roots
+from xds.sources.file.settings import FileSettings, roots_file
 from xds.sources.file.source import FileSource
 from xds.sources.file.state import StateFolder
 

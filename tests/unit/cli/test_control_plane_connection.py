@@ -18,7 +18,7 @@ from tests.unit.facts import FREE_PORT
 from xds.ads.server import AdsServer
 from xds.ads.tls import MeshCertificate
 from xds.cli.control_plane_check import mismatches
-from xds.cli.control_plane_flags import ControlPlane, control_plane_flags
+from xds.cli.control_plane_connection import ControlPlane, control_plane_flags
 from xds.control.ads_adapter import AdsAdapter
 from xds.envoy.bootstrap import ControlPlaneTls
 from xds.envoy.names import ControlPlaneIdentity

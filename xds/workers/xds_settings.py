@@ -10,7 +10,7 @@ from xds.policy.mesh_wide_settings import MeshWideSettings
 
 
 @dataclass(frozen=True, slots=True)
-class ServingSettings:
+class XdsSettings:
     """Settings of a process that serves Envoys."""
 
     listen: HostPort = HostPort("127.0.0.1", 18000)

@@ -18,6 +18,4 @@ RUN apt-get update && apt-get install -y --no-install-recommends nftables && rm 
 COPY --from=build /opt/gossamer /opt/gossamer
 ENV PATH=/opt/gossamer/bin:$PATH PYTHONUNBUFFERED=1
 USER gossamer
-EXPOSE 18000 18001
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:18001/ready', timeout=2)"]
 CMD ["gossamer", "serve", "--help"]

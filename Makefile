@@ -6,7 +6,7 @@
 # make fuzz    send generated requests to the decoders, and generated config entries to real Envoys, for minutes
 # make protos  generate xds/wire from protos/
 
-.PHONY: demo-setup setup consul demo test lint docs bench fuzz protos
+.PHONY: demo-setup setup consul docker demo test lint docs bench fuzz protos
 # Another Python than python3 has a virtual environment of its own.
 export VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 export PYTHON
@@ -18,13 +18,16 @@ demo-setup:
 setup:
 	@scripts/setup work
 
+docker:
+	@scripts/fetch-docker
+
 demo: demo-setup
 	@$(bin)/gossamer demo
 
 consul:
 	@scripts/fetch-consul
 
-test: setup consul
+test: setup consul docker
 	@$(bin)/python -m pytest -q -n 2 tests/unit --cov --cov-report=term:skip-covered
 	@$(bin)/python -m pytest -q -n 2 --dist loadfile tests/integration
 

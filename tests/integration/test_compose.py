@@ -1,13 +1,13 @@
-"""docker-compose.yml: true to its schema and to what the lab runs, and run as far as that goes without an engine.
+"""docker-compose.yml on a real Docker engine, by the commands of docs/containers.md as they are printed there.
 
-A container's network is a namespace, its command runs there as it stands, under its user and with its capabilities,
-with its entries in ``/etc/hosts``; images, health checks' timing and the engine's own network are what is not tried.
+The engine runs in namespaces of its own, from images that are made here (`tests.integration.engine`). Two things differ
+from a user's machine, by an override file: the image's base, and that applications dial a server outside the mesh all
+the time, which none of them may ever reach past its sidecar.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -21,18 +21,18 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.machine import BIN, ROOT, Machine
-from xds.lab import binaries, compose, shop
-from xds.lab.application import RefusedError, ask
-from xds.lab.commands import ADMIN_PORT, here
+from tests.integration.engine import BASE, MISSING, Engine
+from tests.integration.machine import BIN, ROOT
+from tests.integration.test_documentation import blocks
+from xds.lab import binaries, compose
 from xds.lab.consul import version
-from xds.lab.mesh import get
-from xds.lab.network import Host, Network, temporary_folder
-from xds.lab.processes import Process, eventually, run_to_end
+from xds.lab.network import temporary_folder
+from xds.lab.processes import CommandError, Process, eventually, run_to_end
 
 FILE = ROOT / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+GUIDE = ROOT / "docs" / "containers.md"
 
 
 def test_the_compose_file_is_that_of_the_generator() -> None:
@@ -48,7 +48,7 @@ def test_only_the_redirecting_container_has_net_admin_and_root() -> None:
         if name == "consul":
             continue
         assert service["cap_drop"] == ["ALL"], name
-        redirects = name.endswith("-redirect")
+        redirects = name.endswith(compose.NETWORK_SUFFIX)
         assert service.get("cap_add", []) == (["NET_ADMIN"] if redirects else []), name
         assert (service.get("user") == "0") == redirects, name
     assert _dockerfile("USER")[-1] == "gossamer"
@@ -77,155 +77,236 @@ def _dockerfile(instruction: str) -> list[str]:
     return [line.removeprefix(instruction).strip() for line in lines if line.startswith(f"{instruction} ")]
 
 
-class Containers:
-    """The compose file's containers as processes."""
+async def test_without_an_engine_one_line_says_how_to_get_one(tmp_path: Path) -> None:
+    path = f"{tmp_path}:/usr/bin:/bin"
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "fetch-docker", tmp_path / "scripts")
+    assert await run_to_end(str(script), environment={"PATH": path}) == (
+        "fetch-docker: no Docker engine for the tests: run 'make test' as root\n"
+    )
 
-    def __init__(self, network: Network, folder: Path, stack: AsyncExitStack) -> None:
-        self._network = network
+
+needs_engine = pytest.mark.skipif(not BASE.exists(), reason=MISSING)
+
+PYTHON_IMAGE, CONSUL_IMAGE = "gossamer-base:test", SERVICES["consul"]["image"]
+GATEWAY = "10.77.0.1"
+"""Address of the engine's own network, on the containers' network."""
+OUTSIDE_PORT = 9999
+DIALER = f"""\
+import socket, time
+while True:
+    try:
+        with socket.create_connection(("{GATEWAY}", {OUTSIDE_PORT}), 1) as made:
+            made.sendall(b"past the sidecar\\n")
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+OUTSIDE = f"""\
+import socketserver, sys
+class Count(socketserver.StreamRequestHandler):
+    def handle(self):
+        sys.stdout.write(self.rfile.readline().decode())
+        sys.stdout.flush()
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer(("", {OUTSIDE_PORT}), Count).serve_forever()
+"""
+SHOP = [name for name in SERVICES if f"{name}{compose.NETWORK_SUFFIX}" in SERVICES]
+
+
+def override(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs here from a user's machine."""
+    dialing = {}
+    for name in SHOP:
+        shell, flag, script = SERVICES[name]["command"]
+        wait, started, application = script.partition("; exec ")
+        dials = shlex.join(["python", "-c", DIALER])
+        dialing[name] = {"command": [shell, flag, f"{wait}; {dials} &{started.removeprefix(';')}{application}"]}
+    gossamer = {
+        "build": {"network": "host", "args": {"PYTHON_IMAGE": PYTHON_IMAGE}},
+        "command": [*SERVICES["gossamer"]["command"], "--mesh-destinations-only"],
+    }
+    return {
+        "services": {"gossamer": gossamer, **dialing},
+        "configs": {"shop": {"content": json.dumps(configuration)}},
+    }
+
+
+class Shop:
+    """The containers of the compose file, on an engine."""
+
+    def __init__(self, engine: Engine, folder: Path, intentions: list[Any]) -> None:
+        self.engine = engine
         self._folder = folder
-        self._stack = stack
-        self.machines: dict[str, Machine] = {}
+        self._intentions = intentions
 
-    def machine(self, name: str) -> Machine:
-        """Return where a container runs: in its own network, or that of the one it shares."""
-        owner = SERVICES[name].get("network_mode", f"service:{name}").removeprefix("service:")
-        if owner not in self.machines:
-            host = self._network.host(owner, address=SERVICES[owner]["networks"]["mesh"]["ipv4_address"])
-            folder = self._folder / owner
-            folder.mkdir()
-            machine = self.machines[owner] = Machine(host, folder)
-            with (machine.etc / "hosts").open("a") as hosts:
-                for called, address in SERVICES[owner].get("extra_hosts", {}).items():
-                    hosts.write(f"{address} {called}\n")
-        return self.machines[owner]
+    async def run(self, command: str) -> str:
+        """Run a line of the guide, as it stands, in the folder of the compose file."""
+        return await self.engine.run("sh", "-c", command, folder=self._folder)
 
-    def command(self, name: str) -> list[str]:
-        service = SERVICES[name]
-        user, capabilities = service.get("user", "5677"), service.get("cap_add", [])
-        kept = [f"+{capability.lower()}" for capability in capabilities]
-        limits = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"]
-        limits += [f"--bounding-set={','.join(['-all', *kept])}", f"--inh-caps={','.join(['-all', *kept])}"]
-        return self.machine(name).command(*limits, *here(service["command"]))
+    async def write_intentions(self) -> None:
+        """Write the intentions to a Consul that does not take them from its configuration (before 1.9)."""
+        for entry in self._intentions:
+            for source in entry["Sources"]:
+                words = ["consul", "intention", "create", f"-{source['Action']}", source["Name"], entry["Name"]]
+                await self.run(shlex.join(["docker", "compose", "exec", "-T", "consul", *words]))
 
-    async def start(self, name: str) -> None:
-        for mount in SERVICES[name].get("tmpfs", ()):
-            path, uid, mode = re.fullmatch(r"/run/([a-z]+):uid=(\d+),mode=(\d+)", mount).groups()  # type: ignore[union-attr]
-            folder = self.machine(name).run / path
-            folder.mkdir()
-            folder.chmod(int(mode, 8))
-            os.chown(folder, int(uid), -1)
-        log = self._folder / f"{name}.log"
-        process = await Process.start(name, self.command(name), log)
-        self._stack.push_async_callback(process.stop)
+    async def inspect(self, name: str, field: str) -> str:
+        container = f"{COMPOSE['name']}-{name}-1"
+        return (await self.engine.run("docker", "inspect", "--format", f"{{{{{field}}}}}", container)).strip()
 
-    async def healthy(self, name: str, test: list[str]) -> None:
-        async def passes() -> bool:
-            process = await Process.start(f"{name}-health", self.machine(name).command(*here(test)), Path("/dev/null"))
-            return await process.ended() == 0
+    async def crash(self, name: str) -> None:
+        """Kill a container's first process, and wait until the engine has started it again."""
+        before = await self.inspect(name, ".State.StartedAt")
+        await self.run(f"kill -9 {await self.inspect(name, '.State.Pid')}")
+        await self.started_again(name, before)
 
-        await eventually(f"{name} to be healthy", passes)
+    async def started_again(self, name: str, before: str) -> None:
+        """Wait until a container that was started at ``before`` was started again and is healthy."""
+
+        async def state() -> tuple[bool, str]:
+            started = await self.inspect(name, ".State.StartedAt")
+            return started != before, await self.inspect(name, ".State.Health.Status")
+
+        await eventually(f"{name} to be started again", state, until=(True, "healthy").__eq__, within_s=90, every_s=0.2)
+
+    async def namespace(self, name: str) -> str:
+        """Return the network namespace of a container."""
+        return await self.run(f"docker compose exec -T {name} readlink /proc/self/ns/net")
+
+    async def answers(self, front: str, within_s: float = 60) -> None:
+        """Wait until ``front``, the guide's request, is answered by the whole shop."""
+
+        def complete(found: Any) -> bool:
+            api = found.get("calls", {}).get("api", {})
+            called = api.get("calls", {}) if isinstance(api, dict) else {}
+            return called.get("db") == {"service": "db-1"} and isinstance(called.get("payments"), dict)
+
+        await eventually(
+            "the whole shop to answer", lambda: self.ask(front), until=complete, within_s=within_s, every_s=0.2
+        )
+
+    async def ask(self, front: str) -> Any:
+        try:
+            return json.loads(await self.run(front.replace("curl", "curl --silent --show-error")))
+        except CommandError:
+            return {}
 
 
 @pytest.fixture(scope="module")
-async def containers() -> AsyncIterator[Containers]:
+async def shop() -> AsyncIterator[Shop]:
     folder = temporary_folder()
+    work = folder / "work"
+    configuration = json.loads(COMPOSE["configs"]["shop"]["content"])
+    intentions = []
+    if await version() < (1, 11):
+        for service in configuration["services"]:
+            service["connect"]["sidecar_service"]["proxy"] = {"config": {"mode": "transparent"}}
+        intentions = configuration.pop("config_entries")["bootstrap"]
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        network = stack.enter_context(Network())
-        made = Containers(network, folder, stack)
-        await _start_consul(made, folder, stack)
-        await made.start("gossamer")
-        health = _dockerfile("HEALTHCHECK")[0]
-        await made.healthy("gossamer", json.loads(health[health.index("[") :]))
-        for name in SERVICES:
-            if "network_mode" not in SERVICES[name] and name not in ("consul", "gossamer"):
-                await made.start(name)
-        for name in SERVICES:
-            if name.endswith("-redirect"):
-                await run_to_end(*made.command(name))
-        sidecars = [name for name in SERVICES if name.endswith("-sidecar")]
-        for name in sidecars:
-            # The image has its Envoy; here it may be another, and two cores are shared by all.
-            command = SERVICES[name]["command"]
-            SERVICES[name]["command"] = [*command[:3], "--envoy", binaries.envoy(), *command[3:]]
-            await made.start(name)
-        for name in sidecars:
-            await made.healthy(name, SERVICES[name]["healthcheck"]["test"][1:])
-        yield made
+        check_out(work)
+        (work / "docker-compose.override.yml").write_text(json.dumps(override(configuration)))
+        async with Engine(folder, isolated=False) as builder:
+            await _import_images(builder, consul_image(folder / "consul"))
+            await builder.run("docker", "compose", "build", folder=work)
+        engine = await stack.enter_async_context(Engine(folder, isolated=True))
+        yield Shop(engine, work, intentions)
 
 
-async def _start_consul(made: Containers, folder: Path, stack: AsyncExitStack) -> None:
-    """Consul as its container runs it. One before 1.11 is told the same in the words that it knows."""
-    configuration = json.loads(COMPOSE["configs"]["shop"]["content"])
-    old = await version() < (1, 11)
-    intentions = []
-    if old:
-        for service in configuration["services"]:
-            sidecar = service["connect"]["sidecar_service"]
-            sidecar["proxy"] = {"config": {"mode": "transparent"}}
-            # Its own check would dial the sidecar on Consul's loopback (Consul issue 14433).
-            sidecar["checks"] = [{"name": "alias", "alias_service": service["id"]}]
-        intentions = configuration.pop("config_entries")["bootstrap"]
-    file = folder / "shop.json"
-    file.write_text(json.dumps(configuration))
-    (mount,) = SERVICES["consul"]["configs"]
-    arguments = [part.replace(mount["target"], str(file)) for part in SERVICES["consul"]["command"]]
-    host = made.machine("consul").host
-    process = await Process.start("consul", host.command(binaries.consul(), *arguments), folder / "consul.log")
-    stack.push_async_callback(process.stop)
-    test = shlex.join(SERVICES["consul"]["healthcheck"]["test"][1:]).replace("consul", binaries.consul(), 1)
-
-    async def usable() -> bool:
-        health = await Process.start("health", host.command(*shlex.split(test)), Path("/dev/null"))
-        return await health.ended() == 0
-
-    await eventually("consul to be healthy", usable)
-    for entry in intentions:
-        for source in entry["Sources"]:
-            action = f"-{source['Action']}"
-            command = [binaries.consul(), "intention", "create", action, source["Name"], entry["Name"]]
-            await run_to_end(*host.command(*command))
+def check_out(folder: Path) -> None:
+    """Copy the files of this checkout, those that are not committed yet included."""
+    folder.mkdir()
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", "-z"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
 
 
-FRONT_DOOR = f"http://{SERVICES['web-1']['networks']['mesh']['ipv4_address']}:8080/"
+def consul_image(folder: Path) -> Path:
+    """Make the build context of an image of this machine's Consul, with the volume that the official image has."""
+    folder.mkdir()
+    shutil.copy(binaries.consul(), folder / "consul")
+    (folder / "Dockerfile").write_text(
+        f'FROM {PYTHON_IMAGE}\nCOPY consul /bin/consul\nVOLUME /consul/data\nENTRYPOINT ["consul"]\n'
+    )
+    return folder
 
 
-async def test_one_request_goes_through_the_whole_shop(containers: Containers) -> None:
-    outside = containers.machine("consul").host
-
-    async def answer() -> Any:
-        try:
-            return await ask(outside, FRONT_DOOR)
-        except RefusedError:
-            return {}
-
-    def complete(found: Any) -> bool:
-        api = found.get("calls", {}).get("api", {})
-        called = api.get("calls", {}) if isinstance(api, dict) else {}
-        return isinstance(called.get("db"), dict) and isinstance(called.get("payments"), dict)
-
-    # Consul checks a sidecar every ten seconds, and begins with critical.
-    found = await eventually("the whole shop to answer", answer, until=complete, within_s=60)
-    assert found["calls"]["api"]["calls"]["db"] == {"service": "db-1"}
+async def _import_images(engine: Engine, consul: Path) -> None:
+    """Make the images that a user's engine pulls: Python's and Consul's."""
+    await engine.run("docker", "import", str(BASE), PYTHON_IMAGE)
+    await engine.run("docker", "build", "--quiet", "--tag", CONSUL_IMAGE, str(consul))
 
 
-async def test_a_call_without_an_intention_is_refused(containers: Containers) -> None:
-    web = containers.machine("web-1").host
-    with pytest.raises(RefusedError):
-        await ask(web, f"http://{shop.VIRTUAL_IPS['payments']}/")
-    outside: Host = containers.machine("consul").host
-    address = SERVICES["api-1"]["networks"]["mesh"]["ipv4_address"]
-    with pytest.raises(RefusedError):
-        await ask(outside, f"http://{address}:8080/")
+@needs_engine
+@pytest.mark.timeout(600)
+async def test_the_guide_and_every_restart(shop: Shop, tmp_path: Path) -> None:
+    """One test, since its steps are one story: up, restarts and crashes under traffic, a denial, down."""
+    (guide,) = [block for block in blocks(GUIDE) if block.note == "on an engine"]
+    up, front, delete_intention, again, down = guide.commands()
+    await shop.run(up)
+    await shop.write_intentions()
+    found = await shop.ask(front)
+    assert found["calls"]["api"]["calls"]["db"] == {"service": "db-1"}, "the first request after --wait is answered"
+
+    log = tmp_path / "outside.log"
+    server = await Process.start("outside", shop.engine.command("python3", "-c", OUTSIDE), log)
+    try:
+        await _restarts(shop, front)
+        await _direct(shop, log)
+        await shop.run(delete_intention)
+
+        async def refused() -> bool:
+            return not isinstance((await shop.ask(again))["calls"]["api"], dict)
+
+        await eventually("api to be out of reach", refused)
+        # A Consul in memory comes back with another certificate authority, and without what was changed.
+        await shop.crash("consul")
+        await shop.write_intentions()
+        await shop.answers(front, within_s=180)
+    finally:
+        await server.stop()
+    await shop.run(down)
+    for what in ("ps --all --quiet", "volume ls --quiet", "network ls --quiet --filter type=custom"):
+        assert await shop.run(f"docker {what}") == ""
 
 
-async def test_a_deleted_intention_takes_effect(containers: Containers) -> None:
-    consul = containers.machine("consul").host
-    await run_to_end(*consul.command(binaries.consul(), "intention", "delete", "web", "api"))
+async def _restarts(shop: Shop, front: str) -> None:
+    """Restart and kill each kind of container. Afterwards the application is redirected, and the shop answers."""
+    owner = f"api-1{compose.NETWORK_SUFFIX}"
+    for name in ("api-1", "api-1-sidecar", owner, "gossamer"):
+        await shop.run(f"docker compose restart {name}")
+        await shop.answers(front)
+    for name in ("api-1", "api-1-sidecar", "gossamer"):
+        await shop.crash(name)
+        await shop.answers(front)
+    before = {name: await shop.inspect(name, ".State.StartedAt") for name in ("api-1", "api-1-sidecar")}
+    await shop.crash(owner)
+    for name, started in before.items():
+        await shop.started_again(name, started)
+        assert await shop.namespace(name) == await shop.namespace(owner)
+    await shop.answers(front)
+    for name in (owner, "gossamer", "api-1"):
+        await shop.run(f"docker compose up --wait --force-recreate {name}")
+        await shop.run("docker compose up --wait")
+        await shop.answers(front)
 
-    async def refused() -> bool:
-        return not isinstance((await ask(consul, FRONT_DOOR))["calls"]["api"], dict)
 
-    await eventually("api to be out of reach", refused)
-    _, ready = await get(containers.machine("gossamer").host, ADMIN_PORT, "/ready")
-    assert ready["ready"]
+async def _direct(shop: Shop, log: Path) -> None:
+    """Check that no application ever dialed past its sidecar, and that this would have been seen."""
+    assert written(log) == ""
+    dial = ["timeout", "2", "python", "-c", DIALER]
+    network = f"{COMPOSE['name']}_mesh"
+    with pytest.raises(CommandError):
+        await shop.engine.run("docker", "run", "--rm", "--network", network, "gossamer", *dial)
+    assert written(log).startswith("past the sidecar\n")
+
+
+def written(log: Path) -> str:
+    """Return what a log has."""
+    return log.read_text()

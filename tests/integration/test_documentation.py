@@ -221,5 +221,5 @@ async def _agent(made: Hosts, name: str, on: Callable[..., list[str]], address: 
     await eventually(f"the Consul agent on {name} to know a leader", usable, within_s=150)
 
 
-RUN = {"start.md", "mesh-file.md", "vms.md", "moving.md"}
+RUN = {"containers.md", "start.md", "mesh-file.md", "vms.md", "moving.md"}
 """The pages that a test types."""

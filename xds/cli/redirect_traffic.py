@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import pwd
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from xds.cli.bootstrap import look_up
 from xds.cli.common import Failure, Ip, Network, consul_flags, mesh_flag
 from xds.mesh.config_entries import ProxyMode
 from xds.outbound_port import OUTBOUND_LISTENER_PORT
-from xds.redirect.apply import RedirectError, Redirector, installed_backends
+from xds.redirect.apply import RedirectError, Redirector, installed_backends, marked
 from xds.redirect.rules import DnsRedirect, IPAddress, IPNetwork, Rules
 from xds.sources.consul.settings import ConsulSettings
 
@@ -90,6 +91,12 @@ class Uid(click.ParamType[int]):
 @click.option(
     "--verify", is_flag=True, help="Report whether the rules of the same flags are applied; exit code 3 if not."
 )
+@click.option(
+    "--hold",
+    is_flag=True,
+    help="Apply the rules and keep running until SIGTERM, for a container that owns the network namespace of others."
+    " They see in /proc/net/unix that the rules are applied: it has @gossamer-redirected from then on.",
+)
 def redirect_traffic(
     consul: ConsulSettings,
     mesh: Path | None,
@@ -109,6 +116,7 @@ def redirect_traffic(
     dry_run: bool,
     undo: bool,
     verify: bool,
+    hold: bool,
 ) -> None:
     """Redirect this host's TCP connections into its sidecar.
 
@@ -120,8 +128,10 @@ def redirect_traffic(
       gossamer redirect-traffic --proxy-uid 5678 --proxy-inbound-port 20000 --exclude-inbound-port 22
       gossamer redirect-traffic --undo
     """
-    if sum((dry_run, undo, verify)) > 1:
-        raise click.UsageError("--dry-run, --undo and --verify exclude each other")
+    if sum((dry_run, undo, verify, hold)) > 1:
+        raise click.UsageError("--dry-run, --undo, --verify and --hold exclude each other")
+    if hold and netns:
+        raise click.UsageError("--hold is for the network namespace that it runs in: it excludes --netns")
     try:
         redirector, *others = [Redirector(backend, netns) for backend in installed_backends()]
         if undo:
@@ -156,6 +166,8 @@ def redirect_traffic(
             click.echo(
                 f"redirected: what arrives to port {rules.inbound_port}, what is dialed to {rules.outbound_port}"
             )
+            if hold:
+                _hold()
         elif redirector.is_applied(rules):
             click.echo("the rules stand")
         else:
@@ -163,6 +175,19 @@ def redirect_traffic(
             raise SystemExit(VERIFY_FAILED)
     except RedirectError as error:
         raise Failure(str(error)) from error
+
+
+def _hold() -> None:
+    """Keep the mark of the redirection in this network namespace until SIGTERM or SIGINT.
+
+    Raises:
+        RedirectError: another process has it.
+    """
+    # The first process of a container ignores signals that it neither handles nor waits for.
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    with marked():
+        signal.sigwait(ending)
 
 
 def _ports(

@@ -30,13 +30,19 @@ def serve(source: Sequence[str], address: str, port: int = XDS_PORT) -> list[str
     ]  # fmt: skip
 
 
-def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = ()) -> list[str]:
-    """Return the command that redirects a host, or a namespace where one is given; ``exclude_inbound`` are ports that
-    stay as they are."""
+def redirect(*, netns: str = "", exclude_inbound: Sequence[int] = (), hold: bool = False) -> list[str]:
+    """Return the command that redirects a host, or a namespace where one is given.
+
+    Args:
+        netns: the namespace.
+        exclude_inbound: ports that are not redirected.
+        hold: whether it keeps running, with a mark for the other containers of the namespace.
+    """
     return [
         "gossamer", "redirect-traffic", *(["--netns", netns] if netns else []), "--proxy-uid", str(ENVOY_UID),
         "--proxy-inbound-port", str(PUBLIC_PORT),
         *(part for port in exclude_inbound for part in ("--exclude-inbound-port", str(port))),
+        *(["--hold"] if hold else []),
     ]  # fmt: skip
 
 
@@ -91,6 +97,17 @@ def envoy_ready() -> list[str]:
         " made.request('GET', '/ready'); raise SystemExit(made.getresponse().status != 200)"
     )
     return ["python", "-c", asks]
+
+
+def control_plane_ready() -> list[str]:
+    """Return a command that succeeds once the control plane of this host has read the mesh."""
+    asks = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{ADMIN_PORT}/ready', timeout=2)"
+    return ["python", "-c", asks]
+
+
+def listens(port: int) -> list[str]:
+    """Return a command that succeeds once a program of this host listens on ``port``."""
+    return ["python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"]
 
 
 def here(command: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ capabilities and networks are defined here. ``python -m xds.lab.compose > docker
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,26 +15,41 @@ import yaml
 
 from xds.lab import commands, shop
 from xds.mesh.names import SIDECAR_SUFFIX
+from xds.redirect.apply import MARK
+from xds.redirect.nftables import TABLE
 
 CONSUL_IMAGE = "hashicorp/consul:1.16.6"
 SUBNET = "10.77.0.0/24"
 CONSUL, GOSSAMER = "10.77.0.2", "10.77.0.3"
 FIRST_HOST = 11
 APPLICATION_UID = 1000
+NETWORK_SUFFIX = "-network"
+"""Suffix of the container that owns an application's network namespace."""
+WITHOUT_NETWORK_S = 5
+"""Seconds after which a process ends that has lost its network. The container that owns the network has been started
+again by then: an engine does not start a container whose network namespace is missing, and does not try again."""
+WAIT = f"until grep -q @{MARK} /proc/net/unix; do sleep 0.1; done"
+"""Shell command that an application begins with. An engine that starts containers again does not wait for others, so
+the application could otherwise start before the redirection is applied."""
+CHECK_INTERVAL = "1s"
+"""Interval of Consul's checks of sidecars. With Consul's default of ten seconds, a new sidecar would get no traffic for
+that long."""
+RESTART = "unless-stopped"
 FRONT = "web"
 """The service that is reached from outside, past its sidecar, as a shop's front door is."""
 
 HEADER = """\
 # A small shop in a mesh, beside a Consul. Written by 'python -m xds.lab.compose > docker-compose.yml': edit that.
 #
-#   docker compose up --build --detach
+#   docker compose up --build --wait
 #   curl http://localhost:8080/                                web calls api, api calls payments and db
 #   docker compose exec consul consul intention delete web api
 #   docker compose down
 #
-# Docker Compose 2.23.1 or newer. Each service of the shop is three containers in one network namespace: the
-# application, one that redirects and ends (it alone has NET_ADMIN), and the sidecar under a user of its own. A demo:
-# Consul runs without ACLs, and its state is in memory. xDS is over TLS, with a certificate of the mesh.
+# Docker Engine 25 and Compose 2.23.1, or newer. Each service of the shop is three containers in one network namespace:
+# one that owns the namespace and redirects in it (it alone has NET_ADMIN), the sidecar under a user of its own, and the
+# application. A demo: Consul runs without ACLs, and its state is in memory. xDS is over TLS, with a certificate of the
+# mesh.
 """
 
 
@@ -58,8 +74,10 @@ def _intention(destination: str, sources: list[dict[str, str]]) -> dict[str, Any
 
 def _registration(service: str, instance: str) -> dict[str, Any]:
     virtual = {"address": shop.VIRTUAL_IPS[service], "port": shop.PORT}
+    listener = f"{_address(service, instance)}:{commands.PUBLIC_PORT}"
     sidecar = {
         "port": commands.PUBLIC_PORT,
+        "checks": [{"name": "sidecar", "tcp": listener, "interval": CHECK_INTERVAL}],
         "tagged_addresses": {"virtual": virtual},
         "proxy": {"mode": "transparent"},
     }
@@ -96,7 +114,10 @@ def _consul() -> dict[str, Any]:
         "configs": [{"source": "shop", "target": "/consul/shop.json"}],
         "networks": {"mesh": {"ipv4_address": CONSUL}},
         "ports": ["127.0.0.1:8500:8500"],
-        "healthcheck": {"test": ["CMD", "consul", "info"], "interval": "2s", "retries": 30},
+        # Otherwise the image's volume stays behind when the container is removed.
+        "tmpfs": ["/consul/data"],
+        "healthcheck": _health(["CMD", "consul", "info"]),
+        "restart": RESTART,
     }
 
 
@@ -108,49 +129,43 @@ def _gossamer() -> dict[str, Any]:
         "networks": {"mesh": {"ipv4_address": GOSSAMER}},
         "ports": [f"127.0.0.1:{commands.ADMIN_PORT}:{commands.ADMIN_PORT}"],
         "depends_on": {"consul": {"condition": "service_healthy"}},
-        "healthcheck": {"interval": "2s", "retries": 30},
-        "restart": "unless-stopped",
+        "healthcheck": _health(["CMD", *commands.control_plane_ready()]),
+        "restart": RESTART,
         **_locked_down(),
     }
 
 
 def _three(service: str, instance: str) -> dict[str, Any]:
-    """Return an application, its redirection and its sidecar."""
+    """Return the owner of a network namespace, which redirects in it, the sidecar and the application."""
     name, front = f"{service}-{instance}", service == FRONT
+    owner = f"{name}{NETWORK_SUFFIX}"
     names = {called: f"{called}.virtual.consul" for called in shop.CALLS[service]}
     image = {"image": "gossamer", "pull_policy": "never"}  # built by the service of that name
-    ours = {**image, "network_mode": f"service:{name}", **_locked_down()}
-    application = {
+    network: dict[str, Any] = {
         **image,
-        "command": commands.application(
-            name,
-            speaks="tcp" if service in shop.PLAIN_TCP else "http",
-            calls=shop.calls(service, names),
-            address="0.0.0.0" if front else "127.0.0.1",  # noqa: S104 - of its container
-        ),
-        "user": str(APPLICATION_UID),
+        "command": commands.redirect(exclude_inbound=[commands.APPLICATION_PORT] if front else [], hold=True),
+        "user": "0",
         "networks": {"mesh": {"ipv4_address": _address(service, instance)}},
         "depends_on": {"gossamer": {"condition": "service_healthy"}},
-        "healthcheck": {"disable": True},
-        **_locked_down(),
+        "healthcheck": _health(["CMD", "nft", "list", "table", "inet", TABLE]),
+        **_kept_running(),
+        "cap_add": ["NET_ADMIN"],
     }
     if names:
-        application["extra_hosts"] = {host: shop.VIRTUAL_IPS[called] for called, host in names.items()}
+        network["extra_hosts"] = {host: shop.VIRTUAL_IPS[called] for called, host in names.items()}
     if front:
-        application["ports"] = [f"127.0.0.1:8080:{commands.APPLICATION_PORT}"]
-    past = [commands.APPLICATION_PORT] if front else []
+        network["ports"] = [f"127.0.0.1:8080:{commands.APPLICATION_PORT}"]
+    application = commands.application(
+        name,
+        speaks="tcp" if service in shop.PLAIN_TCP else "http",
+        calls=shop.calls(service, names),
+        address="0.0.0.0" if front else "127.0.0.1",  # noqa: S104 - of its container
+    )
+    inside = {**image, "network_mode": f"service:{owner}", **_kept_running()}
     return {
-        name: application,
-        f"{name}-redirect": {
-            **ours,
-            "command": commands.redirect(exclude_inbound=past),
-            "user": "0",
-            "cap_add": ["NET_ADMIN"],
-            "depends_on": {name: {"condition": "service_started"}},
-            "healthcheck": {"disable": True},
-        },
+        owner: network,
         f"{name}-sidecar": {
-            **ours,
+            **inside,
             "command": commands.sidecar(
                 f"{name}{SIDECAR_SUFFIX}",
                 ["--consul", f"http://{CONSUL}:8500"],
@@ -162,15 +177,41 @@ def _three(service: str, instance: str) -> dict[str, Any]:
             "environment": {"RUNTIME_DIRECTORY": str(PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent)},
             # The application shares the network, not the files: Envoy's admin interface shows the token.
             "tmpfs": [f"{PurePosixPath(commands.ENVOY_ADMIN_SOCKET).parent}:uid={commands.ENVOY_UID},mode=0700"],
-            "depends_on": {f"{name}-redirect": {"condition": "service_completed_successfully"}},
-            "healthcheck": {
-                "test": ["CMD", *commands.envoy_ready()],
-                "interval": "2s",
-                "retries": 30,
+            "depends_on": {owner: {"condition": "service_healthy", "restart": True}},
+            "healthcheck": _health(_inside(commands.envoy_ready())),
+        },
+        name: {
+            **inside,
+            "command": ["sh", "-c", f"{WAIT}; exec {shlex.join(application)}"],
+            "user": str(APPLICATION_UID),
+            "depends_on": {
+                owner: {"condition": "service_healthy", "restart": True},
+                f"{name}-sidecar": {"condition": "service_healthy"},
             },
-            "restart": "unless-stopped",
+            "healthcheck": _health(_inside(commands.listens(commands.APPLICATION_PORT))),
         },
     }
+
+
+def _inside(check: list[str]) -> list[str]:
+    """Return the health check of a container in another one's network namespace.
+
+    When the owner of the namespace is started again, it has a new one, and the others stay in the old one, which has
+    no network. Docker does not notice that, so the check ends the container, and the restart policy starts it in the
+    new namespace.
+    """
+    rejoin = f"grep -q eth0 /proc/net/dev || {{ sleep {WITHOUT_NETWORK_S}; kill 1; exit 1; }}"
+    return ["CMD-SHELL", f"{rejoin}; exec {shlex.join(check)}"]
+
+
+def _health(test: list[str]) -> dict[str, Any]:
+    """Return a health check that runs each second until it passes once, then each ten seconds."""
+    return {"test": test, "start_period": "120s", "start_interval": "1s", "interval": "10s", "timeout": "10s"}
+
+
+def _kept_running() -> dict[str, Any]:
+    """Return the settings of a container that is started again when it ends, and ends when it is asked to."""
+    return {"init": True, "restart": RESTART, **_locked_down()}
 
 
 def _locked_down() -> dict[str, Any]:

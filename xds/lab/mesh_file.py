@@ -13,7 +13,7 @@ import yaml
 from xds.lab.commands import gossamer
 from xds.lab.processes import eventually, run_to_end
 from xds.sources.export import service_definition
-from xds.sources.file.loading import FileSettings
+from xds.sources.file.settings import FileSettings
 from xds.sources.file.state import StateFolder
 
 

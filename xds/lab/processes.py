@@ -101,14 +101,16 @@ class CommandError(Exception):
     """Command that failed and should not have; the message is its output."""
 
 
-async def run_to_end(*command: str) -> str:
-    """Run a command; what it printed.
+async def run_to_end(*command: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+    """Run a command in ``folder``, by default this process's, with ``environment`` in place of this process's.
+
+    Return what it printed.
 
     Raises:
         CommandError: it failed.
     """
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment, cwd=folder
     )
     try:
         output, _ = await process.communicate()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xds.redirect import iptables, nftables
 from xds.redirect.rules import Rules
+
+MARK = "gossamer-redirected"
+"""Name of an abstract Unix socket. Every process of the network namespace sees it in ``/proc/net/unix``, whatever its
+rights, so a container can wait there for the redirection."""
 
 
 class RedirectError(Exception):
@@ -126,6 +132,24 @@ class Redirector:
                 f"{' '.join(whole[:4])} failed: {words or f'exit code {done.returncode}'}{_hint(words)}"
             )
         return done.stdout
+
+
+@contextlib.contextmanager
+def marked() -> Iterator[None]:
+    """Have the mark of the redirection in this network namespace during a ``with`` block.
+
+    Raises:
+        RedirectError: another process has it.
+    """
+    with socket.socket(socket.AF_UNIX) as mark:
+        try:
+            mark.bind(f"\0{MARK}")
+        except OSError as error:
+            raise RedirectError(
+                f"can't open the abstract socket @{MARK}: {error.strerror}; another process holds the redirection of"
+                " this network namespace"
+            ) from error
+        yield
 
 
 _FAMILIES = (("ip6tables", 6), ("iptables", 4))

@@ -16,10 +16,10 @@ import pytest
 from tests.integration.conftest import Mesh
 from tests.integration.helpers import answers, ask_as
 from xds.lab.application import who_answers
-from xds.lab.commands import application, gossamer, here
+from xds.lab.commands import application, gossamer, here, redirect
 from xds.lab.mesh import Lab, Member
 from xds.lab.network import Host, Network
-from xds.lab.processes import CommandError, eventually, run_to_end
+from xds.lab.processes import CommandError, Process, eventually, run_to_end
 
 EXCLUDED_PORT, OTHER_PORT, INBOUND_PORT = 9001, 9002, 9100
 EXCLUDED_UID, OTHER_UID = 7777, 8888
@@ -309,3 +309,24 @@ def segment(source: str, source_port: int, to: str, to_port: int, flags: int, op
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return header[:16] + struct.pack("!H", ~total & 0xFFFF) + header[18:]
+
+
+async def test_held_rules_are_marked_in_their_namespace_until_the_holder_ends(tmp_path: Path) -> None:
+    with Network() as network:
+        host, other = network.host("held"), network.host("other")
+        command = host.command(*here([*redirect(hold=True)]))
+        holder = await Process.start("holder", command, tmp_path / "holder.log")
+        try:
+
+            async def marked() -> bool:
+                return "@gossamer-redirected" in await run_to_end(*host.command("cat", "/proc/net/unix"))
+
+            await eventually("the mark", marked)
+            await run_to_end(*host.command(*gossamer("redirect-traffic", *redirect()[2:], "--verify")))
+            assert "@gossamer-redirected" not in await run_to_end(*other.command("cat", "/proc/net/unix"))
+            with pytest.raises(CommandError, match="another process holds the redirection"):
+                await run_to_end(*command)
+        finally:
+            await holder.stop()
+        assert await holder.ended() == 0
+        assert not await marked()

@@ -10,7 +10,7 @@ import click
 import yaml
 
 from xds.cli.common import Failure, consul_flags, state_flag
-from xds.cli.dry_run import set_aside
+from xds.cli.mesh_check import set_aside
 from xds.sources.consul.client import ConsulError
 from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.sources.export import export

@@ -8,7 +8,11 @@ from xds.mesh.mesh import Demand
 
 
 class Source(Protocol):
-    """Source of a mesh. It is given a sink for batches of facts when it is made."""
+    """Source of a mesh. It is given a sink for batches of facts when it is made.
+
+    A batch has a fact, or ``None`` for one that does not exist any more, for each key. `xds.mesh.mesh` has the keys:
+    ``BASE_FACTS`` are always delivered, the others when they are demanded.
+    """
 
     async def asks_for_tokens(self) -> bool:
         """Return whether a client must present a token to get a certificate; true while that is unknown."""

@@ -49,6 +49,8 @@ def test_every_command_explains_itself(command: str) -> None:
         (["redirect-traffic", "--proxy-inbound-port", "1"], "--proxy-uid is missing"),
         (["redirect-traffic", "--exclude-outbound-cidr", "10.0.0.1/8"], "is not a network"),
         (["redirect-traffic", "--undo", "--verify"], "exclude each other"),
+        (["redirect-traffic", "--undo", "--hold"], "exclude each other"),
+        (["redirect-traffic", "--hold", "--netns", "web"], "it excludes --netns"),
         (["serve", "--mesh", "/nowhere.yaml"], "/nowhere.yaml: can't be read: No such file or directory"),
         (["serve", "--mesh", "m.yaml", "--consul", "http://127.0.0.1:1"], "--mesh and --consul exclude each other"),
         (["serve", "--state", "/tmp/x"], "--state is for a mesh file"),

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from tests.generated import accepted, of_kind
+from tests.integration.helpers import free_port
 from tests.unit.facts import FREE_PORT
 from xds.control.proxy import SERVED_TYPES, Proxy
 from xds.envoy.bootstrap import BootstrapInputs, sidecar_bootstrap
@@ -141,12 +141,6 @@ class Live:
             for type_url in SERVED_TYPES
             for name, rejection in proxy.session.state(type_url).rejected.items()
         }
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return int(made.getsockname()[1])
 
 
 def _has_answered(proxy: Proxy) -> bool:

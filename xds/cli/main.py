@@ -8,6 +8,7 @@ from xds import __version__
 from xds.cli.bootstrap import bootstrap
 from xds.cli.ca import ca
 from xds.cli.demo import demo
+from xds.cli.kubernetes import kubernetes_group
 from xds.cli.mesh_files import mesh_group
 from xds.cli.redirect_traffic import redirect_traffic
 from xds.cli.serve import serve
@@ -29,5 +30,5 @@ def gossamer() -> None:
     """
 
 
-for command in (serve, bootstrap, sidecar, redirect_traffic, mesh_group, ca, demo):
+for command in (serve, bootstrap, sidecar, redirect_traffic, mesh_group, kubernetes_group, ca, demo):
     gossamer.add_command(command)

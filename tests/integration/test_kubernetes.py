@@ -1,0 +1,315 @@
+"""Injection against a real API server: every annotation and error, certificates, restarts, rights.
+
+There are no nodes: pods are created and stay pending. What the API server stored is what counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from lightkube.core.exceptions import ApiError
+from lightkube.models.admissionregistration_v1 import (
+    MutatingWebhook,
+    RuleWithOperations,
+    WebhookClientConfig,
+)
+from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement, ObjectMeta
+from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
+from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
+from lightkube.resources.core_v1 import Namespace, Pod, Secret, ServiceAccount
+from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+
+from tests.integration.helpers import free_port
+from tests.integration.kubernetes import MISSING, Kubernetes, make_pod, program
+from xds.kubernetes import annotations as known
+from xds.kubernetes.certificates import BUNDLE, CERTIFICATE
+from xds.kubernetes.injection import EXPOSED_PATHS
+from xds.lab.commands import gossamer
+from xds.lab.network import temporary_folder
+from xds.lab.processes import Process, eventually
+
+pytestmark = [pytest.mark.skipif(program() is None, reason=MISSING), pytest.mark.timeout(300)]
+
+OWN, SHOP, NAME, SECRET = "gossamer", "shop", "gossamer", "gossamer-webhook"
+INJECT = {known.INJECT.key: "true"}
+CONFLICT, FORBIDDEN = 409, 403
+
+
+class Cluster:
+    """An API server with the webhook, which has the rights of its ServiceAccount only."""
+
+    def __init__(self, kubernetes: Kubernetes, folder: Path, stack: AsyncExitStack) -> None:
+        self.kubernetes = kubernetes
+        self.client = kubernetes.client()
+        self.webhooks: list[Process] = []
+        self.port = free_port()
+        self._folder = folder
+        self._stack = stack
+
+    async def prepare(self) -> None:
+        """Create what the chart installs, but for Deployments: no pod runs here."""
+        for name in (OWN, SHOP):
+            await self.client.create(Namespace(metadata=ObjectMeta(name=name)))
+        account = ObjectMeta(name=NAME, namespace=OWN)
+        await self.client.create(ServiceAccount(metadata=account))
+        everywhere = [
+            PolicyRule(apiGroups=[""], resources=["namespaces"], verbs=["get", "list", "watch"]),
+            PolicyRule(
+                apiGroups=["admissionregistration.k8s.io"],
+                resources=["mutatingwebhookconfigurations"],
+                resourceNames=[NAME],
+                verbs=["get", "update"],
+            ),
+        ]
+        here = [
+            PolicyRule(apiGroups=[""], resources=["secrets"], resourceNames=[SECRET], verbs=["get", "update"]),
+            PolicyRule(apiGroups=[""], resources=["secrets"], verbs=["create"]),
+        ]
+        subjects = [Subject(kind="ServiceAccount", name=NAME, namespace=OWN)]
+        group = "rbac.authorization.k8s.io"
+        await self.client.create(ClusterRole(metadata=ObjectMeta(name=NAME), rules=everywhere))
+        await self.client.create(
+            ClusterRoleBinding(
+                metadata=ObjectMeta(name=NAME),
+                roleRef=RoleRef(apiGroup=group, kind="ClusterRole", name=NAME),
+                subjects=subjects,
+            )
+        )
+        await self.client.create(Role(metadata=account, rules=here))
+        await self.client.create(
+            RoleBinding(metadata=account, roleRef=RoleRef(apiGroup=group, kind="Role", name=NAME), subjects=subjects)
+        )
+        exempt = LabelSelectorRequirement("kubernetes.io/metadata.name", "NotIn", ["kube-system", OWN])
+        hook = MutatingWebhook(
+            name="gossamer.example.com",
+            admissionReviewVersions=["v1"],
+            clientConfig=WebhookClientConfig(url=f"https://localhost:{self.port}/mutate"),
+            sideEffects="None",
+            failurePolicy="Fail",
+            reinvocationPolicy="IfNeeded",
+            namespaceSelector=LabelSelector(matchExpressions=[exempt]),
+            rules=[RuleWithOperations(apiGroups=[""], apiVersions=["v1"], operations=["CREATE"], resources=["pods"])],
+        )
+        await self.client.create(MutatingWebhookConfiguration(metadata=ObjectMeta(name=NAME), webhooks=[hook]))
+
+    async def start_webhook(self, *flags: str) -> Process:
+        """Start the webhook with the token of its ServiceAccount."""
+        token = await self.kubernetes.service_account_token(NAME, OWN)
+        number = len(self.webhooks)
+        config = self._folder / f"webhook-{number}.kubeconfig"
+        config.write_text(yaml.safe_dump(self.kubernetes.config(token)))
+        command = gossamer(
+            *("kubernetes", "inject", "--image", "gossamer:1", "--consul", "http://consul:8500"),
+            *("--xds", "gossamer.gossamer.svc:18000", "--listen", f"127.0.0.1:{self.port}"),
+            *("--namespace", OWN, "--service", "localhost", *flags),
+        )
+        process = await Process.start(
+            f"webhook-{number}", command, self._folder / f"webhook-{number}.log", {"KUBECONFIG": str(config)}
+        )
+        self._stack.push_async_callback(process.stop)
+        self.webhooks.append(process)
+        return process
+
+    async def serving(self) -> None:
+        """Wait until pods can be created."""
+
+        async def admits() -> bool:
+            for process in self.webhooks:
+                if process.running:
+                    process.alive()
+            try:
+                await self.create(make_pod("probe"))
+            except ApiError as error:
+                if "failed calling webhook" in str(error):
+                    return False
+                raise
+            await self.client.delete(Pod, "probe", namespace=SHOP, grace_period=0)
+            return True
+
+        await eventually("the webhook", admits, within_s=60, every_s=0.2)
+
+    async def create(self, pod: dict[str, Any], namespace: str = SHOP) -> Any:
+        """Create a pod. Return what the API server stored."""
+        return await self.client.create(Pod.from_dict(pod), namespace=namespace)
+
+    async def refused(self, pod: dict[str, Any]) -> str:
+        """Return the message with which the creation of a pod is refused."""
+        with pytest.raises(ApiError) as caught:
+            await self.create(pod)
+        return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+async def cluster() -> AsyncIterator[Cluster]:
+    folder = temporary_folder()
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        kubernetes = await stack.enter_async_context(Kubernetes(folder))
+        made = Cluster(kubernetes, folder, stack)
+        stack.push_async_callback(made.client.close)
+        await made.prepare()
+        await made.start_webhook()
+        await made.serving()
+        yield made
+
+
+def names(containers: Any) -> list[str]:
+    return [each.name for each in containers or ()]
+
+
+async def test_a_pod_gets_a_sidecar_once_although_the_webhook_is_called_twice(cluster: Cluster) -> None:
+    """Another webhook that changes the pod afterwards makes the API server call again (``reinvocationPolicy``)."""
+    made = await cluster.create(make_pod("web", INJECT))
+    assert names(made.spec.initContainers) == ["gossamer-init", "gossamer-sidecar"]
+    assert made.spec.initContainers[1].restartPolicy == "Always"
+    assert names(made.spec.containers) == ["app"]
+    assert made.metadata.labels[known.MANAGED_BY] == "gossamer"
+    again = await cluster.create(
+        made.to_dict() | {"metadata": {"name": "web-2", "annotations": made.metadata.annotations}}
+    )
+    assert names(again.spec.initContainers) == ["gossamer-init", "gossamer-sidecar"]
+
+
+async def test_a_pod_without_the_annotation_and_a_system_pod_stay_as_they_are(cluster: Cluster) -> None:
+    made = await cluster.create(make_pod("plain"))
+    assert not made.spec.initContainers
+    system = await cluster.create(make_pod("system", INJECT), "kube-system")
+    assert not system.spec.initContainers
+
+
+EVERY = {
+    known.TRANSPARENT: "true", known.OVERWRITE_PROBES: "true", known.EXCLUDE_INBOUND: "http, 9000",
+    known.EXCLUDE_OUTBOUND: "5432", known.EXCLUDE_NETWORKS: "10.0.0.0/8,fd00::/8", known.EXCLUDE_USERS: "1000",
+    known.DNS: "true", known.SERVICE: "web", known.SERVICE_PORT: "http",
+    known.SERVICE_UPSTREAMS: "api:1234,db:1235:dc2,prepared_query:near:1236", known.KUBERNETES_SERVICE: "web",
+    known.TAGS_OF_SERVICE: "a,b", known.CPU_LIMIT: "1", known.CPU_REQUEST: "100m", known.MEMORY_LIMIT: "128Mi",
+    known.MEMORY_REQUEST: "64Mi", known.CONCURRENCY: "1", known.EXTRA_ARGUMENTS: "--log-level debug",
+    known.GRACE_PERIOD: "5", known.NATIVE: "false",
+}  # fmt: skip
+
+
+async def test_every_annotation_is_accepted_by_the_api_server(cluster: Cluster) -> None:
+    assert {known.INJECT, *EVERY} == set(known.ANNOTATIONS)
+    given = {annotation.key: value for annotation, value in EVERY.items()} | INJECT
+    probe = {"httpGet": {"path": "/healthz", "port": "http"}}
+    pod = make_pod("every", given)
+    pod["spec"]["containers"][0] |= {"livenessProbe": probe, "lifecycle": {"postStart": probe}}
+    made = await cluster.create(pod)
+    sidecar, app = made.spec.containers
+    assert sidecar.resources.limits == {"cpu": "1", "memory": "128Mi"}
+    assert sidecar.resources.requests == {"cpu": "100m", "memory": "64Mi"}
+    assert app.livenessProbe.httpGet.port == 20300
+    assert EXPOSED_PATHS in made.metadata.annotations
+    assert {each.name: each.value for each in app.env}["DB_CONNECT_SERVICE_PORT"] == "1235"
+    command = made.spec.initContainers[0].command
+    assert command[command.index("--redirect") :] == [
+        "--redirect", "--proxy-uid", "5995", "--exclude-inbound-port", "20300", "--exclude-inbound-port", "20700",
+        "--exclude-inbound-port", "8080", "--exclude-inbound-port", "9000", "--exclude-outbound-port", "5432",
+        "--exclude-outbound-cidr", "10.0.0.0/8", "--exclude-outbound-cidr", "fd00::/8", "--exclude-uid", "1000",
+        "--dns-port", "8600",
+    ]  # fmt: skip
+
+
+CHECKED = [each for each in known.ANNOTATIONS if each is not known.TAGS_OF_SERVICE]
+"""All but that of tags, which takes any text."""
+
+
+@pytest.mark.parametrize("annotation", CHECKED, ids=lambda each: each.name)
+async def test_a_wrong_value_is_refused_with_what_was_expected(cluster: Cluster, annotation: known.Annotation) -> None:
+    message = await cluster.refused(make_pod("wrong", INJECT | {annotation.key: "' ,,:?"}))
+    assert 'admission webhook "gossamer.example.com" denied the request: gossamer: ' in message
+    assert f"annotation {annotation.key}: " in message
+
+
+async def test_reserved_users_and_ports_are_refused(cluster: Cluster) -> None:
+    pod = make_pod("reserved", INJECT, securityContext={"runAsUser": 5995})
+    pod["spec"]["containers"][0]["ports"] = [{"containerPort": 15001}]
+    message = await cluster.refused(pod)
+    assert "the pod runs as user 5995, which is that of the sidecar" in message
+    assert "container 'app' has port 15001" in message
+
+
+async def test_a_label_of_the_namespace_counts_as_soon_as_it_is_there(cluster: Cluster) -> None:
+    made = await cluster.client.get(Namespace, SHOP)
+
+    async def transparent(name: str) -> bool:
+        pod = await cluster.create(make_pod(name, INJECT))
+        await cluster.client.delete(Pod, name, namespace=SHOP, grace_period=0)
+        return known.TRANSPARENT_STATUS in pod.metadata.annotations
+
+    assert await transparent("labeled-0")
+    for value in ("false", None):
+        patch = {"metadata": {"labels": {known.TRANSPARENT.key: value}}}
+        await cluster.client.patch(Namespace, made.metadata.name, patch)
+        numbers = iter(range(1000))
+        expected = value is None
+        await eventually(
+            f"the label {value}",
+            lambda: transparent(f"labeled-{value}-{next(numbers)}".lower()),  # noqa: B023 - awaited in this round
+            until=expected.__eq__,
+        )
+
+
+async def test_what_the_webhook_may_not_do(cluster: Cluster) -> None:
+    """Its rights are those that it needs: it reads no Secret but its own, and no pod."""
+    token = await cluster.kubernetes.service_account_token(NAME, OWN)
+    client = cluster.kubernetes.client(token)
+    for attempt in (
+        client.get(Secret, "other", namespace=OWN),
+        client.get(Secret, SECRET, namespace=SHOP),
+        client.get(Pod, "web", namespace=SHOP),
+        client.get(MutatingWebhookConfiguration, "other"),
+        client.delete(Namespace, SHOP),
+    ):
+        with pytest.raises(ApiError) as caught:
+            await attempt
+        assert caught.value.status.code == FORBIDDEN
+    await client.close()
+
+
+async def test_certificates_are_made_again_and_every_replica_presents_them(cluster: Cluster) -> None:
+    """The Secret is deleted and the registration emptied, as by a mistake; both come back with a new authority."""
+    before = await cluster.client.get(Secret, SECRET, namespace=OWN)
+    await cluster.client.delete(Secret, SECRET, namespace=OWN)
+    await cluster.webhooks[-1].stop()
+    await cluster.start_webhook()
+    await cluster.serving()
+    after = await cluster.client.get(Secret, SECRET, namespace=OWN)
+    assert after.data[BUNDLE] != before.data[BUNDLE]
+    registered = await cluster.client.get(MutatingWebhookConfiguration, NAME)
+    assert registered.webhooks[0].clientConfig.caBundle == after.data[BUNDLE]
+    leaf = x509.load_pem_x509_certificate(base64.b64decode(after.data[CERTIFICATE]))
+    named = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert named.get_values_for_type(x509.DNSName) == ["localhost", f"localhost.{OWN}", f"localhost.{OWN}.svc"]
+
+
+async def test_without_the_webhook_no_pod_starts_and_nothing_else_stops(cluster: Cluster) -> None:
+    await cluster.webhooks[-1].stop()
+    assert "failed calling webhook" in await cluster.refused(make_pod("web-3", INJECT))
+    await cluster.create(make_pod("system-2"), "kube-system")
+    await cluster.start_webhook()
+    await cluster.serving()
+
+
+async def test_the_webhook_goes_on_when_the_api_server_restarts(cluster: Cluster) -> None:
+    await cluster.kubernetes.apiserver.stop()
+    await cluster.kubernetes.start_apiserver()
+    await cluster.serving()
+    patch = {"metadata": {"labels": {known.TRANSPARENT.key: "false"}}}
+    await cluster.client.patch(Namespace, SHOP, patch)
+    numbers = iter(range(1000))
+
+    async def direct() -> bool:
+        pod = await cluster.create(make_pod(f"after-{next(numbers)}", INJECT))
+        return known.TRANSPARENT_STATUS not in pod.metadata.annotations
+
+    await eventually("the label to be read after the restart", direct, within_s=60)
+    await cluster.client.patch(Namespace, SHOP, {"metadata": {"labels": {known.TRANSPARENT.key: None}}})

@@ -1,0 +1,148 @@
+"""Makes the two containers that a pod gets: one that waits for its registration and redirects, and the sidecar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xds.kubernetes import annotations as known
+from xds.kubernetes.annotations import Annotation
+from xds.kubernetes.settings import ENVOY_UID, PUBLIC_PORT, InjectionSettings, Resources
+
+INIT_NAME, SIDECAR_NAME = "gossamer-init", "gossamer-sidecar"
+FOLDER = "/run/gossamer"
+"""Folder of the files that both containers share: the sidecar's ID, and the sockets and certificates of Envoy."""
+ID_FILE = f"{FOLDER}/proxy-id"
+VOLUME = {"name": "gossamer", "emptyDir": {"medium": "Memory"}}
+MOUNT = {"name": "gossamer", "mountPath": FOLDER}
+NODE_SUFFIX = "-virtual"
+"""Suffix of the Consul node of a Kubernetes node, as in Consul on Kubernetes."""
+_FROM_POD = {
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_UID": "metadata.uid",
+    "NODE_NAME": "spec.nodeName",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PodInputs:
+    """What the containers of one pod depend on."""
+
+    given: Mapping[Annotation, Any]
+    """Values of its annotations."""
+    transparent: bool
+    exposed_ports: tuple[int, ...]
+    """Ports of the sidecar for the kubelet's probes."""
+    dns_port: int | None
+    """Port where the sidecar answers DNS queries."""
+    termination_s: int
+    """The pod's ``terminationGracePeriodSeconds``."""
+
+
+def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, Any]:
+    """Return the container that waits until the pod is registered, and redirects it if it is transparent."""
+    command = ["gossamer", "kubernetes", "init", "--consul", settings.consul, "--id-file", ID_FILE]
+    if inputs.transparent:
+        command += ["--redirect", *_redirection(inputs)]
+    capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": ["NET_ADMIN"]} if inputs.transparent else {})
+    context: dict[str, Any] = {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": capabilities,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    # The kernel gives NET_ADMIN to root only.
+    user = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if inputs.transparent else _unprivileged()
+    return _container(INIT_NAME, command, {**context, **user}, settings, settings.init)
+
+
+def _redirection(inputs: PodInputs) -> list[str]:
+    """Return the flags of the redirection (`xds.cli.redirect_traffic`)."""
+    given = inputs.given
+    inbound = (*inputs.exposed_ports, *given.get(known.EXCLUDE_INBOUND, ()))
+    flags: list[tuple[str, Any]] = [
+        *(("--exclude-inbound-port", port) for port in inbound),
+        *(("--exclude-outbound-port", port) for port in given.get(known.EXCLUDE_OUTBOUND, ())),
+        *(("--exclude-outbound-cidr", network) for network in given.get(known.EXCLUDE_NETWORKS, ())),
+        *(("--exclude-uid", user) for user in given.get(known.EXCLUDE_USERS, ())),
+    ]
+    if inputs.dns_port is not None:
+        flags.append(("--dns-port", inputs.dns_port))
+    return ["--proxy-uid", str(ENVOY_UID), *(str(part) for flag in flags for part in flag)]
+
+
+def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native: bool) -> dict[str, Any]:
+    """Return the container of Envoy.
+
+    Args:
+        inputs: of the pod.
+        settings: the operator's.
+        native: whether it is a native sidecar, which starts before the application and stops after it.
+    """
+    given = inputs.given
+    flags = ["--node-name", f"$(NODE_NAME){NODE_SUFFIX}", "--consul", settings.consul]
+    for address in settings.xds:
+        flags += ["--xds", str(address)]
+    if settings.plaintext:
+        flags.append("--plaintext")
+    if inputs.dns_port is not None:
+        flags += ["--dns-port", str(inputs.dns_port)]
+    concurrency = str(given.get(known.CONCURRENCY, settings.concurrency))
+    envoy = ["--concurrency", concurrency, *given.get(known.EXTRA_ARGUMENTS, ())]
+    # The shell hands its arguments on as they are: no annotation becomes a part of the script.
+    script = f'read -r id < {ID_FILE} && exec gossamer sidecar "$id" "$@"'
+    command = ["sh", "-c", script, "sh", *flags, "--", *envoy]
+    context = {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+        **_unprivileged(),
+    }
+    resources = Resources(
+        cpu_limit=given.get(known.CPU_LIMIT, settings.sidecar.cpu_limit),
+        cpu_request=given.get(known.CPU_REQUEST, settings.sidecar.cpu_request),
+        memory_limit=given.get(known.MEMORY_LIMIT, settings.sidecar.memory_limit),
+        memory_request=given.get(known.MEMORY_REQUEST, settings.sidecar.memory_request),
+    )
+    made = _container(SIDECAR_NAME, command, context, settings, resources)
+    made["env"].append({"name": "RUNTIME_DIRECTORY", "value": FOLDER})
+    made["ports"] = [{"name": "mesh", "containerPort": PUBLIC_PORT, "protocol": "TCP"}]
+    listening = {"tcpSocket": {"port": PUBLIC_PORT}, "periodSeconds": 1, "timeoutSeconds": 5}
+    made["readinessProbe"] = {**listening, "failureThreshold": 10}
+    if native:
+        made["restartPolicy"] = "Always"
+        # Init containers and the application start when this has succeeded.
+        made["startupProbe"] = {**listening, "failureThreshold": 120}
+    else:
+        grace = min(given.get(known.GRACE_PERIOD, inputs.termination_s), inputs.termination_s)
+        made["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(grace)]}}}
+    return made
+
+
+def _unprivileged() -> dict[str, Any]:
+    return {"runAsUser": ENVOY_UID, "runAsGroup": ENVOY_UID, "runAsNonRoot": True}
+
+
+def _container(
+    name: str, command: list[str], context: dict[str, Any], settings: InjectionSettings, resources: Resources
+) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "env": [
+            {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}} for variable, path in _FROM_POD.items()
+        ],
+        "volumeMounts": [MOUNT],
+        "securityContext": context,
+    }
+    found = resources.written()
+    if found:
+        made["resources"] = found
+    return made

@@ -73,7 +73,7 @@ class Kubernetes:
             "kube-controller-manager",
             *("--kubeconfig", str(self.kubeconfig()), "--service-account-private-key-file", "sa.key"),
             *("--root-ca-file", "ca.crt", "--leader-elect=false", "--authentication-skip-lookup"),
-            *("--secure-port", str(free_port()), "--concurrent-service-endpoint-syncs", "5"),
+            *("--secure-port", str(free_port()), "--node-monitor-grace-period", "3600s"),
         )
         client = self.client()
 
@@ -93,6 +93,14 @@ class Kubernetes:
         command += ["--listen-peer-urls", f"http://127.0.0.1:{free_port()}", "--unsafe-no-fsync"]
         self.etcd = await self._process("etcd", command)
         return self.etcd
+
+    async def compact(self) -> None:
+        """Have etcd forget the history of all objects."""
+        url = f"http://127.0.0.1:{self.etcd_port}/v3/kv"
+        async with httpx2.AsyncClient() as client:
+            found = await client.post(f"{url}/range", json={"key": "AA=="})
+            revision = found.json()["header"]["revision"]
+            (await client.post(f"{url}/compaction", json={"revision": revision})).raise_for_status()
 
     async def start_apiserver(self) -> Process:
         """Start the API server, and wait until it is ready."""

@@ -9,142 +9,25 @@ import base64
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 from lightkube.core.exceptions import ApiError
-from lightkube.models.admissionregistration_v1 import (
-    MutatingWebhook,
-    RuleWithOperations,
-    WebhookClientConfig,
-)
-from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement, ObjectMeta
-from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
-from lightkube.resources.core_v1 import Namespace, Pod, Secret, ServiceAccount
-from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+from lightkube.resources.core_v1 import Namespace, Pod, Secret
 
-from tests.integration.helpers import free_port
+from tests.integration.cluster import INJECT, NAME, OWN, SECRET, SHOP, Cluster
 from tests.integration.kubernetes import MISSING, Kubernetes, make_pod, program
 from xds.kubernetes import annotations as known
 from xds.kubernetes.certificates import BUNDLE, CERTIFICATE
 from xds.kubernetes.injection import EXPOSED_PATHS
-from xds.lab.commands import gossamer
 from xds.lab.network import temporary_folder
-from xds.lab.processes import Process, eventually
+from xds.lab.processes import eventually
 
 pytestmark = [pytest.mark.skipif(program() is None, reason=MISSING), pytest.mark.timeout(300)]
 
-OWN, SHOP, NAME, SECRET = "gossamer", "shop", "gossamer", "gossamer-webhook"
-INJECT = {known.INJECT.key: "true"}
-CONFLICT, FORBIDDEN = 409, 403
-
-
-class Cluster:
-    """An API server with the webhook, which has the rights of its ServiceAccount only."""
-
-    def __init__(self, kubernetes: Kubernetes, folder: Path, stack: AsyncExitStack) -> None:
-        self.kubernetes = kubernetes
-        self.client = kubernetes.client()
-        self.webhooks: list[Process] = []
-        self.port = free_port()
-        self._folder = folder
-        self._stack = stack
-
-    async def prepare(self) -> None:
-        """Create what the chart installs, but for Deployments: no pod runs here."""
-        for name in (OWN, SHOP):
-            await self.client.create(Namespace(metadata=ObjectMeta(name=name)))
-        account = ObjectMeta(name=NAME, namespace=OWN)
-        await self.client.create(ServiceAccount(metadata=account))
-        everywhere = [
-            PolicyRule(apiGroups=[""], resources=["namespaces"], verbs=["get", "list", "watch"]),
-            PolicyRule(
-                apiGroups=["admissionregistration.k8s.io"],
-                resources=["mutatingwebhookconfigurations"],
-                resourceNames=[NAME],
-                verbs=["get", "update"],
-            ),
-        ]
-        here = [
-            PolicyRule(apiGroups=[""], resources=["secrets"], resourceNames=[SECRET], verbs=["get", "update"]),
-            PolicyRule(apiGroups=[""], resources=["secrets"], verbs=["create"]),
-        ]
-        subjects = [Subject(kind="ServiceAccount", name=NAME, namespace=OWN)]
-        group = "rbac.authorization.k8s.io"
-        await self.client.create(ClusterRole(metadata=ObjectMeta(name=NAME), rules=everywhere))
-        await self.client.create(
-            ClusterRoleBinding(
-                metadata=ObjectMeta(name=NAME),
-                roleRef=RoleRef(apiGroup=group, kind="ClusterRole", name=NAME),
-                subjects=subjects,
-            )
-        )
-        await self.client.create(Role(metadata=account, rules=here))
-        await self.client.create(
-            RoleBinding(metadata=account, roleRef=RoleRef(apiGroup=group, kind="Role", name=NAME), subjects=subjects)
-        )
-        exempt = LabelSelectorRequirement("kubernetes.io/metadata.name", "NotIn", ["kube-system", OWN])
-        hook = MutatingWebhook(
-            name="gossamer.example.com",
-            admissionReviewVersions=["v1"],
-            clientConfig=WebhookClientConfig(url=f"https://localhost:{self.port}/mutate"),
-            sideEffects="None",
-            failurePolicy="Fail",
-            reinvocationPolicy="IfNeeded",
-            namespaceSelector=LabelSelector(matchExpressions=[exempt]),
-            rules=[RuleWithOperations(apiGroups=[""], apiVersions=["v1"], operations=["CREATE"], resources=["pods"])],
-        )
-        await self.client.create(MutatingWebhookConfiguration(metadata=ObjectMeta(name=NAME), webhooks=[hook]))
-
-    async def start_webhook(self, *flags: str) -> Process:
-        """Start the webhook with the token of its ServiceAccount."""
-        token = await self.kubernetes.service_account_token(NAME, OWN)
-        number = len(self.webhooks)
-        config = self._folder / f"webhook-{number}.kubeconfig"
-        config.write_text(yaml.safe_dump(self.kubernetes.config(token)))
-        command = gossamer(
-            *("kubernetes", "inject", "--image", "gossamer:1", "--consul", "http://consul:8500"),
-            *("--xds", "gossamer.gossamer.svc:18000", "--listen", f"127.0.0.1:{self.port}"),
-            *("--namespace", OWN, "--service", "localhost", *flags),
-        )
-        process = await Process.start(
-            f"webhook-{number}", command, self._folder / f"webhook-{number}.log", {"KUBECONFIG": str(config)}
-        )
-        self._stack.push_async_callback(process.stop)
-        self.webhooks.append(process)
-        return process
-
-    async def serving(self) -> None:
-        """Wait until pods can be created."""
-
-        async def admits() -> bool:
-            for process in self.webhooks:
-                if process.running:
-                    process.alive()
-            try:
-                await self.create(make_pod("probe"))
-            except ApiError as error:
-                if "failed calling webhook" in str(error):
-                    return False
-                raise
-            await self.client.delete(Pod, "probe", namespace=SHOP, grace_period=0)
-            return True
-
-        await eventually("the webhook", admits, within_s=60, every_s=0.2)
-
-    async def create(self, pod: dict[str, Any], namespace: str = SHOP) -> Any:
-        """Create a pod. Return what the API server stored."""
-        return await self.client.create(Pod.from_dict(pod), namespace=namespace)
-
-    async def refused(self, pod: dict[str, Any]) -> str:
-        """Return the message with which the creation of a pod is refused."""
-        with pytest.raises(ApiError) as caught:
-            await self.create(pod)
-        return str(caught.value)
+FORBIDDEN = 403
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +93,9 @@ async def test_every_annotation_is_accepted_by_the_api_server(cluster: Cluster) 
     assert EXPOSED_PATHS in made.metadata.annotations
     assert {each.name: each.value for each in app.env}["DB_CONNECT_SERVICE_PORT"] == "1235"
     command = made.spec.initContainers[0].command
-    assert command[command.index("--redirect") :] == [
-        "--redirect", "--proxy-uid", "5995", "--exclude-inbound-port", "20300", "--exclude-inbound-port", "20700",
+    assert command[command.index("--") :] == [
+        "--", "--proxy-uid", "5995", "--proxy-inbound-port", "20000",
+        "--exclude-inbound-port", "20300", "--exclude-inbound-port", "20700",
         "--exclude-inbound-port", "8080", "--exclude-inbound-port", "9000", "--exclude-outbound-port", "5432",
         "--exclude-outbound-cidr", "10.0.0.0/8", "--exclude-outbound-cidr", "fd00::/8", "--exclude-uid", "1000",
         "--dns-port", "8600",
@@ -259,13 +143,13 @@ async def test_a_label_of_the_namespace_counts_as_soon_as_it_is_there(cluster: C
 
 
 async def test_what_the_webhook_may_not_do(cluster: Cluster) -> None:
-    """Its rights are those that it needs: it reads no Secret but its own, and no pod."""
+    """Its rights are those that it needs: it reads no Secret but its own, and deletes nothing."""
     token = await cluster.kubernetes.service_account_token(NAME, OWN)
     client = cluster.kubernetes.client(token)
     for attempt in (
         client.get(Secret, "other", namespace=OWN),
         client.get(Secret, SECRET, namespace=SHOP),
-        client.get(Pod, "web", namespace=SHOP),
+        client.delete(Pod, "web", namespace=SHOP),
         client.get(MutatingWebhookConfiguration, "other"),
         client.delete(Namespace, SHOP),
     ):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from xds.cli.common import Failure, HostPortFlag
+from xds.cli.common import Failure, HostPortFlag, consul_flags
+from xds.cli.redirect_traffic import redirect_traffic
+from xds.sources.consul.settings import ConsulSettings, SettingsError
 from xds.workers.logs import configure
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ log = logging.getLogger("gossamer")
 
 @click.group("kubernetes")
 def kubernetes_group() -> None:
-    """Kubernetes: give pods a sidecar when they are created."""
+    """Kubernetes: give pods a sidecar when they are created, and register them in Consul."""
 
 
 @kubernetes_group.command("inject")
@@ -151,3 +155,72 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
         sidecar=Resources(**resources),
         image_pull_policy=flags["image_pull_policy"],
     )
+
+
+@kubernetes_group.command("register")
+@consul_flags
+@click.option(
+    "--namespace", metavar="NAME", default="", help="Namespace that Gossamer runs in. [that of its ServiceAccount]"
+)
+@click.option("--lease", default="gossamer-register", show_default=True, help="Lease that elects the one that acts.")
+@click.option("--identity", envvar="POD_NAME", default="", help="Name of this replica. [POD_NAME, or the host's]")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def register(consul: ConsulSettings, namespace: str, lease: str, identity: str, log_level: str) -> None:
+    """Register the pods that have a sidecar in Consul, and deregister those that are gone.
+
+    Several replicas can run; one of them acts. Gossamer's ServiceAccount may read pods, Services and EndpointSlices,
+    patch pods, create Events, and use the Lease. Its token of Consul needs node:write and service:write.
+    """
+    _need_client()
+    from xds.kubernetes.process import run_registrar
+
+    configure(log_level.upper())
+    try:
+        asyncio.run(run_registrar(consul, namespace=namespace, lease=lease, identity=identity or socket.gethostname()))
+    except (ValueError, SettingsError) as error:
+        raise Failure(str(error)) from error
+
+
+@kubernetes_group.command("init")
+@consul_flags
+@click.option("--id-file", type=click.Path(path_type=Path), required=True, help="File for the ID of the sidecar.")
+@click.option("--problem-file", type=click.Path(path_type=Path), help="File with the reason why it is not registered.")
+@click.option("--pod-name", envvar="POD_NAME", required=True, help="Name of this pod. [POD_NAME]")
+@click.option("--pod-namespace", envvar="POD_NAMESPACE", required=True, help="Its namespace. [POD_NAMESPACE]")
+@click.option("--pod-uid", envvar="POD_UID", required=True, help="Its UID. [POD_UID]")
+@click.option("--node", envvar="NODE_NAME", required=True, help="Its node. [NODE_NAME]")
+@click.argument("redirection", nargs=-1, type=click.UNPROCESSED, metavar="[-- REDIRECT_TRAFFIC_FLAGS...]")
+def init(
+    consul: ConsulSettings,
+    id_file: Path,
+    problem_file: Path | None,
+    pod_name: str,
+    pod_namespace: str,
+    pod_uid: str,
+    node: str,
+    redirection: tuple[str, ...],
+) -> None:
+    """Wait in a pod until it is registered, then redirect its connections if flags for that are given.
+
+    It is the first of the pod's containers, so that nothing of the pod is ever dialed past its sidecar.
+    """
+    from xds.kubernetes.waiting import OwnPod, registered
+    from xds.sources.consul.client import Consul
+
+    configure("INFO")
+
+    async def wait() -> str:
+        client = Consul(consul)
+        try:
+            return await registered(client, OwnPod(pod_name, pod_namespace, pod_uid, node), problem_file)
+        finally:
+            await client.close()
+
+    found = asyncio.run(wait())
+    id_file.write_text(f"{found}\n")
+    id_file.chmod(0o444)
+    click.echo(f"registered as {found}")
+    if redirection:  # from here on, this process could not reach Consul
+        redirect_traffic.main([*redirection], prog_name="gossamer redirect-traffic", standalone_mode=False)

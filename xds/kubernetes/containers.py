@@ -14,8 +14,17 @@ INIT_NAME, SIDECAR_NAME = "gossamer-init", "gossamer-sidecar"
 FOLDER = "/run/gossamer"
 """Folder of the files that both containers share: the sidecar's ID, and the sockets and certificates of Envoy."""
 ID_FILE = f"{FOLDER}/proxy-id"
-VOLUME = {"name": "gossamer", "emptyDir": {"medium": "Memory"}}
+PROBLEM = "gossamer.io/registration-problem"
+"""Annotation with the reason why a pod is not registered; its init container shows it."""
+PROBLEM_FOLDER = "/run/gossamer-pod"
+PROBLEM_FILE = f"{PROBLEM_FOLDER}/problem"
+_OF_POD = {"path": "problem", "fieldRef": {"fieldPath": f"metadata.annotations['{PROBLEM}']"}}
+VOLUMES: tuple[dict[str, Any], ...] = (
+    {"name": "gossamer", "emptyDir": {"medium": "Memory"}},
+    {"name": "gossamer-pod", "downwardAPI": {"items": [_OF_POD]}},
+)
 MOUNT = {"name": "gossamer", "mountPath": FOLDER}
+PROBLEM_MOUNT = {"name": "gossamer-pod", "mountPath": PROBLEM_FOLDER, "readOnly": True}
 NODE_SUFFIX = "-virtual"
 """Suffix of the Consul node of a Kubernetes node, as in Consul on Kubernetes."""
 _FROM_POD = {
@@ -44,8 +53,9 @@ class PodInputs:
 def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, Any]:
     """Return the container that waits until the pod is registered, and redirects it if it is transparent."""
     command = ["gossamer", "kubernetes", "init", "--consul", settings.consul, "--id-file", ID_FILE]
+    command += ["--problem-file", PROBLEM_FILE]
     if inputs.transparent:
-        command += ["--redirect", *_redirection(inputs)]
+        command += ["--", *_redirection(inputs)]
     capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": ["NET_ADMIN"]} if inputs.transparent else {})
     context: dict[str, Any] = {
         "allowPrivilegeEscalation": False,
@@ -56,7 +66,9 @@ def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, 
     }
     # The kernel gives NET_ADMIN to root only.
     user = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if inputs.transparent else _unprivileged()
-    return _container(INIT_NAME, command, {**context, **user}, settings, settings.init)
+    made = _container(INIT_NAME, command, {**context, **user}, settings, settings.init)
+    made["volumeMounts"] = [MOUNT, PROBLEM_MOUNT]
+    return made
 
 
 def _redirection(inputs: PodInputs) -> list[str]:
@@ -71,7 +83,8 @@ def _redirection(inputs: PodInputs) -> list[str]:
     ]
     if inputs.dns_port is not None:
         flags.append(("--dns-port", inputs.dns_port))
-    return ["--proxy-uid", str(ENVOY_UID), *(str(part) for flag in flags for part in flag)]
+    where = ["--proxy-uid", str(ENVOY_UID), "--proxy-inbound-port", str(PUBLIC_PORT)]
+    return [*where, *(str(part) for flag in flags for part in flag)]
 
 
 def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native: bool) -> dict[str, Any]:

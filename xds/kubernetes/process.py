@@ -12,13 +12,18 @@ from typing import Any
 
 from lightkube import AsyncClient
 
+from xds.kubernetes.leases import Election
+from xds.kubernetes.registrar import Registrar
 from xds.kubernetes.settings import InjectionSettings
 from xds.kubernetes.shared_certificates import SharedCertificates
 from xds.kubernetes.webhook import Webhook
 from xds.mesh.addresses import HostPort
+from xds.sources.consul.client import Consul, ConsulError
+from xds.sources.consul.settings import ConsulSettings
 
 log = logging.getLogger(__name__)
 
+CONSUL_RETRY_S = 2.0
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """File with the namespace of a pod."""
 
@@ -74,6 +79,7 @@ async def until_signal(*parts: Coroutine[Any, Any, None]) -> None:
     Raises:
         Exception: that of a part that failed.
     """
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for each request
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -81,9 +87,10 @@ async def until_signal(*parts: Coroutine[Any, Any, None]) -> None:
     tasks: list[asyncio.Task[None]] = [loop.create_task(part) for part in parts]
     stopped = loop.create_task(stop.wait())
     try:
-        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
+        running: set[asyncio.Task[Any]] = {stopped, *tasks}
+        while not stopped.done():
+            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
                 task.result()
     finally:
         stopped.cancel()
@@ -91,3 +98,38 @@ async def until_signal(*parts: Coroutine[Any, Any, None]) -> None:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_registrar(settings: ConsulSettings, *, namespace: str, lease: str, identity: str) -> None:
+    """Register pods until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: the namespace is not known. SettingsError: Consul's settings can't be used.
+    """
+    settings.ssl_context()
+    client, consul = AsyncClient(), Consul(settings)
+    election = Election(client, own_namespace(namespace), lease, identity)
+    registrar = Registrar(client, consul)
+
+    async def lead() -> None:
+        registrar.legacy = await _is_legacy(consul)
+        await election.lead(registrar.act)
+
+    try:
+        await until_signal(registrar.follow(), lead(), consul.follow_token_file())
+    finally:
+        await election.release()
+        await consul.close()
+        await client.close()
+
+
+async def _is_legacy(consul: Consul) -> bool:
+    """Return whether Consul is older than 1.10, which has a proxy's mode in its opaque configuration."""
+    while True:
+        try:
+            found = await consul.read("/v1/agent/self")
+            version = found.data["Config"]["Version"]
+            return tuple(int(part) for part in version.split(".")[:2]) < (1, 10)
+        except (ConsulError, KeyError, TypeError, ValueError) as error:
+            log.warning("can't read Consul's version, and try again: %s", error)
+            await asyncio.sleep(CONSUL_RETRY_S)

@@ -38,7 +38,7 @@ class Reflector(Generic[Object]):
         kind: the class of the objects.
         on_change: called with the names of the objects that changed, appeared or disappeared.
         namespace: whose objects; ``*`` for all.
-        fields: field selector.
+        labels: label selector.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Reflector(Generic[Object]):
         on_change: Callable[[Iterable[Name]], None],
         *,
         namespace: str | None = None,
-        fields: dict[str, Any] | None = None,
+        labels: dict[str, Any] | None = None,
     ) -> None:
         self._client: Any = client  # its methods are typed for the kinds that lightkube knows
         self._kind = kind
         self._on_change = on_change
-        self._where: dict[str, Any] = {"namespace": namespace, "fields": fields}
+        self._where: dict[str, Any] = {"namespace": namespace, "labels": labels}
         self._version: str | None = None
         self.objects: dict[Name, Object] = {}
         self.listed = asyncio.Event()

@@ -65,7 +65,7 @@ def test_a_transparent_pod_with_a_native_sidecar() -> None:
     assert init["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
     assert init["securityContext"]["readOnlyRootFilesystem"]
     assert not init["securityContext"]["allowPrivilegeEscalation"]
-    assert init["command"][-4:] == ["--proxy-uid", "5995", "--exclude-uid", "7"]
+    assert init["command"][-7:] == ["--", "--proxy-uid", "5995", "--proxy-inbound-port", "20000", "--exclude-uid", "7"]
     assert sidecar["restartPolicy"] == "Always"
     assert sidecar["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert sidecar["securityContext"]["runAsUser"] == 5995
@@ -84,7 +84,7 @@ def test_a_pod_that_is_not_transparent_needs_no_root() -> None:
     init, sidecar = found.pod["spec"]["initContainers"]
     assert "add" not in init["securityContext"]["capabilities"]
     assert init["securityContext"]["runAsNonRoot"]
-    assert "--redirect" not in init["command"]
+    assert "--" not in init["command"]
     assert "--dns-port" not in sidecar["command"]
     assert known.TRANSPARENT_STATUS not in found.pod["metadata"]["annotations"]
     assert found.warnings == (f"annotation {PREFIX}consul-dns has no effect: the pod has no transparent proxy",)

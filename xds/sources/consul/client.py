@@ -229,6 +229,16 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         reply: Reply = await self.http.get(decode, path, params=query, headers=headers)
         return reply
 
+    async def write(self, path: str, body: str) -> None:
+        """Send a PUT request for ``path`` with the JSON ``body``.
+
+        Raises:
+            ConsulError: no answer, or one with a status other than 200.
+        """
+        params = [("dc", self.dc)] if self.dc else []
+        headers = {"Content-Type": "application/json"} | ({"X-Consul-Token": self.token} if self.token else {})
+        await self.http.put(lambda _answer: None, path, params=params, data=body.encode(), headers=headers)
+
     async def check_may_write_service(self, service: str, token: str) -> None:
         """Check that ``token`` has service:write on ``service``; where ACLs are off, every token has.
 

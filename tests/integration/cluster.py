@@ -1,0 +1,183 @@
+"""A Kubernetes API server with Gossamer as the chart installs it, but for Deployments: its processes run here.
+
+Pods are not run. A test plays the kubelet and writes their status.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightkube.core.exceptions import ApiError
+from lightkube.models.admissionregistration_v1 import MutatingWebhook, RuleWithOperations, WebhookClientConfig
+from lightkube.models.core_v1 import ServicePort, ServiceSpec
+from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement, ObjectMeta
+from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
+from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
+from lightkube.resources.core_v1 import Namespace, Node, Pod, Service, ServiceAccount
+from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+
+from tests.integration.helpers import free_port
+from tests.integration.kubernetes import Kubernetes, make_pod
+from xds.kubernetes import annotations as known
+from xds.lab.commands import gossamer
+from xds.lab.processes import Process, eventually
+
+OWN, SHOP, NAME, SECRET, LEASE = "gossamer", "shop", "gossamer", "gossamer-webhook", "gossamer-register"
+NODE, HOST = "node-1", "10.0.0.1"
+INJECT = {known.INJECT.key: "true"}
+
+
+class Cluster:
+    """An API server with the webhook, which has the rights of its ServiceAccount only."""
+
+    def __init__(self, kubernetes: Kubernetes, folder: Path, stack: AsyncExitStack) -> None:
+        self.kubernetes = kubernetes
+        self.client = kubernetes.client()
+        self.webhooks: list[Process] = []
+        self.port = free_port()
+        self._addresses = 0
+        self._folder = folder
+        self._stack = stack
+
+    async def prepare(self) -> None:
+        """Create what the chart installs, but for Deployments: no pod runs here. And a node."""
+        for name in (OWN, SHOP):
+            await self.client.create(Namespace(metadata=ObjectMeta(name=name)))
+        await self.client.create(Node(metadata=ObjectMeta(name=NODE)))
+        account = ObjectMeta(name=NAME, namespace=OWN)
+        await self.client.create(ServiceAccount(metadata=account))
+        everywhere = [
+            PolicyRule(apiGroups=[""], resources=["namespaces"], verbs=["get", "list", "watch"]),
+            PolicyRule(apiGroups=[""], resources=["pods"], verbs=["list", "watch", "patch"]),
+            PolicyRule(apiGroups=[""], resources=["services"], verbs=["list", "watch"]),
+            PolicyRule(apiGroups=["discovery.k8s.io"], resources=["endpointslices"], verbs=["list", "watch"]),
+            PolicyRule(apiGroups=[""], resources=["events"], verbs=["create"]),
+            PolicyRule(
+                apiGroups=["admissionregistration.k8s.io"],
+                resources=["mutatingwebhookconfigurations"],
+                resourceNames=[NAME],
+                verbs=["get", "update"],
+            ),
+        ]
+        here = [
+            PolicyRule(apiGroups=[""], resources=["secrets"], resourceNames=[SECRET], verbs=["get", "update"]),
+            PolicyRule(apiGroups=[""], resources=["secrets"], verbs=["create"]),
+            PolicyRule(
+                apiGroups=["coordination.k8s.io"], resources=["leases"], resourceNames=[LEASE], verbs=["get", "update"]
+            ),
+            PolicyRule(apiGroups=["coordination.k8s.io"], resources=["leases"], verbs=["create"]),
+        ]
+        subjects = [Subject(kind="ServiceAccount", name=NAME, namespace=OWN)]
+        group = "rbac.authorization.k8s.io"
+        await self.client.create(ClusterRole(metadata=ObjectMeta(name=NAME), rules=everywhere))
+        await self.client.create(
+            ClusterRoleBinding(
+                metadata=ObjectMeta(name=NAME),
+                roleRef=RoleRef(apiGroup=group, kind="ClusterRole", name=NAME),
+                subjects=subjects,
+            )
+        )
+        await self.client.create(Role(metadata=account, rules=here))
+        await self.client.create(
+            RoleBinding(metadata=account, roleRef=RoleRef(apiGroup=group, kind="Role", name=NAME), subjects=subjects)
+        )
+        exempt = LabelSelectorRequirement("kubernetes.io/metadata.name", "NotIn", ["kube-system", OWN])
+        hook = MutatingWebhook(
+            name="gossamer.example.com",
+            admissionReviewVersions=["v1"],
+            clientConfig=WebhookClientConfig(url=f"https://localhost:{self.port}/mutate"),
+            sideEffects="None",
+            failurePolicy="Fail",
+            reinvocationPolicy="IfNeeded",
+            namespaceSelector=LabelSelector(matchExpressions=[exempt]),
+            rules=[RuleWithOperations(apiGroups=[""], apiVersions=["v1"], operations=["CREATE"], resources=["pods"])],
+        )
+        await self.client.create(MutatingWebhookConfiguration(metadata=ObjectMeta(name=NAME), webhooks=[hook]))
+
+    async def start(self, name: str, *arguments: str) -> Process:
+        """Start ``gossamer kubernetes`` with the token of its ServiceAccount."""
+        token = await self.kubernetes.service_account_token(NAME, OWN)
+        config = self._folder / f"{name}.kubeconfig"
+        config.write_text(yaml.safe_dump(self.kubernetes.config(token)))
+        process = await Process.start(
+            name, gossamer("kubernetes", *arguments), self._folder / f"{name}.log", {"KUBECONFIG": str(config)}
+        )
+        self._stack.push_async_callback(process.stop)
+        return process
+
+    async def start_webhook(self) -> Process:
+        """Start a replica of the webhook."""
+        process = await self.start(
+            f"webhook-{len(self.webhooks)}",
+            *("inject", "--image", "gossamer:1", "--consul", "http://consul:8500"),
+            *("--xds", "gossamer.gossamer.svc:18000", "--listen", f"127.0.0.1:{self.port}"),
+            *("--namespace", OWN, "--service", "localhost"),
+        )
+        self.webhooks.append(process)
+        return process
+
+    async def serving(self) -> None:
+        """Wait until pods can be created."""
+
+        async def admits() -> bool:
+            for process in self.webhooks:
+                if process.running:
+                    process.alive()
+            try:
+                await self.create(make_pod("probe"))
+            except ApiError as error:
+                if "failed calling webhook" in str(error):
+                    return False
+                raise
+            await self.client.delete(Pod, "probe", namespace=SHOP, grace_period=0)
+            return True
+
+        await eventually("the webhook", admits, within_s=60, every_s=0.2)
+
+    async def create(self, pod: dict[str, Any], namespace: str = SHOP) -> Any:
+        """Create a pod. Return what the API server stored."""
+        return await self.client.create(Pod.from_dict(pod), namespace=namespace)
+
+    async def refused(self, pod: dict[str, Any]) -> str:
+        """Return the message with which the creation of a pod is refused."""
+        with pytest.raises(ApiError) as caught:
+            await self.create(pod)
+        return str(caught.value)
+
+    # -- the kubelet's part -------------------------------------------------------------------------------------------
+
+    async def run(self, name: str, *, app: str = "", ready: bool = True, **annotations: str) -> Any:
+        """Create a pod with a sidecar on the node, as if it ran there with an address of its own."""
+        given = INJECT | {f"{known.PREFIX}{key.replace('_', '-')}": value for key, value in annotations.items()}
+        pod = make_pod(name, given, nodeName=NODE)
+        pod["metadata"]["labels"] = {"app": app or name}
+        await self.create(pod)
+        self._addresses += 1
+        return await self.set_ready(name, ready=ready, address=f"10.1.{self._addresses // 250}.{self._addresses % 250}")
+
+    async def set_ready(self, name: str, *, ready: bool, address: str = "") -> Any:
+        """Write the status of a pod."""
+        status: dict[str, Any] = {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": str(ready)}, {"type": "PodScheduled", "status": "True"}],
+        }
+        if address:
+            status |= {"podIP": address, "podIPs": [{"ip": address}], "hostIP": HOST, "hostIPs": [{"ip": HOST}]}
+        return await self.client.patch(Pod.Status, name, {"status": status}, namespace=SHOP)
+
+    async def serve(self, name: str, *, app: str = "", headless: bool = False, target: str | int = "http") -> Any:
+        """Create a Service."""
+        spec = ServiceSpec(
+            selector={"app": app or name},
+            ports=[ServicePort(port=80, targetPort=target)],
+            clusterIP="None" if headless else None,
+        )
+        return await self.client.create(Service(metadata=ObjectMeta(name=name, namespace=SHOP), spec=spec))
+
+    async def delete(self, name: str) -> None:
+        """Delete a pod."""
+        await self.client.delete(Pod, name, namespace=SHOP, grace_period=0)

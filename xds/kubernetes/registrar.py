@@ -1,0 +1,258 @@
+"""Keeps the pods that have a sidecar registered in Consul, from Kubernetes' Services and EndpointSlices.
+
+Each pod is compared with what was written for it, so that a change of one pod writes that pod only. At the start, and
+again and again, what Consul has is read: what is missing there is written again, and what belongs to no pod is
+deregistered. Nothing is deregistered because something could not be read: that needs complete lists of everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import httpx2
+from lightkube import AsyncClient
+from lightkube.models.core_v1 import EventSource, ObjectReference
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Event, Pod, Service
+from lightkube.resources.discovery_v1 import EndpointSlice
+
+from xds.kubernetes import annotations as known
+from xds.kubernetes.containers import PROBLEM
+from xds.kubernetes.injection import MANAGER
+from xds.kubernetes.reflector import Name, Reflector
+from xds.kubernetes.registration import MANAGED_BY, NAMESPACE, POD, SYNTHETIC_NODE, Entry, is_managed, register
+from xds.sources.consul.client import Consul, ConsulError
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 15.0
+"""Seconds between two comparisons with what Consul has."""
+RETRY_S = 2.0
+"""Seconds before pods that could not be written are tried again."""
+AT_ONCE = 16
+SERVICE_NAME = "kubernetes.io/service-name"
+EVERYWHERE = "*"
+
+
+class Registrar:
+    """Registrar of pods.
+
+    Args:
+        client: of Kubernetes' API server.
+        consul: to write to.
+        legacy: whether Consul is older than 1.10.
+    """
+
+    def __init__(self, client: AsyncClient, consul: Consul, *, legacy: bool = False) -> None:
+        self._client: Any = client
+        self._consul = consul
+        self.legacy = legacy
+        labels = {known.MANAGED_BY: MANAGER}
+        self._pods = Reflector(client, Pod, self._changed, namespace=EVERYWHERE, labels=labels)
+        self._services = Reflector(client, Service, self._services_changed, namespace=EVERYWHERE)
+        self._slices = Reflector(client, EndpointSlice, self._slices_changed, namespace=EVERYWHERE)
+        self._ready: dict[Name, dict[str, dict[str, bool]]] = defaultdict(dict)
+        """Whether each pod's address is ready: by pod, Service and slice."""
+        self._in_slice: dict[Name, set[Name]] = {}
+        self._written: dict[Name, dict[tuple[str, str], Entry]] = {}
+        """Entries that Consul has, by pod."""
+        self._problems: dict[Name, str] = {}
+        self._dirty: dict[Name, int] = {}
+        """Pods that Consul may not know as they are, each with the number of its last change."""
+        self._numbers = itertools.count()
+        self._woken = asyncio.Event()
+        self.writes = 0
+        """Number of requests that changed Consul."""
+
+    async def follow(self) -> None:
+        """Follow Kubernetes until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for each in (self._pods, self._services, self._slices):
+                tasks.create_task(each.run())
+
+    async def act(self) -> None:
+        """Write to Consul until cancelled; only one replica may do so at a time."""
+        self._written, self._problems = {}, {}
+        for each in (self._pods, self._services, self._slices):
+            await each.listed.wait()
+        self._changed(self._pods.objects)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._resync())
+            tasks.create_task(self._write())
+
+    # -- what changed -------------------------------------------------------------------------------------------------
+
+    def _changed(self, pods: Iterable[Name]) -> None:
+        self._dirty.update((pod, next(self._numbers)) for pod in pods)
+        self._woken.set()
+
+    def _services_changed(self, names: Iterable[Name]) -> None:
+        namespaces = {namespace for namespace, _ in names}
+        self._changed(pod for pod in self._pods.objects if pod[0] in namespaces)
+
+    def _slices_changed(self, names: Iterable[Name]) -> None:
+        for name in names:
+            found = self._slices.objects.get(name)
+            ready = _endpoints(found) if found is not None else {}
+            service = _service_of(found)
+            gone = self._in_slice.pop(name, set()) - ready.keys()
+            for pod in gone:
+                for of_service in self._ready.get(pod, {}).values():
+                    of_service.pop(name[1], None)
+            for pod, is_ready in ready.items():
+                self._ready[pod].setdefault(service, {})[name[1]] = is_ready
+            if ready:
+                self._in_slice[name] = set(ready)
+            self._changed([*ready, *gone])
+
+    # -- Consul -------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        reported = ""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            limit = asyncio.Semaphore(AT_ONCE)
+            brought = await asyncio.gather(*(self._bring(pod, limit) for pod in tuple(self._dirty)))
+            failures = [error for error in brought if error]
+            if failures:
+                if str(failures[0]) != reported:
+                    log.warning("pods are not registered, and tried again: %s", failures[0])
+                reported = str(failures[0])
+                await asyncio.sleep(RETRY_S)
+                self._woken.set()
+            elif reported:
+                log.info("pods are registered again")
+                reported = ""
+
+    async def _bring(self, name: Name, limit: asyncio.Semaphore) -> ConsulError | None:
+        """Have Consul know one pod as it is. Return the error if Consul does not take it; then it is tried again."""
+        async with limit:
+            number = self._dirty[name]
+            try:
+                await self._register(name)
+            except ConsulError as error:
+                return error
+            except Exception:
+                # One pod that can't be handled must not keep others from being registered.
+                log.exception("pod %s/%s can't be registered", *name)
+            if self._dirty[name] == number:
+                del self._dirty[name]
+            return None
+
+    async def _register(self, name: Name) -> None:
+        pod = self._pods.objects.get(name)
+        wanted: dict[tuple[str, str], Entry] = {}
+        if pod is not None and is_managed(pod):
+            services = (each for (namespace, _), each in self._services.objects.items() if namespace == name[0])
+            ready = {
+                service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
+            }
+            outcome = register(pod, services, ready, legacy=self.legacy)
+            await self._report(name, pod, outcome.problem)
+            wanted = {(each.node, each.service_id): each for each in outcome.entries}
+        else:
+            self._problems.pop(name, None)
+        written = self._written.setdefault(name, {})
+        for key, entry in wanted.items():
+            if written.get(key) != entry:
+                await self._consul.write("/v1/catalog/register", entry.body)
+                self.writes += 1
+                written[key] = entry
+        for key in written.keys() - wanted.keys():
+            await self._deregister(*key)
+            del written[key]
+        if not written:
+            del self._written[name]
+
+    async def _deregister(self, node: str, service_id: str) -> None:
+        await self._consul.write("/v1/catalog/deregister", json.dumps({"Node": node, "ServiceID": service_id}))
+        self.writes += 1
+        log.info("deregistered %s of node %s", service_id, node)
+
+    async def _resync(self) -> None:
+        while True:
+            try:
+                await self._compare()
+            except ConsulError as error:
+                log.warning("can't compare with what Consul has: %s", error)
+            await asyncio.sleep(RESYNC_S)
+
+    async def _compare(self) -> None:
+        """Write again what Consul lost, and deregister what belongs to no pod."""
+        nodes = await self._consul.read("/v1/catalog/nodes", params=[("node-meta", f"{SYNTHETIC_NODE}:true")])
+        there: dict[tuple[str, str], Name] = {}
+        empty = set()
+        for node in [each["Node"] for each in nodes.data]:
+            found = (await self._consul.read(f"/v1/catalog/node-services/{node}")).data or {}
+            services = found.get("Services") or []
+            if not services:
+                empty.add(node)
+            for service in services:
+                meta = service.get("Meta") or {}
+                if meta.get(MANAGED_BY) == MANAGER:
+                    there[node, service["ID"]] = meta.get(NAMESPACE, ""), meta.get(POD, "")
+        for name, written in self._written.items():
+            for key in [key for key in written if key not in there]:
+                del written[key]
+                self._changed([name])
+        complete = not any(each.trouble for each in (self._pods, self._services, self._slices))
+        for key, name in there.items():
+            if complete and name not in self._dirty and key not in self._written.get(name, {}):
+                await self._deregister(*key)
+        for node in empty if complete else ():
+            await self._consul.write("/v1/catalog/deregister", json.dumps({"Node": node}))
+
+    # -- problems -----------------------------------------------------------------------------------------------------
+
+    async def _report(self, name: Name, pod: Any, problem: str) -> None:
+        """Say at the pod why it is not registered: as an Event, and as an annotation for its init container."""
+        annotated = (pod.metadata.annotations or {}).get(PROBLEM, "")
+        if self._problems.get(name, annotated) == problem == annotated:
+            return
+        self._problems[name] = problem
+        try:
+            patch = {"metadata": {"annotations": {PROBLEM: problem or None}}}
+            await self._client.patch(Pod, name[1], patch, namespace=name[0])
+            if problem:
+                log.warning("pod %s/%s is not registered: %s", *name, problem)
+                await self._client.create(_event(pod, problem))
+        except httpx2.HTTPError as error:
+            del self._problems[name]
+            log.info("can't report the problem of pod %s/%s: %s", *name, error)
+
+
+def _service_of(found: Any) -> str:
+    return "" if found is None else (found.metadata.labels or {}).get(SERVICE_NAME, "")
+
+
+def _endpoints(found: Any) -> dict[Name, bool]:
+    """Return whether each pod of an EndpointSlice is ready, and not terminating."""
+    ready: dict[Name, bool] = {}
+    for endpoint in found.endpoints or ():
+        target, conditions = endpoint.targetRef, endpoint.conditions
+        if target is not None and target.kind == "Pod":
+            is_ready = conditions is None or conditions.ready is not False
+            terminating = conditions is not None and bool(conditions.terminating)
+            ready[target.namespace or found.metadata.namespace, target.name] = is_ready and not terminating
+    return ready
+
+
+def _event(pod: Any, problem: str) -> Event:
+    metadata = pod.metadata
+    return Event(
+        metadata=ObjectMeta(generateName=f"{metadata.name}.", namespace=metadata.namespace),
+        involvedObject=ObjectReference(
+            apiVersion="v1", kind="Pod", name=metadata.name, namespace=metadata.namespace, uid=metadata.uid
+        ),
+        reason="NotRegistered",
+        message=problem,
+        type="Warning",
+        source=EventSource(component="gossamer"),
+    )

@@ -1,0 +1,74 @@
+"""Waits in a pod's init container until the pod is registered in Consul, and says what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from xds.kubernetes.containers import NODE_SUFFIX
+from xds.kubernetes.registration import NAMESPACE, POD, UID
+from xds.sources.consul.client import Consul, ConsulError
+
+log = logging.getLogger(__name__)
+
+BLOCK_S = 10.0
+"""Seconds that a query for the node's services blocks."""
+RETRY_S = 1.0
+SIDECAR_KIND = "connect-proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPod:
+    """The pod that this process runs in."""
+
+    name: str
+    namespace: str
+    uid: str
+    node: str
+
+
+async def registered(consul: Consul, pod: OwnPod, problem_file: Path | None) -> str:
+    """Wait until the pod's sidecar is registered. Return its ID.
+
+    Args:
+        consul: to read.
+        pod: whose sidecar.
+        problem_file: file with the reason why the pod is not registered, which Kubernetes keeps current.
+    """
+    path = f"/v1/catalog/node-services/{pod.node}{NODE_SUFFIX}"
+    index: int | None = None
+    reported = ""
+    while True:
+        state = "it is not registered in Consul yet"
+        try:
+            reply = await consul.read(path, index=index, wait_s=BLOCK_S)
+            index = reply.index
+            found = _sidecar(reply.data, pod)
+            if found:
+                return found
+        except ConsulError as error:
+            index, state = None, str(error)
+            await asyncio.sleep(RETRY_S)
+        problem = await asyncio.to_thread(_read, problem_file)
+        state = problem or state
+        if state != reported:
+            log.info("waiting for pod %s/%s: %s", pod.namespace, pod.name, state)
+            reported = state
+
+
+def _sidecar(data: object, pod: OwnPod) -> str:
+    services = data.get("Services") if isinstance(data, dict) else None
+    own = {POD: pod.name, NAMESPACE: pod.namespace, UID: pod.uid}
+    for service in services or ():
+        if service.get("Kind") == SIDECAR_KIND and own.items() <= (service.get("Meta") or {}).items():
+            return str(service["ID"])
+    return ""
+
+
+def _read(file: Path | None) -> str:
+    try:
+        return file.read_text().strip() if file is not None else ""
+    except OSError:
+        return ""

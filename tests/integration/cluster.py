@@ -11,23 +11,26 @@ from typing import Any
 
 import pytest
 import yaml
+from lightkube import codecs
 from lightkube.core.exceptions import ApiError
-from lightkube.models.admissionregistration_v1 import MutatingWebhook, RuleWithOperations, WebhookClientConfig
 from lightkube.models.core_v1 import ServicePort, ServiceSpec
-from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement, ObjectMeta
-from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
-from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
-from lightkube.resources.core_v1 import Namespace, Node, Pod, Service, ServiceAccount
-from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding, Role, RoleBinding
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Namespace, Node, Pod, Service
 
 from tests.integration.helpers import free_port
 from tests.integration.kubernetes import Kubernetes, make_pod
+from tests.integration.machine import ROOT
 from xds.kubernetes import annotations as known
 from xds.lab.commands import gossamer
 from xds.lab.processes import Process, eventually
 
 OWN, SHOP, NAME, SECRET, LEASE = "gossamer", "shop", "gossamer", "gossamer-webhook", "gossamer-register"
 NODE, HOST = "node-1", "10.0.0.1"
+MANIFESTS = ROOT / "deploy" / "kubernetes.yaml"
+INSTALLED = (
+    "Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
+    "MutatingWebhookConfiguration",
+)  # fmt: skip
 INJECT = {known.INJECT.key: "true"}
 
 
@@ -44,59 +47,17 @@ class Cluster:
         self._stack = stack
 
     async def prepare(self) -> None:
-        """Create what the chart installs, but for Deployments: no pod runs here. And a node."""
-        for name in (OWN, SHOP):
-            await self.client.create(Namespace(metadata=ObjectMeta(name=name)))
+        """Create what the manifests have, but for Deployments, since no pod runs here; and a node.
+
+        The API server calls the webhook at its port of loopback.
+        """
+        for document in yaml.safe_load_all(MANIFESTS.read_text()):
+            if document["kind"] in INSTALLED:
+                for webhook in document.get("webhooks", ()):
+                    webhook["clientConfig"] = {"url": f"https://localhost:{self.port}/mutate"}
+                await self.client.create(codecs.from_dict(document))
+        await self.client.create(Namespace(metadata=ObjectMeta(name=SHOP)))
         await self.client.create(Node(metadata=ObjectMeta(name=NODE)))
-        account = ObjectMeta(name=NAME, namespace=OWN)
-        await self.client.create(ServiceAccount(metadata=account))
-        everywhere = [
-            PolicyRule(apiGroups=[""], resources=["namespaces"], verbs=["get", "list", "watch"]),
-            PolicyRule(apiGroups=[""], resources=["pods"], verbs=["list", "watch", "patch"]),
-            PolicyRule(apiGroups=[""], resources=["services"], verbs=["list", "watch"]),
-            PolicyRule(apiGroups=["discovery.k8s.io"], resources=["endpointslices"], verbs=["list", "watch"]),
-            PolicyRule(apiGroups=[""], resources=["events"], verbs=["create"]),
-            PolicyRule(
-                apiGroups=["admissionregistration.k8s.io"],
-                resources=["mutatingwebhookconfigurations"],
-                resourceNames=[NAME],
-                verbs=["get", "update"],
-            ),
-        ]
-        here = [
-            PolicyRule(apiGroups=[""], resources=["secrets"], resourceNames=[SECRET], verbs=["get", "update"]),
-            PolicyRule(apiGroups=[""], resources=["secrets"], verbs=["create"]),
-            PolicyRule(
-                apiGroups=["coordination.k8s.io"], resources=["leases"], resourceNames=[LEASE], verbs=["get", "update"]
-            ),
-            PolicyRule(apiGroups=["coordination.k8s.io"], resources=["leases"], verbs=["create"]),
-        ]
-        subjects = [Subject(kind="ServiceAccount", name=NAME, namespace=OWN)]
-        group = "rbac.authorization.k8s.io"
-        await self.client.create(ClusterRole(metadata=ObjectMeta(name=NAME), rules=everywhere))
-        await self.client.create(
-            ClusterRoleBinding(
-                metadata=ObjectMeta(name=NAME),
-                roleRef=RoleRef(apiGroup=group, kind="ClusterRole", name=NAME),
-                subjects=subjects,
-            )
-        )
-        await self.client.create(Role(metadata=account, rules=here))
-        await self.client.create(
-            RoleBinding(metadata=account, roleRef=RoleRef(apiGroup=group, kind="Role", name=NAME), subjects=subjects)
-        )
-        exempt = LabelSelectorRequirement("kubernetes.io/metadata.name", "NotIn", ["kube-system", OWN])
-        hook = MutatingWebhook(
-            name="gossamer.example.com",
-            admissionReviewVersions=["v1"],
-            clientConfig=WebhookClientConfig(url=f"https://localhost:{self.port}/mutate"),
-            sideEffects="None",
-            failurePolicy="Fail",
-            reinvocationPolicy="IfNeeded",
-            namespaceSelector=LabelSelector(matchExpressions=[exempt]),
-            rules=[RuleWithOperations(apiGroups=[""], apiVersions=["v1"], operations=["CREATE"], resources=["pods"])],
-        )
-        await self.client.create(MutatingWebhookConfiguration(metadata=ObjectMeta(name=NAME), webhooks=[hook]))
 
     async def start(self, name: str, *arguments: str) -> Process:
         """Start ``gossamer kubernetes`` with the token of its ServiceAccount."""

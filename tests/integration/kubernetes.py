@@ -30,7 +30,7 @@ from tests.integration.helpers import free_port
 from xds.lab.processes import Process, eventually
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
-ETCD = CACHE / "etcd"
+ETCD, HELM = CACHE / "etcd", CACHE / "helm"
 MISSING = "no Kubernetes: run 'scripts/fetch-kubernetes', which says what it lacks"
 ADMIN, USER_TOKEN = "system:masters", "admin"
 

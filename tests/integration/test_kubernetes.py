@@ -9,21 +9,24 @@ import base64
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from lightkube.core.exceptions import ApiError
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
 from lightkube.resources.core_v1 import Namespace, Pod, Secret
 
-from tests.integration.cluster import INJECT, NAME, OWN, SECRET, SHOP, Cluster
-from tests.integration.kubernetes import MISSING, Kubernetes, make_pod, program
+from tests.integration.cluster import INJECT, MANIFESTS, NAME, OWN, SECRET, SHOP, Cluster
+from tests.integration.kubernetes import HELM, MISSING, Kubernetes, make_pod, program
+from tests.integration.machine import ROOT
 from xds.kubernetes import annotations as known
 from xds.kubernetes.certificates import BUNDLE, CERTIFICATE
 from xds.kubernetes.injection import EXPOSED_PATHS
 from xds.lab.network import temporary_folder
-from xds.lab.processes import eventually
+from xds.lab.processes import CommandError, eventually, run_to_end
 
 pytestmark = [pytest.mark.skipif(program() is None, reason=MISSING), pytest.mark.timeout(300)]
 
@@ -109,7 +112,7 @@ CHECKED = [each for each in known.ANNOTATIONS if each is not known.TAGS_OF_SERVI
 @pytest.mark.parametrize("annotation", CHECKED, ids=lambda each: each.name)
 async def test_a_wrong_value_is_refused_with_what_was_expected(cluster: Cluster, annotation: known.Annotation) -> None:
     message = await cluster.refused(make_pod("wrong", INJECT | {annotation.key: "' ,,:?"}))
-    assert 'admission webhook "gossamer.example.com" denied the request: gossamer: ' in message
+    assert 'admission webhook "inject.gossamer.io" denied the request: gossamer: ' in message
     assert f"annotation {annotation.key}: " in message
 
 
@@ -197,3 +200,35 @@ async def test_the_webhook_goes_on_when_the_api_server_restarts(cluster: Cluster
 
     await eventually("the label to be read after the restart", direct, within_s=60)
     await cluster.client.patch(Namespace, SHOP, {"metadata": {"labels": {known.TRANSPARENT.key: None}}})
+
+
+async def test_the_api_server_accepts_the_manifests(cluster: Cluster, tmp_path: Path) -> None:
+    """The registration of the webhook is there already, with the port of this test; another one is tried."""
+    documents = [*yaml.safe_load_all(MANIFESTS.read_text())]
+    [webhook] = [each for each in documents if each["kind"] == "MutatingWebhookConfiguration"]
+    webhook["metadata"]["name"] = "another"
+    (tmp_path / "tried.yaml").write_text(yaml.safe_dump_all(documents))
+    found = program()
+    assert found is not None
+    tried = str(tmp_path / "tried.yaml")
+    command = [found, "kubectl", "--kubeconfig", str(cluster.kubernetes.kubeconfig())]
+    output = await run_to_end(
+        *command, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--filename", tried
+    )
+    assert "deployment.apps/gossamer-inject serverside-applied (server dry run)" in output
+    assert "Warning" not in output
+
+
+@pytest.mark.skipif(not HELM.exists(), reason="no helm: run 'scripts/fetch-kubernetes'")
+async def test_the_manifests_are_those_of_the_chart_and_its_values_are_checked(tmp_path: Path) -> None:
+    await run_to_end(str(ROOT / "scripts" / "manifests"), str(tmp_path / "made.yaml"))
+    assert (tmp_path / "made.yaml").read_text() == MANIFESTS.read_text(), "run scripts/manifests"
+    chart = str(ROOT / "charts" / "gossamer")
+    render = [str(HELM), "template", "gossamer", chart, "--kube-version", "1.34", "--set"]
+    for wrong in ("connectInject.replicas=0", "server.nope=1", "connectInject.failurePolicy=Maybe"):
+        with pytest.raises(CommandError, match="values don't meet the specifications"):
+            await run_to_end(*render, wrong)
+    values = "server.tokenSecret=consul,connectInject.sidecarProxy.resources.limits.memory=64Mi"
+    rendered = await run_to_end(*render, values)
+    assert "--sidecar-resource=memory-limit=64Mi" in rendered
+    assert "secretName: consul" in rendered

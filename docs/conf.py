@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "Gossamer"
-extensions = ["myst_parser", "sphinx_click", "mesh_file_fields"]
+extensions = ["myst_parser", "sphinx_click", "mesh_file_fields", "kubernetes_annotations"]
 html_theme = "furo"
 html_title = "Gossamer"
 html_extra_path = ["mesh.schema.json"]

@@ -3,10 +3,11 @@
 # make lint    ruff, mypy, import contracts
 # make docs    build the documentation into build/docs, warnings being errors
 # make bench   measure, and rewrite docs/performance.md
+# make kubernetes  run the story on a one-node Kubernetes; HOLD=1 leaves it running
 # make fuzz    send generated requests to the decoders, and generated config entries to real Envoys, for minutes
 # make protos  generate xds/wire from protos/
 
-.PHONY: demo-setup setup consul docker demo test lint docs bench fuzz protos
+.PHONY: demo-setup setup consul docker demo test lint docs bench kubernetes fuzz protos
 # Another Python than python3 has a virtual environment of its own.
 export VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 export PYTHON
@@ -43,6 +44,14 @@ docs: setup
 
 bench: setup consul
 	@$(bin)/python -m benchmarks
+
+# HOLD=1 leaves the cluster running after the tests, until Ctrl-C.
+kubernetes: setup consul docker
+	@scripts/fetch-kubernetes
+	@$(bin)/python -m tests.kubernetes.images .cache/docker/images.tar
+	@GOSSAMER_IMAGES=$(CURDIR)/.cache/docker/images.tar unshare --mount --pid --fork --kill-child --mount-proc --net \
+	    $(bin)/python -m pytest -q $(if $(HOLD),-s) tests/kubernetes; passed=$$?; \
+	    find /sys/fs/cgroup -depth -type d -path '*/gossamer-node*' -exec rmdir {} + ; exit $$passed
 
 fuzz: setup consul
 	@GOSSAMER_EXAMPLES=50000 $(bin)/python -m pytest -q tests/unit/ads/test_misbehaving.py -k decoders --timeout 600

@@ -111,10 +111,12 @@ class Cluster:
 
     # -- the kubelet's part -------------------------------------------------------------------------------------------
 
-    async def run(self, name: str, *, app: str = "", ready: bool = True, **annotations: str) -> Any:
+    async def run(
+        self, name: str, *, app: str = "", account: str = "default", ready: bool = True, **annotations: str
+    ) -> Any:
         """Create a pod with a sidecar on the node, as if it ran there with an address of its own."""
         given = INJECT | {f"{known.PREFIX}{key.replace('_', '-')}": value for key, value in annotations.items()}
-        pod = make_pod(name, given, nodeName=NODE)
+        pod = make_pod(name, given, nodeName=NODE, serviceAccountName=account)
         pod["metadata"]["labels"] = {"app": app or name}
         await self.create(pod)
         self._addresses += 1

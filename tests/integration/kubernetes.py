@@ -43,10 +43,16 @@ def program() -> str | None:
 
 
 class Kubernetes:
-    """API server and controllers, running while the ``async with`` block does."""
+    """API server and controllers, running while the ``async with`` block does.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for everything that they write.
+        address: where the API server listens.
+    """
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         self._folder = folder
+        self._address = address
         self._stack = AsyncExitStack()
         self._token = secrets.token_hex(16)
         self.port = 0
@@ -63,7 +69,7 @@ class Kubernetes:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        _write_keys(self._folder)
+        _write_keys(self._folder, self._address)
         (self._folder / "tokens.csv").write_text(f"{self._token},{USER_TOKEN},{USER_TOKEN},{ADMIN}\n")
         self.etcd_port, self.port = free_port(), free_port()
         await self.start_etcd()
@@ -106,8 +112,9 @@ class Kubernetes:
         """Start the API server, and wait until it is ready."""
         self.apiserver = await self._run(
             "kube-apiserver",
-            *("--etcd-servers", f"http://127.0.0.1:{self.etcd_port}", "--bind-address", "127.0.0.1"),
+            *("--etcd-servers", f"http://127.0.0.1:{self.etcd_port}", "--bind-address", self._address),
             *("--secure-port", str(self.port), "--service-cluster-ip-range", "10.96.0.0/16"),
+            *("--advertise-address", self._address),
             *("--tls-cert-file", "api.crt", "--tls-private-key-file", "api.key", "--client-ca-file", "ca.crt"),
             *("--service-account-issuer", "https://kubernetes.default.svc", "--token-auth-file", "tokens.csv"),
             *("--service-account-signing-key-file", "sa.key", "--service-account-key-file", "sa.pub"),
@@ -135,6 +142,10 @@ class Kubernetes:
         await client.close()
         return token
 
+    def authority(self) -> str:
+        """Return the certificate authority of the API server, PEM."""
+        return (self._folder / "ca.crt").read_text()
+
     def kubeconfig(self) -> Path:
         """Return the path of the administrator's kubeconfig."""
         return self._folder / "kubeconfig"
@@ -145,7 +156,7 @@ class Kubernetes:
 
     def config(self, token: str = "") -> dict[str, Any]:
         authority = base64.b64encode((self._folder / "ca.crt").read_bytes()).decode()
-        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority-data": authority}
+        cluster = {"server": f"https://{self._address}:{self.port}", "certificate-authority-data": authority}
         return {
             "apiVersion": "v1",
             "kind": "Config",
@@ -166,7 +177,7 @@ class Kubernetes:
         return process
 
 
-def _write_keys(folder: Path) -> None:
+def _write_keys(folder: Path, address: str) -> None:
     """Write the API server's certificate, its authority, and the key of service account tokens."""
     now = dt.datetime.now(dt.UTC)
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -181,7 +192,7 @@ def _write_keys(folder: Path) -> None:
         x509.BasicConstraints(ca=True, path_length=None), critical=True
     )
     server = builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")]), key.public_key())
-    alternatives = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("kubernetes.default.svc")]
+    alternatives = [x509.IPAddress(ipaddress.ip_address(address)), x509.DNSName("kubernetes.default.svc")]
     server = server.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     pem = serialization.Encoding.PEM
     for file, made in (("ca.crt", authority), ("api.crt", server)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ def kubernetes_group() -> None:
     required=True,
     help="Address of Gossamer's xDS port, as pods reach it. Repeatable.",
 )
+@click.option("--auth-method", default="", help="Consul's auth method, with which pods log in. [Consul has no ACLs]")
 @click.option("--plaintext", is_flag=True, help="Whether that port is plain text.")
 @click.option(
     "--listen", type=HostPortFlag(), default="0.0.0.0:8443", show_default=True, help="Address of the webhook."
@@ -143,6 +146,7 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
         image=flags["image"],
         consul=flags["consul_url"],
         xds=tuple(flags["xds"]),
+        auth_method=flags["auth_method"],
         plaintext=flags["plaintext"],
         inject=flags["inject_by_default"],
         transparent=flags["transparent_proxy"],
@@ -163,11 +167,12 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
     "--namespace", metavar="NAME", default="", help="Namespace that Gossamer runs in. [that of its ServiceAccount]"
 )
 @click.option("--lease", default="gossamer-register", show_default=True, help="Lease that elects the one that acts.")
+@click.option("--acls", is_flag=True, help="Pods log in, each as the service of its ServiceAccount's name.")
 @click.option("--identity", envvar="POD_NAME", default="", help="Name of this replica. [POD_NAME, or the host's]")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def register(consul: ConsulSettings, namespace: str, lease: str, identity: str, log_level: str) -> None:
+def register(consul: ConsulSettings, namespace: str, lease: str, acls: bool, identity: str, log_level: str) -> None:
     """Register the pods that have a sidecar in Consul, and deregister those that are gone.
 
     Several replicas can run; one of them acts. Gossamer's ServiceAccount may read pods, Services and EndpointSlices,
@@ -178,7 +183,8 @@ def register(consul: ConsulSettings, namespace: str, lease: str, identity: str, 
 
     configure(log_level.upper())
     try:
-        asyncio.run(run_registrar(consul, namespace=namespace, lease=lease, identity=identity or socket.gethostname()))
+        name = identity or socket.gethostname()
+        asyncio.run(run_registrar(consul, namespace=namespace, lease=lease, identity=name, acls=acls))
     except (ValueError, SettingsError) as error:
         raise Failure(str(error)) from error
 
@@ -187,6 +193,9 @@ def register(consul: ConsulSettings, namespace: str, lease: str, identity: str, 
 @consul_flags
 @click.option("--id-file", type=click.Path(path_type=Path), required=True, help="File for the ID of the sidecar.")
 @click.option("--problem-file", type=click.Path(path_type=Path), help="File with the reason why it is not registered.")
+@click.option("--auth-method", default="", help="Consul's auth method with which the pod logs in.")
+@click.option("--account-file", type=click.Path(path_type=Path), help="Token of its ServiceAccount, for the login.")
+@click.option("--login-file", type=click.Path(path_type=Path), help="File for the token that the login gives.")
 @click.option("--pod-name", envvar="POD_NAME", required=True, help="Name of this pod. [POD_NAME]")
 @click.option("--pod-namespace", envvar="POD_NAMESPACE", required=True, help="Its namespace. [POD_NAMESPACE]")
 @click.option("--pod-uid", envvar="POD_UID", required=True, help="Its UID. [POD_UID]")
@@ -196,6 +205,9 @@ def init(
     consul: ConsulSettings,
     id_file: Path,
     problem_file: Path | None,
+    auth_method: str,
+    account_file: Path | None,
+    login_file: Path | None,
     pod_name: str,
     pod_namespace: str,
     pod_uid: str,
@@ -206,21 +218,48 @@ def init(
 
     It is the first of the pod's containers, so that nothing of the pod is ever dialed past its sidecar.
     """
-    from xds.kubernetes.waiting import OwnPod, registered
+    from xds.kubernetes.waiting import OwnPod, login, registered
     from xds.sources.consul.client import Consul
 
     configure("INFO")
+    if bool(auth_method) != (account_file is not None and login_file is not None):
+        raise click.UsageError("--auth-method, --account-file and --login-file go together")
+    pod = OwnPod(pod_name, pod_namespace, pod_uid, node)
 
-    async def wait() -> str:
+    async def with_consul(work: Callable[[Consul], Awaitable[str]]) -> str:
         client = Consul(consul)
         try:
-            return await registered(client, OwnPod(pod_name, pod_namespace, pod_uid, node), problem_file)
+            return await work(client)
         finally:
             await client.close()
 
-    found = asyncio.run(wait())
+    if account_file is not None and login_file is not None:
+        file = account_file
+        token = asyncio.run(with_consul(lambda client: login(client, pod, auth_method, file)))
+        login_file.write_text(f"{token}\n")  # in a volume that only the sidecar has as well
+        consul = replace(consul, token=token, token_file="")
+    found = asyncio.run(with_consul(lambda client: registered(client, pod, problem_file)))
     id_file.write_text(f"{found}\n")
     id_file.chmod(0o444)
     click.echo(f"registered as {found}")
     if redirection:  # from here on, this process could not reach Consul
         redirect_traffic.main([*redirection], prog_name="gossamer redirect-traffic", standalone_mode=False)
+
+
+@kubernetes_group.command("logout")
+@consul_flags
+def logout(consul: ConsulSettings) -> None:
+    """Give back the token that a pod's login gave, before its sidecar is stopped."""
+    from xds.sources.consul.client import Consul, ConsulError
+
+    async def end() -> None:
+        client = Consul(consul)
+        try:
+            await client.write("/v1/acl/logout", "", post=True)
+        finally:
+            await client.close()
+
+    try:
+        asyncio.run(end())
+    except ConsulError as error:
+        raise Failure(str(error)) from error

@@ -12,17 +12,22 @@ from xds.kubernetes.settings import ENVOY_UID, PUBLIC_PORT, InjectionSettings, R
 
 INIT_NAME, SIDECAR_NAME = "gossamer-init", "gossamer-sidecar"
 FOLDER = "/run/gossamer"
-"""Folder of the files that both containers share: the sidecar's ID, and the sockets and certificates of Envoy."""
+"""Folder of the files that both containers have: the sidecar's ID, and the socket and certificates of Envoy."""
 ID_FILE = f"{FOLDER}/proxy-id"
+ENVOY_FOLDER = f"{FOLDER}/envoy"
+"""Folder of the sidecar's user alone. A volume is open to all users."""
 PROBLEM = "gossamer.io/registration-problem"
 """Annotation with the reason why a pod is not registered; its init container shows it."""
 PROBLEM_FOLDER = "/run/gossamer-pod"
 PROBLEM_FILE = f"{PROBLEM_FOLDER}/problem"
 _OF_POD = {"path": "problem", "fieldRef": {"fieldPath": f"metadata.annotations['{PROBLEM}']"}}
-VOLUMES: tuple[dict[str, Any], ...] = (
-    {"name": "gossamer", "emptyDir": {"medium": "Memory"}},
-    {"name": "gossamer-pod", "downwardAPI": {"items": [_OF_POD]}},
-)
+ACCOUNT_FOLDER = "/run/gossamer-account"
+ACCOUNT_FILE = f"{ACCOUNT_FOLDER}/token"
+"""Token of the pod's ServiceAccount, for the login. A pod need not mount one for its application."""
+ACCOUNT_MOUNT = {"name": "gossamer-account", "mountPath": ACCOUNT_FOLDER, "readOnly": True}
+ACCOUNT_LIFE_S = 600
+TOKEN_FILE = f"{FOLDER}/token"
+"""Token of Consul that the login gave."""
 MOUNT = {"name": "gossamer", "mountPath": FOLDER}
 PROBLEM_MOUNT = {"name": "gossamer-pod", "mountPath": PROBLEM_FOLDER, "readOnly": True}
 NODE_SUFFIX = "-virtual"
@@ -33,6 +38,18 @@ _FROM_POD = {
     "POD_UID": "metadata.uid",
     "NODE_NAME": "spec.nodeName",
 }
+
+
+def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
+    """Return the volumes of both containers."""
+    found: list[dict[str, Any]] = [
+        {"name": "gossamer", "emptyDir": {"medium": "Memory"}},
+        {"name": "gossamer-pod", "downwardAPI": {"items": [_OF_POD]}},
+    ]
+    if settings.auth_method:
+        token = {"serviceAccountToken": {"path": "token", "expirationSeconds": ACCOUNT_LIFE_S}}
+        found.append({"name": "gossamer-account", "projected": {"sources": [token]}})
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,8 @@ def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, 
     """Return the container that waits until the pod is registered, and redirects it if it is transparent."""
     command = ["gossamer", "kubernetes", "init", "--consul", settings.consul, "--id-file", ID_FILE]
     command += ["--problem-file", PROBLEM_FILE]
+    if settings.auth_method:
+        command += ["--auth-method", settings.auth_method, "--account-file", ACCOUNT_FILE, "--login-file", TOKEN_FILE]
     if inputs.transparent:
         command += ["--", *_redirection(inputs)]
     capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": ["NET_ADMIN"]} if inputs.transparent else {})
@@ -67,7 +86,7 @@ def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, 
     # The kernel gives NET_ADMIN to root only.
     user = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if inputs.transparent else _unprivileged()
     made = _container(INIT_NAME, command, {**context, **user}, settings, settings.init)
-    made["volumeMounts"] = [MOUNT, PROBLEM_MOUNT]
+    made["volumeMounts"] = [MOUNT, PROBLEM_MOUNT, *([ACCOUNT_MOUNT] if settings.auth_method else [])]
     return made
 
 
@@ -99,6 +118,8 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
     flags = ["--node-name", f"$(NODE_NAME){NODE_SUFFIX}", "--consul", settings.consul]
     for address in settings.xds:
         flags += ["--xds", str(address)]
+    if settings.auth_method:
+        flags += ["--token-file", TOKEN_FILE]
     if settings.plaintext:
         flags.append("--plaintext")
     if inputs.dns_port is not None:
@@ -106,7 +127,7 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
     concurrency = str(given.get(known.CONCURRENCY, settings.concurrency))
     envoy = ["--concurrency", concurrency, *given.get(known.EXTRA_ARGUMENTS, ())]
     # The shell hands its arguments on as they are: no annotation becomes a part of the script.
-    script = f'read -r id < {ID_FILE} && exec gossamer sidecar "$id" "$@"'
+    script = f'mkdir -p -m 700 {ENVOY_FOLDER} && read -r id < {ID_FILE} && exec gossamer sidecar "$id" "$@"'
     command = ["sh", "-c", script, "sh", *flags, "--", *envoy]
     context = {
         "allowPrivilegeEscalation": False,
@@ -123,7 +144,7 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
         memory_request=given.get(known.MEMORY_REQUEST, settings.sidecar.memory_request),
     )
     made = _container(SIDECAR_NAME, command, context, settings, resources)
-    made["env"].append({"name": "RUNTIME_DIRECTORY", "value": FOLDER})
+    made["env"].append({"name": "RUNTIME_DIRECTORY", "value": ENVOY_FOLDER})
     made["ports"] = [{"name": "mesh", "containerPort": PUBLIC_PORT, "protocol": "TCP"}]
     listening = {"tcpSocket": {"port": PUBLIC_PORT}, "periodSeconds": 1, "timeoutSeconds": 5}
     made["readinessProbe"] = {**listening, "failureThreshold": 10}
@@ -131,10 +152,19 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
         made["restartPolicy"] = "Always"
         # Init containers and the application start when this has succeeded.
         made["startupProbe"] = {**listening, "failureThreshold": 120}
-    else:
-        grace = min(given.get(known.GRACE_PERIOD, inputs.termination_s), inputs.termination_s)
-        made["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(grace)]}}}
+    stop = _stop_command(inputs, settings, native=native)
+    if stop:
+        made["lifecycle"] = {"preStop": {"exec": {"command": stop}}}
     return made
+
+
+def _stop_command(inputs: PodInputs, settings: InjectionSettings, *, native: bool) -> list[str]:
+    """Return what runs before Envoy is stopped: the rest of the grace period of a regular container, and the logout."""
+    grace = 0 if native else min(inputs.given.get(known.GRACE_PERIOD, inputs.termination_s), inputs.termination_s)
+    if not settings.auth_method:
+        return ["sleep", str(grace)] if grace else []
+    logout = ["gossamer", "kubernetes", "logout", "--consul", settings.consul, "--token-file", TOKEN_FILE]
+    return ["sh", "-c", f'sleep {grace}; exec "$@"', "sh", *logout]
 
 
 def _unprivileged() -> dict[str, Any]:

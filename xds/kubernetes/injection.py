@@ -15,7 +15,7 @@ from typing import Any
 from xds.kubernetes import annotations as known
 from xds.kubernetes import probes
 from xds.kubernetes.annotations import Annotation, AnnotationError
-from xds.kubernetes.containers import INIT_NAME, SIDECAR_NAME, VOLUMES, PodInputs, init_container, sidecar_container
+from xds.kubernetes.containers import INIT_NAME, SIDECAR_NAME, PodInputs, init_container, sidecar_container, volumes
 from xds.kubernetes.probes import ExposedPath, ProbeError
 from xds.kubernetes.settings import DNS_PORT, ENVOY_UID, INIT_UID, OUTBOUND_PORT, PUBLIC_PORT, InjectionSettings
 
@@ -182,4 +182,4 @@ def _add_containers(spec: dict[str, Any], inputs: PodInputs, settings: Injection
     spec["initContainers"] = [*first, *(spec.get("initContainers") or ())]
     if not native:
         spec["containers"] = [sidecar, *spec["containers"]]
-    spec["volumes"] = [*(spec.get("volumes") or ()), *VOLUMES]
+    spec["volumes"] = [*(spec.get("volumes") or ()), *volumes(settings)]

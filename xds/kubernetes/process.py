@@ -100,7 +100,9 @@ async def until_signal(*parts: Coroutine[Any, Any, None]) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def run_registrar(settings: ConsulSettings, *, namespace: str, lease: str, identity: str) -> None:
+async def run_registrar(
+    settings: ConsulSettings, *, namespace: str, lease: str, identity: str, acls: bool = False
+) -> None:
     """Register pods until SIGTERM or SIGINT.
 
     Raises:
@@ -109,7 +111,7 @@ async def run_registrar(settings: ConsulSettings, *, namespace: str, lease: str,
     settings.ssl_context()
     client, consul = AsyncClient(), Consul(settings)
     election = Election(client, own_namespace(namespace), lease, identity)
-    registrar = Registrar(client, consul)
+    registrar = Registrar(client, consul, acls=acls)
 
     async def lead() -> None:
         registrar.legacy = await _is_legacy(consul)

@@ -8,6 +8,7 @@ deregistered. Nothing is deregistered because something could not be read: that 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import itertools
 import json
 import logging
@@ -47,12 +48,14 @@ class Registrar:
         client: of Kubernetes' API server.
         consul: to write to.
         legacy: whether Consul is older than 1.10.
+        acls: whether pods log in with their ServiceAccount.
     """
 
-    def __init__(self, client: AsyncClient, consul: Consul, *, legacy: bool = False) -> None:
+    def __init__(self, client: AsyncClient, consul: Consul, *, legacy: bool = False, acls: bool = False) -> None:
         self._client: Any = client
         self._consul = consul
         self.legacy = legacy
+        self._acls = acls
         labels = {known.MANAGED_BY: MANAGER}
         self._pods = Reflector(client, Pod, self._changed, namespace=EVERYWHERE, labels=labels)
         self._services = Reflector(client, Service, self._services_changed, namespace=EVERYWHERE)
@@ -154,7 +157,7 @@ class Registrar:
             ready = {
                 service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
             }
-            outcome = register(pod, services, ready, legacy=self.legacy)
+            outcome = register(pod, services, ready, legacy=self.legacy, acls=self._acls)
             await self._report(name, pod, outcome.problem)
             wanted = {(each.node, each.service_id): each for each in outcome.entries}
         else:
@@ -245,7 +248,7 @@ def _endpoints(found: Any) -> dict[Name, bool]:
 
 
 def _event(pod: Any, problem: str) -> Event:
-    metadata = pod.metadata
+    metadata, now = pod.metadata, dt.datetime.now(dt.UTC)
     return Event(
         metadata=ObjectMeta(generateName=f"{metadata.name}.", namespace=metadata.namespace),
         involvedObject=ObjectReference(
@@ -254,5 +257,8 @@ def _event(pod: Any, problem: str) -> Event:
         reason="NotRegistered",
         message=problem,
         type="Warning",
+        count=1,
+        firstTimestamp=now,
+        lastTimestamp=now,
         source=EventSource(component="gossamer"),
     )

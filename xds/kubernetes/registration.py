@@ -59,13 +59,16 @@ def selects(service: Any, pod: Any) -> bool:
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
-def register(pod: Any, services: Iterable[Any], ready: Mapping[str, bool], *, legacy: bool = False) -> Outcome:
+def register(
+    pod: Any, services: Iterable[Any], ready: Mapping[str, bool], *, legacy: bool = False, acls: bool = False
+) -> Outcome:
     """Return the registration of a pod.
 
     Args:
         pod: with a sidecar of Gossamer.
         services: the Kubernetes Services of its namespace.
         ready: whether its address is ready, by each Service whose EndpointSlices have it.
+        acls: whether pods log in, and so can be the service of their ServiceAccount's name only.
         legacy: whether Consul is older than 1.10, which refuses ``Mode``; the mode is in the opaque configuration then.
     """
     annotations = pod.metadata.annotations or {}
@@ -91,6 +94,13 @@ def register(pod: Any, services: Iterable[Any], ready: Mapping[str, bool], *, le
     [service] = selecting
     if service.metadata.name not in ready:
         return Outcome()  # Kubernetes has not listed its address yet
+    name = given.get(known.SERVICE, service.metadata.name)
+    account = pod.spec.serviceAccountName or "default"
+    if acls and account != name:
+        return Outcome(
+            problem=f"the ServiceAccount {account!r} can't be the service {name!r}: with ACLs, a pod logs in as the"
+            f" service of its ServiceAccount's name. Run it with a ServiceAccount named {name!r}"
+        )
     port = _port(pod, given)
     virtual, problem = _virtual(service, pod, port)
     if problem:

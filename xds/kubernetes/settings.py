@@ -40,6 +40,8 @@ class InjectionSettings:
     """Consul's HTTP address, as pods reach it."""
     xds: tuple[HostPort, ...]
     """Addresses of Gossamer's xDS port, as pods reach it."""
+    auth_method: str = ""
+    """Consul's auth method with which pods log in; empty if Consul runs without ACLs."""
     plaintext: bool = False
     """Whether xDS is plain text."""
     inject: bool = False

@@ -1,8 +1,9 @@
-"""Waits in a pod's init container until the pod is registered in Consul, and says what it waits for."""
+"""Logs a pod in to Consul and waits until it is registered, in its init container, which says what it waits for."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,30 @@ class OwnPod:
     namespace: str
     uid: str
     node: str
+
+
+async def login(consul: Consul, pod: OwnPod, method: str, account_file: Path) -> str:
+    """Log in to Consul with the token of the pod's ServiceAccount. Return Consul's token.
+
+    Args:
+        consul: where to log in.
+        pod: for the token's description.
+        method: Consul's auth method.
+        account_file: the ServiceAccount's token, which Kubernetes replaces.
+    """
+    reported = ""
+    while True:
+        try:
+            bearer = (await asyncio.to_thread(account_file.read_text)).strip()
+            body = {"AuthMethod": method, "BearerToken": bearer, "Meta": {"pod": f"{pod.namespace}/{pod.name}"}}
+            found = await consul.write("/v1/acl/login", json.dumps(body), post=True)
+            return str(found["SecretID"])
+        except (ConsulError, OSError, KeyError, TypeError) as error:
+            state = f"can't log in with auth method {method!r}: {error}"
+        if state != reported:
+            log.info("waiting for pod %s/%s: %s", pod.namespace, pod.name, state)
+            reported = state
+        await asyncio.sleep(RETRY_S)
 
 
 async def registered(consul: Consul, pod: OwnPod, problem_file: Path | None) -> str:

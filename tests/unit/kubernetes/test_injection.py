@@ -103,6 +103,22 @@ def test_a_regular_sidecar_goes_on_for_the_grace_period() -> None:
     assert "restartPolicy" not in sidecar
 
 
+@pytest.mark.parametrize("native", ["true", "false"])
+def test_with_acls_a_pod_logs_in_and_out(native: str) -> None:
+    settings = InjectionSettings("i", "c", (), auth_method="k8s")
+    spec = inject(make_pod({"enable-consul-dataplane-as-sidecar": native}), {}, settings).pod["spec"]
+    init, sidecar = spec["initContainers"][0], [*spec["initContainers"], *spec["containers"]][1]
+    assert sidecar["name"] == "gossamer-sidecar"
+    assert init["command"][init["command"].index("--auth-method") + 1] == "k8s"
+    account = [each for each in init["volumeMounts"] if each["name"] == "gossamer-account"]
+    assert len(account) == 1
+    assert account[0] not in sidecar["volumeMounts"], "the sidecar has Consul's token only"
+    assert sidecar["command"][sidecar["command"].index("--token-file") + 1] == "/run/gossamer/token"
+    stop = sidecar["lifecycle"]["preStop"]["exec"]["command"]
+    assert "logout" in stop
+    assert stop[2].startswith("sleep 0;" if native == "true" else "sleep 30;")
+
+
 def test_resources_concurrency_and_arguments_of_envoy() -> None:
     settings = InjectionSettings("i", "c", (), sidecar=Resources(cpu_limit="1", memory_limit="64Mi"))
     given = {

@@ -149,6 +149,14 @@ def test_a_damaged_annotation_is_a_problem_of_its_pod() -> None:
     assert "consul-dns" in register(pod, [service()], READY).problem
 
 
+def test_with_acls_a_pod_is_the_service_of_its_account() -> None:
+    pod = running()
+    outcome = register(pod, [service()], READY, acls=True)
+    assert "the ServiceAccount 'default' can't be the service 'web'" in outcome.problem
+    pod.spec.serviceAccountName = "web"
+    assert len(register(pod, [service()], READY, acls=True).entries) == 2
+
+
 def test_only_pods_of_gossamer_are_registered() -> None:
     pod = running()
     assert is_managed(pod)

@@ -229,15 +229,18 @@ class Consul(base.Consul):  # type: ignore[misc]  # python-consul2 is not typed
         reply: Reply = await self.http.get(decode, path, params=query, headers=headers)
         return reply
 
-    async def write(self, path: str, body: str) -> None:
-        """Send a PUT request for ``path`` with the JSON ``body``.
+    async def write(self, path: str, body: str, *, post: bool = False) -> Any:
+        """Send a PUT request for ``path``, or a POST request, with the JSON ``body``.
+
+        Return the answer, ``None`` for an empty one.
 
         Raises:
             ConsulError: no answer, or one with a status other than 200.
         """
         params = [("dc", self.dc)] if self.dc else []
         headers = {"Content-Type": "application/json"} | ({"X-Consul-Token": self.token} if self.token else {})
-        await self.http.put(lambda _answer: None, path, params=params, data=body.encode(), headers=headers)
+        send = self.http.post if post else self.http.put
+        return await send(_answered, path, params=params, data=body.encode(), headers=headers)
 
     async def check_may_write_service(self, service: str, token: str) -> None:
         """Check that ``token`` has service:write on ``service``; where ACLs are off, every token has.
@@ -330,6 +333,10 @@ def _reply(response: Any, known: bytes | None = None) -> Reply:
         size=len(response.content),
         same=same,
     )
+
+
+def _answered(response: Any) -> Any:
+    return _decoded(response) if response.content.strip() else None
 
 
 def _decoded(response: Any) -> Any:

@@ -112,17 +112,25 @@ class Cluster:
     # -- the kubelet's part -------------------------------------------------------------------------------------------
 
     async def run(
-        self, name: str, *, app: str = "", account: str = "default", ready: bool = True, **annotations: str
+        self,
+        name: str,
+        *,
+        app: str = "",
+        account: str = "default",
+        namespace: str = SHOP,
+        ready: bool = True,
+        **annotations: str,
     ) -> Any:
         """Create a pod with a sidecar on the node, as if it ran there with an address of its own."""
         given = INJECT | {f"{known.PREFIX}{key.replace('_', '-')}": value for key, value in annotations.items()}
         pod = make_pod(name, given, nodeName=NODE, serviceAccountName=account)
         pod["metadata"]["labels"] = {"app": app or name}
-        await self.create(pod)
+        await self.create(pod, namespace)
         self._addresses += 1
-        return await self.set_ready(name, ready=ready, address=f"10.1.{self._addresses // 250}.{self._addresses % 250}")
+        address = f"10.1.{self._addresses // 250}.{self._addresses % 250}"
+        return await self.set_ready(name, ready=ready, address=address, namespace=namespace)
 
-    async def set_ready(self, name: str, *, ready: bool, address: str = "") -> Any:
+    async def set_ready(self, name: str, *, ready: bool, address: str = "", namespace: str = SHOP) -> Any:
         """Write the status of a pod."""
         status: dict[str, Any] = {
             "phase": "Running",
@@ -130,17 +138,17 @@ class Cluster:
         }
         if address:
             status |= {"podIP": address, "podIPs": [{"ip": address}], "hostIP": HOST, "hostIPs": [{"ip": HOST}]}
-        return await self.client.patch(Pod.Status, name, {"status": status}, namespace=SHOP)
+        return await self.client.patch(Pod.Status, name, {"status": status}, namespace=namespace)
 
-    async def serve(self, name: str, *, app: str = "", headless: bool = False, target: str | int = "http") -> Any:
+    async def serve(self, name: str, *, app: str = "", headless: bool = False, namespace: str = SHOP) -> Any:
         """Create a Service."""
         spec = ServiceSpec(
             selector={"app": app or name},
-            ports=[ServicePort(port=80, targetPort=target)],
+            ports=[ServicePort(port=80, targetPort="http")],
             clusterIP="None" if headless else None,
         )
-        return await self.client.create(Service(metadata=ObjectMeta(name=name, namespace=SHOP), spec=spec))
+        return await self.client.create(Service(metadata=ObjectMeta(name=name, namespace=namespace), spec=spec))
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, namespace: str = SHOP) -> None:
         """Delete a pod."""
-        await self.client.delete(Pod, name, namespace=SHOP, grace_period=0)
+        await self.client.delete(Pod, name, namespace=namespace, grace_period=0)

@@ -15,8 +15,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.coordination_v1 import Lease
-from lightkube.resources.core_v1 import Event, Pod, Service
+from lightkube.resources.core_v1 import Event, Namespace, Pod, Service
 
 from tests.integration.cluster import HOST, LEASE, NODE, OWN, SHOP, Cluster
 from tests.integration.helpers import free_port
@@ -202,6 +203,29 @@ async def test_two_services_are_reported_and_one_can_be_chosen(registered: Regis
     assert await registered.instances("first") == {}
     for name in ("both-1", "both-2"):
         await cluster.delete(name)
+
+
+async def test_another_namespace_does_not_become_an_instance_of_a_service(registered: Registered) -> None:
+    """Consul has one name for both. The older Service has it, as long as it has a pod."""
+    cluster = registered.cluster
+    await cluster.client.create(Namespace(metadata=ObjectMeta(name="evil")))
+    await cluster.serve("paid")
+    own = await cluster.run("paid-1", app="paid")
+    await registered.until("paid", {own.status.podIP: "passing"})
+    await asyncio.sleep(1.1)  # the API server's times are whole seconds
+    await cluster.serve("paid", namespace="evil")
+    other = await cluster.run("paid-1", app="paid", namespace="evil")
+
+    async def problem() -> str:
+        found = await cluster.client.get(Pod, "paid-1", namespace="evil")
+        return str((found.metadata.annotations or {}).get(PROBLEM, ""))
+
+    words = await eventually("the problem", problem, within_s=WITHIN_S)
+    assert words.startswith("the service 'paid' is that of namespace shop, whose Service is older")
+    assert await registered.instances("paid") == {own.status.podIP: "passing"}
+    await cluster.delete("paid-1")
+    await registered.until("paid", {other.status.podIP: "passing"})
+    await cluster.delete("paid-1", "evil")
 
 
 async def test_an_emptied_consul_is_filled_again_and_what_is_not_ours_stays(registered: Registered) -> None:

@@ -24,10 +24,11 @@ from lightkube.resources.core_v1 import Event, Pod, Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from xds.kubernetes import annotations as known
+from xds.kubernetes.claims import Claims
 from xds.kubernetes.containers import PROBLEM
 from xds.kubernetes.injection import MANAGER
 from xds.kubernetes.reflector import Name, Reflector
-from xds.kubernetes.registration import MANAGED_BY, NAMESPACE, POD, SYNTHETIC_NODE, Entry, is_managed, register
+from xds.kubernetes.registration import MANAGED_BY, NAMESPACE, POD, SYNTHETIC_NODE, Entry, Outcome, is_managed, register
 from xds.sources.consul.client import Consul, ConsulError
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Registrar:
         self._written: dict[Name, dict[tuple[str, str], Entry]] = {}
         """Entries that Consul has, by pod."""
         self._problems: dict[Name, str] = {}
+        self._claims = Claims()
         self._dirty: dict[Name, int] = {}
         """Pods that Consul may not know as they are, each with the number of its last change."""
         self._numbers = itertools.count()
@@ -81,9 +83,11 @@ class Registrar:
 
     async def act(self) -> None:
         """Write to Consul until cancelled; only one replica may do so at a time."""
-        self._written, self._problems = {}, {}
+        self._written, self._problems, self._claims = {}, {}, Claims()
         for each in (self._pods, self._services, self._slices):
             await each.listed.wait()
+        for name in self._pods.objects:  # before anything is written, so that no name ever changes hands at a start
+            self._outcome(name)
         self._changed(self._pods.objects)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync())
@@ -92,8 +96,10 @@ class Registrar:
     # -- what changed -------------------------------------------------------------------------------------------------
 
     def _changed(self, pods: Iterable[Name]) -> None:
-        self._dirty.update((pod, next(self._numbers)) for pod in pods)
-        self._woken.set()
+        changed = {pod: next(self._numbers) for pod in pods}
+        if changed:
+            self._dirty.update(changed)
+            self._woken.set()
 
     def _services_changed(self, names: Iterable[Name]) -> None:
         namespaces = {namespace for namespace, _ in names}
@@ -150,18 +156,18 @@ class Registrar:
             return None
 
     async def _register(self, name: Name) -> None:
-        pod = self._pods.objects.get(name)
-        wanted: dict[tuple[str, str], Entry] = {}
-        if pod is not None and is_managed(pod):
-            services = (each for (namespace, _), each in self._services.objects.items() if namespace == name[0])
-            ready = {
-                service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
-            }
-            outcome = register(pod, services, ready, legacy=self.legacy, acls=self._acls)
+        pod, outcome = self._pods.objects.get(name), self._outcome(name)
+        owner = self._claims.owner(outcome.service)
+        if outcome.service and owner != name[0]:
+            outcome = Outcome(
+                problem=f"the service {outcome.service!r} is that of namespace {owner}, whose Service is older: give"
+                f" this pod another name with the annotation {known.SERVICE.key}"
+            )
+        if pod is not None:
             await self._report(name, pod, outcome.problem)
-            wanted = {(each.node, each.service_id): each for each in outcome.entries}
         else:
             self._problems.pop(name, None)
+        wanted = {(each.node, each.service_id): each for each in outcome.entries}
         written = self._written.setdefault(name, {})
         for key, entry in wanted.items():
             if written.get(key) != entry:
@@ -173,6 +179,19 @@ class Registrar:
             del written[key]
         if not written:
             del self._written[name]
+
+    def _outcome(self, name: Name) -> Outcome:
+        """Return the registration of a pod as it is now, and have it claim its service's name."""
+        pod = self._pods.objects.get(name)
+        outcome = Outcome()
+        if pod is not None and is_managed(pod):
+            services = (each for (namespace, _), each in self._services.objects.items() if namespace == name[0])
+            ready = {
+                service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
+            }
+            outcome = register(pod, services, ready, legacy=self.legacy, acls=self._acls)
+        self._changed(self._claims.claim(name, outcome.service, outcome.since))
+        return outcome
 
     async def _deregister(self, node: str, service_id: str) -> None:
         await self._consul.write("/v1/catalog/deregister", json.dumps({"Node": node, "ServiceID": service_id}))

@@ -42,6 +42,10 @@ class Outcome:
 
     entries: tuple[Entry, ...] = ()
     problem: str = ""
+    service: str = ""
+    """Name of the service in Consul."""
+    since: str = ""
+    """Time at which the Kubernetes Service was created, ISO 8601."""
 
 
 def is_managed(pod: Any) -> bool:
@@ -110,7 +114,9 @@ def register(
     except ValueError:
         return Outcome(problem=f"annotation {EXPOSED_PATHS}: {annotations[EXPOSED_PATHS]!r} is not JSON: remove it")
     passing = ready[service.metadata.name]
-    return Outcome(_entries(pod, service, given, port, virtual, paths, passing=passing, legacy=legacy))
+    entries = _entries(pod, service, given, port, virtual, paths, passing=passing, legacy=legacy)
+    created = service.metadata.creationTimestamp
+    return Outcome(entries, service=name, since=created.isoformat() if created else "")
 
 
 def _no_service(pod: Any, chosen: str | None) -> str:

@@ -24,7 +24,8 @@ from xds.kubernetes import annotations as known
 from xds.lab.commands import gossamer
 from xds.lab.processes import Process, eventually
 
-OWN, SHOP, NAME, SECRET, LEASE = "gossamer", "shop", "gossamer", "gossamer-webhook", "gossamer-register"
+OWN, SHOP, SECRET, LEASE = "gossamer", "shop", "gossamer-webhook", "gossamer-register"
+INJECT_ACCOUNT, REGISTER_ACCOUNT, REGISTRATION = "gossamer-inject", "gossamer-register", "gossamer"
 NODE, HOST = "node-1", "10.0.0.1"
 MANIFESTS = ROOT / "deploy" / "kubernetes.yaml"
 INSTALLED = (
@@ -61,7 +62,8 @@ class Cluster:
 
     async def start(self, name: str, *arguments: str) -> Process:
         """Start ``gossamer kubernetes`` with the token of its ServiceAccount."""
-        token = await self.kubernetes.service_account_token(NAME, OWN)
+        account = INJECT_ACCOUNT if arguments[0] == "inject" else REGISTER_ACCOUNT
+        token = await self.kubernetes.service_account_token(account, OWN)
         config = self._folder / f"{name}.kubeconfig"
         config.write_text(yaml.safe_dump(self.kubernetes.config(token)))
         process = await Process.start(

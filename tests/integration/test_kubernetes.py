@@ -19,7 +19,17 @@ from lightkube.core.exceptions import ApiError
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
 from lightkube.resources.core_v1 import Namespace, Pod, Secret
 
-from tests.integration.cluster import INJECT, MANIFESTS, NAME, OWN, SECRET, SHOP, Cluster
+from tests.integration.cluster import (
+    INJECT,
+    INJECT_ACCOUNT,
+    MANIFESTS,
+    OWN,
+    REGISTER_ACCOUNT,
+    REGISTRATION,
+    SECRET,
+    SHOP,
+    Cluster,
+)
 from tests.integration.kubernetes import HELM, MISSING, Kubernetes, make_pod, program
 from tests.integration.machine import ROOT
 from xds.kubernetes import annotations as known
@@ -87,7 +97,10 @@ async def test_every_annotation_is_accepted_by_the_api_server(cluster: Cluster) 
     given = {annotation.key: value for annotation, value in EVERY.items()} | INJECT
     probe = {"httpGet": {"path": "/healthz", "port": "http"}}
     pod = make_pod("every", given)
-    pod["spec"]["containers"][0] |= {"livenessProbe": probe, "lifecycle": {"postStart": probe}}
+    pod["spec"]["containers"][0] |= {
+        "livenessProbe": probe,
+        "lifecycle": {"postStart": {"httpGet": {"path": "/started", "port": 8080}}},
+    }
     made = await cluster.create(pod)
     sidecar, app = made.spec.containers
     assert sidecar.resources.limits == {"cpu": "1", "memory": "128Mi"}
@@ -145,21 +158,27 @@ async def test_a_label_of_the_namespace_counts_as_soon_as_it_is_there(cluster: C
         )
 
 
-async def test_what_the_webhook_may_not_do(cluster: Cluster) -> None:
-    """Its rights are those that it needs: it reads no Secret but its own, and deletes nothing."""
-    token = await cluster.kubernetes.service_account_token(NAME, OWN)
-    client = cluster.kubernetes.client(token)
+async def test_what_the_processes_may_not_do(cluster: Cluster) -> None:
+    """Their rights are those that they need: the webhook, which the network reaches, changes no pod."""
+    webhook = cluster.kubernetes.client(await cluster.kubernetes.service_account_token(INJECT_ACCOUNT, OWN))
+    registrar = cluster.kubernetes.client(await cluster.kubernetes.service_account_token(REGISTER_ACCOUNT, OWN))
+    await cluster.create(make_pod("mine"))
     for attempt in (
-        client.get(Secret, "other", namespace=OWN),
-        client.get(Secret, SECRET, namespace=SHOP),
-        client.delete(Pod, "web", namespace=SHOP),
-        client.get(MutatingWebhookConfiguration, "other"),
-        client.delete(Namespace, SHOP),
+        webhook.get(Secret, "other", namespace=OWN),
+        webhook.get(Secret, SECRET, namespace=SHOP),
+        webhook.get(Pod, "mine", namespace=SHOP),
+        webhook.patch(Pod, "mine", {"metadata": {"labels": {"a": "b"}}}, namespace=SHOP),
+        webhook.get(MutatingWebhookConfiguration, "other"),
+        registrar.get(Secret, SECRET, namespace=OWN),
+        registrar.get(MutatingWebhookConfiguration, REGISTRATION),
+        registrar.delete(Pod, "mine", namespace=SHOP),
+        registrar.get(Namespace, SHOP),
     ):
         with pytest.raises(ApiError) as caught:
             await attempt
         assert caught.value.status.code == FORBIDDEN
-    await client.close()
+    await webhook.close()
+    await registrar.close()
 
 
 async def test_certificates_are_made_again_and_every_replica_presents_them(cluster: Cluster) -> None:
@@ -171,7 +190,7 @@ async def test_certificates_are_made_again_and_every_replica_presents_them(clust
     await cluster.serving()
     after = await cluster.client.get(Secret, SECRET, namespace=OWN)
     assert after.data[BUNDLE] != before.data[BUNDLE]
-    registered = await cluster.client.get(MutatingWebhookConfiguration, NAME)
+    registered = await cluster.client.get(MutatingWebhookConfiguration, REGISTRATION)
     assert registered.webhooks[0].clientConfig.caBundle == after.data[BUNDLE]
     leaf = x509.load_pem_x509_certificate(base64.b64decode(after.data[CERTIFICATE]))
     named = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

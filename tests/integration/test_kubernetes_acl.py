@@ -118,7 +118,7 @@ class Secured:
         """Start the init container of a pod."""
         own = {"POD_NAME": pod.metadata.name, "POD_NAMESPACE": SHOP, "POD_UID": pod.metadata.uid, "NODE_NAME": NODE}
         at = f"{self.folder}/{pod.metadata.name}"
-        flags = ("--id-file", f"{at}.id", "--login-file", f"{at}.login")
+        flags = ("--id-file", f"{at}.id")
         command = gossamer(
             "kubernetes", "init", "--consul", self.url, "--auth-method", METHOD, "--account-file", str(account), *flags
         )
@@ -157,7 +157,16 @@ async def test_a_pod_logs_in_as_the_service_of_its_account_and_out(secured: Secu
     async with asyncio.timeout(WITHIN_S):
         assert await init.ended() == 0, init.tail()
     assert (secured.folder / "web-1.id").read_text() == "web-1-web-sidecar-proxy\n"
+    tokens = await secured.call("GET", "/v1/acl/tokens")
+    assert not [each for each in tokens if each.get("AuthMethod")], "the init container logged out"
+    # What the sidecar does at each start.
     login = secured.folder / "web-1.login"
+    files = ("--account-file", str(account), "--login-file", str(login))
+    own = ("--pod-name", "web-1", "--pod-namespace", SHOP)
+    for _ in range(2):
+        await run_to_end(
+            *gossamer("kubernetes", "login", "--consul", secured.url, "--auth-method", METHOD, *files, *own)
+        )
     token = login.read_text().strip()
     found = await secured.call("GET", "/v1/acl/token/self", token=token)
     assert [each["ServiceName"] for each in found["ServiceIdentities"]] == ["web"]

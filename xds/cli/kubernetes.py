@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +123,7 @@ def _need_client() -> None:
 
 
 def _settings(flags: dict[str, Any]) -> InjectionSettings:
-    from xds.kubernetes.settings import InjectionSettings, Resources
+    from xds.kubernetes.settings import InjectionSettings, Namespaces, Resources
     from xds.kubernetes.values import QUANTITY
 
     resources: dict[str, str] = {}
@@ -153,8 +151,7 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
         overwrite_probes=flags["overwrite_probes"],
         dns=flags["dns"],
         native=flags["native_sidecars"],
-        allow_namespaces=frozenset(flags["allowed"]),
-        deny_namespaces=frozenset(flags["denied"]),
+        namespaces=Namespaces(frozenset(flags["allowed"]), frozenset(flags["denied"])),
         concurrency=flags["concurrency"],
         sidecar=Resources(**resources),
         image_pull_policy=flags["image_pull_policy"],
@@ -167,12 +164,25 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
     "--namespace", metavar="NAME", default="", help="Namespace that Gossamer runs in. [that of its ServiceAccount]"
 )
 @click.option("--lease", default="gossamer-register", show_default=True, help="Lease that elects the one that acts.")
+@click.option(
+    "--allow-namespace", "allowed", multiple=True, default=("*",), show_default=True, help="Namespace to serve."
+)
+@click.option("--deny-namespace", "denied", multiple=True, help="Namespace not to serve, even if it is allowed.")
 @click.option("--acls", is_flag=True, help="Pods log in, each as the service of its ServiceAccount's name.")
 @click.option("--identity", envvar="POD_NAME", default="", help="Name of this replica. [POD_NAME, or the host's]")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def register(consul: ConsulSettings, namespace: str, lease: str, acls: bool, identity: str, log_level: str) -> None:
+def register(
+    consul: ConsulSettings,
+    namespace: str,
+    lease: str,
+    allowed: tuple[str, ...],
+    denied: tuple[str, ...],
+    acls: bool,
+    identity: str,
+    log_level: str,
+) -> None:
     """Register the pods that have a sidecar in Consul, and deregister those that are gone.
 
     Several replicas can run; one of them acts. Gossamer's ServiceAccount may read pods, Services and EndpointSlices,
@@ -180,11 +190,13 @@ def register(consul: ConsulSettings, namespace: str, lease: str, acls: bool, ide
     """
     _need_client()
     from xds.kubernetes.process import run_registrar
+    from xds.kubernetes.settings import Namespaces
 
     configure(log_level.upper())
     try:
         name = identity or socket.gethostname()
-        asyncio.run(run_registrar(consul, namespace=namespace, lease=lease, identity=name, acls=acls))
+        serves = Namespaces(frozenset(allowed), frozenset(denied)).serves
+        asyncio.run(run_registrar(consul, namespace=namespace, lease=lease, identity=name, acls=acls, serves=serves))
     except (ValueError, SettingsError) as error:
         raise Failure(str(error)) from error
 
@@ -195,7 +207,6 @@ def register(consul: ConsulSettings, namespace: str, lease: str, acls: bool, ide
 @click.option("--problem-file", type=click.Path(path_type=Path), help="File with the reason why it is not registered.")
 @click.option("--auth-method", default="", help="Consul's auth method with which the pod logs in.")
 @click.option("--account-file", type=click.Path(path_type=Path), help="Token of its ServiceAccount, for the login.")
-@click.option("--login-file", type=click.Path(path_type=Path), help="File for the token that the login gives.")
 @click.option("--pod-name", envvar="POD_NAME", required=True, help="Name of this pod. [POD_NAME]")
 @click.option("--pod-namespace", envvar="POD_NAMESPACE", required=True, help="Its namespace. [POD_NAMESPACE]")
 @click.option("--pod-uid", envvar="POD_UID", required=True, help="Its UID. [POD_UID]")
@@ -207,7 +218,6 @@ def init(
     problem_file: Path | None,
     auth_method: str,
     account_file: Path | None,
-    login_file: Path | None,
     pod_name: str,
     pod_namespace: str,
     pod_uid: str,
@@ -222,28 +232,61 @@ def init(
     from xds.sources.consul.client import Consul
 
     configure("INFO")
-    if bool(auth_method) != (account_file is not None and login_file is not None):
-        raise click.UsageError("--auth-method, --account-file and --login-file go together")
+    if bool(auth_method) != (account_file is not None):
+        raise click.UsageError("--auth-method and --account-file go together")
     pod = OwnPod(pod_name, pod_namespace, pod_uid, node)
 
-    async def with_consul(work: Callable[[Consul], Awaitable[str]]) -> str:
+    async def wait() -> str:
         client = Consul(consul)
         try:
-            return await work(client)
+            if account_file is None:
+                return await registered(client, pod, problem_file)
+            client.token = await login(client, pod, auth_method, account_file)
+            try:
+                return await registered(client, pod, problem_file)
+            finally:
+                await client.write("/v1/acl/logout", "", post=True)
         finally:
             await client.close()
 
-    if account_file is not None and login_file is not None:
-        file = account_file
-        token = asyncio.run(with_consul(lambda client: login(client, pod, auth_method, file)))
-        login_file.write_text(f"{token}\n")  # in a volume that only the sidecar has as well
-        consul = replace(consul, token=token, token_file="")
-    found = asyncio.run(with_consul(lambda client: registered(client, pod, problem_file)))
+    found = asyncio.run(wait())
+    id_file.unlink(missing_ok=True)  # a container that is run again has no right to write to a file of mode 0444
     id_file.write_text(f"{found}\n")
     id_file.chmod(0o444)
     click.echo(f"registered as {found}")
     if redirection:  # from here on, this process could not reach Consul
         redirect_traffic.main([*redirection], prog_name="gossamer redirect-traffic", standalone_mode=False)
+
+
+@kubernetes_group.command("login")
+@consul_flags
+@click.option("--auth-method", required=True, help="Consul's auth method.")
+@click.option(
+    "--account-file", type=click.Path(path_type=Path), required=True, help="Token of the pod's ServiceAccount."
+)
+@click.option("--login-file", type=click.Path(path_type=Path), required=True, help="File for the token of Consul.")
+@click.option("--pod-name", envvar="POD_NAME", required=True, help="Name of this pod. [POD_NAME]")
+@click.option("--pod-namespace", envvar="POD_NAMESPACE", required=True, help="Its namespace. [POD_NAMESPACE]")
+def log_in(
+    consul: ConsulSettings, auth_method: str, account_file: Path, login_file: Path, pod_name: str, pod_namespace: str
+) -> None:
+    """Log a pod in to Consul with the token of its ServiceAccount; wait until that works."""
+    from xds.kubernetes.waiting import OwnPod, login
+    from xds.sources.consul.client import Consul
+
+    configure("INFO")
+
+    async def begin() -> str:
+        client = Consul(consul)
+        try:
+            return await login(client, OwnPod(pod_name, pod_namespace, "", ""), auth_method, account_file)
+        finally:
+            await client.close()
+
+    token = asyncio.run(begin())
+    login_file.unlink(missing_ok=True)
+    login_file.touch(mode=0o600)
+    login_file.write_text(f"{token}\n")
 
 
 @kubernetes_group.command("logout")

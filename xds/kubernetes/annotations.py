@@ -7,6 +7,7 @@ value. What Gossamer does not follow is a warning at admission.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from xds.kubernetes.values import (
 
 PREFIX = "consul.hashicorp.com/"
 META_PREFIX = "service-meta-"
+_META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 POD_NAME = "$POD_NAME"
 """Value that stands for the pod's name, in tags and meta."""
 
@@ -131,6 +133,9 @@ def read(
             problems.append(f"{what} {annotation.key}: {error}")
         except ValueError:
             problems.append(f"{what} {annotation.key}: {given!r} is not {annotation.form.expected}")
+    for key in annotations:
+        if key.startswith(PREFIX + META_PREFIX) and not _META_KEY.fullmatch(key.removeprefix(PREFIX + META_PREFIX)):
+            problems.append(f"annotation {key}: a key of meta has letters, digits, '-' and '_' only")
     if problems:
         raise AnnotationError("; ".join(problems))
     return found

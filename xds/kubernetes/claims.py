@@ -1,53 +1,66 @@
 """Decides which Kubernetes namespace has a service name of Consul, which knows no namespaces.
 
 A pod of another namespace would otherwise become an instance of a service that another team owns, and get a share of
-its callers' connections. The namespace whose Service was created first has the name, for as long as a pod claims it.
+its callers' connections. Names are compared without case, as Consul does. The owner keeps a name until its Service is
+deleted, whether it has pods or not. A name without an owner goes to a Service of that name before one whose pods take
+the name by an annotation, and among equals to the one that was created first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
-Pod = tuple[str, str]
-"""Namespace and name of a pod."""
+ServiceKey = tuple[str, str]
+"""Namespace and name of a Kubernetes Service."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """Claim of a Kubernetes Service on a name; the least one is first in line."""
+
+    by_annotation: bool
+    since: str
+    """Time at which the Service was created, ISO 8601."""
+    service: ServiceKey
 
 
 class Claims:
-    """Claims of pods on service names."""
+    """Claims of Services on service names of Consul."""
 
     def __init__(self) -> None:
-        self._by_service: dict[str, dict[Pod, str]] = {}
-        self._by_pod: dict[Pod, str] = {}
+        self._claims: dict[str, set[Claim]] = {}
+        self._owners: dict[str, str] = {}
 
-    def claim(self, pod: Pod, service: str, since: str) -> Iterable[Pod]:
-        """Have ``pod`` claim ``service``, or none for an empty name, in place of what it claimed.
+    def claim(self, name: str, service: ServiceKey, since: str) -> None:
+        """Have a Service claim ``name``.
 
         Args:
-            pod: who claims it.
-            service: its name.
-            since: time at which the pod's Kubernetes Service was created, ISO 8601.
-
-        Returns:
-            The pods for which the owner of their service is another one now.
+            name: in Consul.
+            service: the Kubernetes Service that registers the pods.
+            since: time at which it was created, ISO 8601.
         """
-        before = self._by_pod.get(pod, "")
-        names = {name for name in (before, service) if name}
-        owners = {name: self.owner(name) for name in names}
-        if before:
-            del self._by_service[before][pod]
-            del self._by_pod[pod]
-            if not self._by_service[before]:
-                del self._by_service[before]
-        if service:
-            self._by_service.setdefault(service, {})[pod] = since
-            self._by_pod[pod] = service
-        moved = [name for name in names if self.owner(name) != owners[name]]
-        return [each for name in moved for each in self._by_service.get(name, ()) if each != pod]
+        claim = Claim(service[1].lower() != name.lower(), since, service)
+        self._claims.setdefault(name.lower(), set()).add(claim)
 
-    def owner(self, service: str) -> str:
-        """Return the namespace that has a service name; empty if none claims it."""
-        claims = self._by_service.get(service)
+    def release(self, service: ServiceKey) -> bool:
+        """Forget the claims of a Service that was deleted. Return whether some name has another owner now."""
+        freed = False
+        for name, claims in [*self._claims.items()]:
+            left = {claim for claim in claims if claim.service != service}
+            if left == claims:
+                continue
+            if left:
+                self._claims[name] = left
+            else:
+                del self._claims[name]
+            if not any(claim.service[0] == self._owners.get(name) for claim in left):
+                freed |= self._owners.pop(name, None) is not None
+        return freed
+
+    def owner(self, name: str) -> str:
+        """Return the namespace that has a service name; empty if none claims it. From then on it keeps the name."""
+        key = name.lower()
+        claims = self._claims.get(key)
         if not claims:
             return ""
-        namespace, _ = min(claims, key=lambda pod: (claims[pod], pod))
-        return namespace
+        return self._owners.setdefault(key, min(claims).service[0])

@@ -26,8 +26,11 @@ ACCOUNT_FILE = f"{ACCOUNT_FOLDER}/token"
 """Token of the pod's ServiceAccount, for the login. A pod need not mount one for its application."""
 ACCOUNT_MOUNT = {"name": "gossamer-account", "mountPath": ACCOUNT_FOLDER, "readOnly": True}
 ACCOUNT_LIFE_S = 600
-TOKEN_FILE = f"{FOLDER}/token"
-"""Token of Consul that the login gave."""
+GRACE_S, AFTER_GRACE_S = 30, 5
+"""Seconds for which a regular sidecar goes on after the pod is deleted, and that are left for its end."""
+TOKEN_FILE = f"{ENVOY_FOLDER}/token"
+"""Token of Consul that the sidecar's login gave."""
+_LOGIN_FILES = f"--account-file {ACCOUNT_FILE} --login-file {TOKEN_FILE}"
 MOUNT = {"name": "gossamer", "mountPath": FOLDER}
 PROBLEM_MOUNT = {"name": "gossamer-pod", "mountPath": PROBLEM_FOLDER, "readOnly": True}
 NODE_SUFFIX = "-virtual"
@@ -72,7 +75,7 @@ def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, 
     command = ["gossamer", "kubernetes", "init", "--consul", settings.consul, "--id-file", ID_FILE]
     command += ["--problem-file", PROBLEM_FILE]
     if settings.auth_method:
-        command += ["--auth-method", settings.auth_method, "--account-file", ACCOUNT_FILE, "--login-file", TOKEN_FILE]
+        command += ["--auth-method", settings.auth_method, "--account-file", ACCOUNT_FILE]
     if inputs.transparent:
         command += ["--", *_redirection(inputs)]
     capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": ["NET_ADMIN"]} if inputs.transparent else {})
@@ -127,7 +130,10 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
     concurrency = str(given.get(known.CONCURRENCY, settings.concurrency))
     envoy = ["--concurrency", concurrency, *given.get(known.EXTRA_ARGUMENTS, ())]
     # The shell hands its arguments on as they are: no annotation becomes a part of the script.
-    script = f'mkdir -p -m 700 {ENVOY_FOLDER} && read -r id < {ID_FILE} && exec gossamer sidecar "$id" "$@"'
+    login = ""
+    if settings.auth_method:  # at each start, since the last one may have logged out
+        login = f' && gossamer kubernetes login --consul "$CONSUL" --auth-method "$METHOD" {_LOGIN_FILES}'
+    script = f'mkdir -p -m 700 {ENVOY_FOLDER} && read -r id < {ID_FILE}{login} && exec gossamer sidecar "$id" "$@"'
     command = ["sh", "-c", script, "sh", *flags, "--", *envoy]
     context = {
         "allowPrivilegeEscalation": False,
@@ -145,7 +151,9 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
     )
     made = _container(SIDECAR_NAME, command, context, settings, resources)
     made["env"].append({"name": "RUNTIME_DIRECTORY", "value": ENVOY_FOLDER})
-    made["ports"] = [{"name": "mesh", "containerPort": PUBLIC_PORT, "protocol": "TCP"}]
+    if settings.auth_method:
+        made["env"] += [{"name": "CONSUL", "value": settings.consul}, {"name": "METHOD", "value": settings.auth_method}]
+        made["volumeMounts"] = [MOUNT, ACCOUNT_MOUNT]
     listening = {"tcpSocket": {"port": PUBLIC_PORT}, "periodSeconds": 1, "timeoutSeconds": 5}
     made["readinessProbe"] = {**listening, "failureThreshold": 10}
     if native:
@@ -160,7 +168,8 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
 
 def _stop_command(inputs: PodInputs, settings: InjectionSettings, *, native: bool) -> list[str]:
     """Return what runs before Envoy is stopped: the rest of the grace period of a regular container, and the logout."""
-    grace = 0 if native else min(inputs.given.get(known.GRACE_PERIOD, inputs.termination_s), inputs.termination_s)
+    longest = max(0, inputs.termination_s - AFTER_GRACE_S)  # the kubelet cuts a hook off at the end of the period
+    grace = 0 if native else min(inputs.given.get(known.GRACE_PERIOD, GRACE_S), longest)
     if not settings.auth_method:
         return ["sleep", str(grace)] if grace else []
     logout = ["gossamer", "kubernetes", "logout", "--consul", settings.consul, "--token-file", TOKEN_FILE]

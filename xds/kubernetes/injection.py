@@ -46,15 +46,19 @@ def wants_sidecar(pod: Mapping[str, Any], namespace: str, settings: InjectionSet
         RefusedPodError: its annotation is not a boolean.
     """
     annotations = _annotations(pod)
-    if not settings.serves(namespace) or annotations.get(known.INJECT_STATUS):
+    if not settings.namespaces.serves(namespace) or annotations.get(known.INJECT_STATUS):
         return False
     given = annotations.get(known.INJECT.key)
+    of_host = bool(pod["spec"].get("hostNetwork"))
     if given is None:
-        return settings.inject
+        return settings.inject and not of_host
     try:
-        return bool(known.INJECT.form.parse(given, {}))
+        wanted = bool(known.INJECT.form.parse(given, {}))
     except ValueError:
         raise RefusedPodError(f"annotation {known.INJECT.key}: {given!r} is not {known.INJECT.form.expected}") from None
+    if wanted and of_host:
+        raise RefusedPodError("the pod uses its node's network, all of which would be redirected: remove hostNetwork")
+    return wanted
 
 
 def inject(pod: Mapping[str, Any], namespace_labels: Mapping[str, str], settings: InjectionSettings) -> Injected:
@@ -104,6 +108,7 @@ def inject(pod: Mapping[str, Any], namespace_labels: Mapping[str, str], settings
     written[known.INJECT_STATUS] = INJECTED
     if transparent:
         written[known.TRANSPARENT_STATUS] = ENABLED
+    written.pop(EXPOSED_PATHS, None)  # only the webhook's own counts
     if exposed:
         written[EXPOSED_PATHS] = json.dumps([path.registered() for path in exposed], separators=(",", ":"))
     return Injected(made, tuple(warnings))

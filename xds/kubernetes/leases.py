@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 DURATION_S = 15
 """Seconds after the last renewal at which another replica takes the Lease."""
-RENEW_WITHIN_S = 10.0
-"""Seconds without a renewal after which the leader stops acting. It is less than the duration: no two act at once."""
+RENEW_WITHIN_S = 8.0
+"""Seconds without a renewal after which the leader stops acting. With a last try and its pause that is less than the
+duration: no two act at once."""
 RETRY_S = 2.0
 NOT_FOUND = 404
 
@@ -56,18 +57,19 @@ class Election:
         """
         loop = asyncio.get_running_loop()
         while True:
+            renewed = loop.time()  # before the request: the API server may have taken it at once
             if not await self._try():
                 await asyncio.sleep(RETRY_S)
                 continue
             log.info("%s: this replica leads", self._name)
-            renewed = loop.time()
             async with _running(act) as task:
                 while loop.time() - renewed < RENEW_WITHIN_S:
                     await asyncio.wait([task], timeout=RETRY_S)
                     if task.done():
                         task.result()
+                    tried = loop.time()
                     if await self._try():
-                        renewed = loop.time()
+                        renewed = tried
             log.warning("%s: this replica leads no more: the Lease was not renewed", self._name)
 
     async def release(self) -> None:
@@ -83,7 +85,7 @@ class Election:
     async def _try(self) -> bool:
         """Take or renew the Lease. Return whether this replica has it."""
         try:
-            async with asyncio.timeout(RENEW_WITHIN_S / 2):
+            async with asyncio.timeout(RETRY_S):
                 return await self._take()
         except (httpx2.HTTPError, TimeoutError):
             return False

@@ -7,8 +7,9 @@ and startup probes; hooks, which it does not rewrite, follow at 20700 and 20800.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 FIRST_PORTS = {"livenessProbe": 20300, "readinessProbe": 20400, "startupProbe": 20500}
@@ -37,6 +38,23 @@ class ExposedPath:
         }
 
 
+def parse(text: str) -> list[ExposedPath]:
+    """Return the exposed paths that ``text``, an annotation, lists as they are registered.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        found = json.loads(text)
+        return [
+            ExposedPath(each["Path"], each["ListenerPort"], each["LocalPathPort"], each["Protocol"] == "http2")
+            for each in found
+            if each["Path"].startswith("/") and 0 < each["ListenerPort"] < 65536 and 0 < each["LocalPathPort"] < 65536
+        ]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 class ProbeError(Exception):
     """Probe that can't be rewritten; the message says which one, and what to do."""
 
@@ -63,8 +81,8 @@ def rewrite(containers: list[dict[str, Any]]) -> tuple[list[ExposedPath], list[s
             if "httpGet" in handler:
                 _rewrite_http(handler["httpGet"], where, container, port, paths, warnings)
             elif "grpc" in handler:
-                paths.append(ExposedPath(GRPC_CHECK, port, int(handler["grpc"]["port"]), http2=True))
-                handler["grpc"]["port"] = port
+                exposed = ExposedPath(GRPC_CHECK, port, int(handler["grpc"]["port"]), http2=True)
+                handler["grpc"]["port"] = _expose(paths, exposed)
             elif "tcpSocket" in handler:
                 warnings.append(
                     f"{where} opens a TCP connection, which the sidecar accepts: it does not show whether the"
@@ -100,8 +118,17 @@ def _rewrite_http(
         )
         return
     path = (request.get("path") or "/").partition("?")[0]  # Envoy compares the path without the query
-    paths.append(ExposedPath(path, port, _number(request["port"], where, container)))
-    request["port"] = port
+    path = path if path.startswith("/") else f"/{path}"
+    request["port"] = _expose(paths, ExposedPath(path, port, _number(request["port"], where, container)))
+
+
+def _expose(paths: list[ExposedPath], wanted: ExposedPath) -> int:
+    """Expose a path. Return its port: that of an equal path, which Consul before 1.10 takes only once."""
+    for path in paths:
+        if replace(path, listener_port=wanted.listener_port) == wanted:
+            return path.listener_port
+    paths.append(wanted)
+    return wanted.listener_port
 
 
 def _number(port: Any, where: str, container: Mapping[str, Any]) -> int:

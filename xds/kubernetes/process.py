@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,13 @@ async def until_signal(*parts: Coroutine[Any, Any, None]) -> None:
 
 
 async def run_registrar(
-    settings: ConsulSettings, *, namespace: str, lease: str, identity: str, acls: bool = False
+    settings: ConsulSettings,
+    *,
+    namespace: str,
+    lease: str,
+    identity: str,
+    acls: bool,
+    serves: Callable[[str], bool],
 ) -> None:
     """Register pods until SIGTERM or SIGINT.
 
@@ -111,7 +117,7 @@ async def run_registrar(
     settings.ssl_context()
     client, consul = AsyncClient(), Consul(settings)
     election = Election(client, own_namespace(namespace), lease, identity)
-    registrar = Registrar(client, consul, acls=acls)
+    registrar = Registrar(client, consul, acls=acls, serves=serves)
 
     async def lead() -> None:
         registrar.legacy = await _is_legacy(consul)

@@ -13,14 +13,15 @@ import itertools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx2
 from lightkube import AsyncClient
+from lightkube.core.exceptions import ApiError
 from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Event, Pod, Service
+from lightkube.resources.core_v1 import Event, Namespace, Pod, Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from xds.kubernetes import annotations as known
@@ -28,7 +29,17 @@ from xds.kubernetes.claims import Claims
 from xds.kubernetes.containers import PROBLEM
 from xds.kubernetes.injection import MANAGER
 from xds.kubernetes.reflector import Name, Reflector
-from xds.kubernetes.registration import MANAGED_BY, NAMESPACE, POD, SYNTHETIC_NODE, Entry, Outcome, is_managed, register
+from xds.kubernetes.registration import (
+    CLUSTER,
+    MANAGED_BY,
+    NAMESPACE,
+    POD,
+    SYNTHETIC_NODE,
+    Entry,
+    Outcome,
+    is_managed,
+    register,
+)
 from xds.sources.consul.client import Consul, ConsulError
 
 log = logging.getLogger(__name__)
@@ -40,6 +51,11 @@ RETRY_S = 2.0
 AT_ONCE = 16
 SERVICE_NAME = "kubernetes.io/service-name"
 EVERYWHERE = "*"
+CLUSTER_NAMESPACE = "kube-system"
+"""Namespace whose UID is the mark of a cluster, by convention."""
+REFUSED = 400
+"""Status with which Consul refuses the content of a registration."""
+NOT_FOUND = 404
 
 
 class Registrar:
@@ -50,13 +66,27 @@ class Registrar:
         consul: to write to.
         legacy: whether Consul is older than 1.10.
         acls: whether pods log in with their ServiceAccount.
+        serves: whether the pods of a namespace may be in the mesh.
     """
 
-    def __init__(self, client: AsyncClient, consul: Consul, *, legacy: bool = False, acls: bool = False) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        consul: Consul,
+        *,
+        legacy: bool = False,
+        acls: bool = False,
+        serves: Callable[[str], bool] = lambda _namespace: True,
+    ) -> None:
         self._client: Any = client
         self._consul = consul
         self.legacy = legacy
         self._acls = acls
+        self._serves = serves
+        self._acting = False
+        self._cluster = ""
+        self._holders: dict[tuple[str, str], Name] = {}
+        """Pods that have an entry, by node and service ID: two pods could have the same ID."""
         labels = {known.MANAGED_BY: MANAGER}
         self._pods = Reflector(client, Pod, self._changed, namespace=EVERYWHERE, labels=labels)
         self._services = Reflector(client, Service, self._services_changed, namespace=EVERYWHERE)
@@ -83,26 +113,46 @@ class Registrar:
 
     async def act(self) -> None:
         """Write to Consul until cancelled; only one replica may do so at a time."""
-        self._written, self._problems, self._claims = {}, {}, Claims()
+        self._written, self._problems, self._claims, self._holders = {}, {}, Claims(), {}
+        self._cluster = await self._mark()
         for each in (self._pods, self._services, self._slices):
             await each.listed.wait()
-        for name in self._pods.objects:  # before anything is written, so that no name ever changes hands at a start
+        for name in self._pods.objects:  # before anything is written, so that no name changes hands at a start
             self._outcome(name)
+            await asyncio.sleep(0)
+        self._acting = True
         self._changed(self._pods.objects)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._resync())
-            tasks.create_task(self._write())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._resync())
+                tasks.create_task(self._write())
+        finally:
+            self._acting = False
+            self._dirty.clear()
+
+    async def _mark(self) -> str:
+        """Return the mark of this cluster, as soon as the API server answers."""
+        while True:
+            try:
+                return str((await self._client.get(Namespace, CLUSTER_NAMESPACE)).metadata.uid)
+            except httpx2.HTTPError as error:
+                log.warning("can't read the namespace %s, and try again: %s", CLUSTER_NAMESPACE, error)
+                await asyncio.sleep(RETRY_S)
 
     # -- what changed -------------------------------------------------------------------------------------------------
 
     def _changed(self, pods: Iterable[Name]) -> None:
-        changed = {pod: next(self._numbers) for pod in pods}
+        changed = {pod: next(self._numbers) for pod in pods} if self._acting else {}
         if changed:
             self._dirty.update(changed)
             self._woken.set()
 
     def _services_changed(self, names: Iterable[Name]) -> None:
+        names = list(names)
         namespaces = {namespace for namespace, _ in names}
+        freed = [self._claims.release(name) for name in names if name not in self._services.objects]
+        if any(freed):
+            self._changed(self._pods.objects)
         self._changed(pod for pod in self._pods.objects if pod[0] in namespaces)
 
     def _slices_changed(self, names: Iterable[Name]) -> None:
@@ -112,8 +162,11 @@ class Registrar:
             service = _service_of(found)
             gone = self._in_slice.pop(name, set()) - ready.keys()
             for pod in gone:
-                for of_service in self._ready.get(pod, {}).values():
+                of_pod = self._ready.get(pod, {})
+                for of_service in of_pod.values():
                     of_service.pop(name[1], None)
+                if not any(of_pod.values()):
+                    self._ready.pop(pod, None)
             for pod, is_ready in ready.items():
                 self._ready[pod].setdefault(service, {})[name[1]] = is_ready
             if ready:
@@ -157,12 +210,7 @@ class Registrar:
 
     async def _register(self, name: Name) -> None:
         pod, outcome = self._pods.objects.get(name), self._outcome(name)
-        owner = self._claims.owner(outcome.service)
-        if outcome.service and owner != name[0]:
-            outcome = Outcome(
-                problem=f"the service {outcome.service!r} is that of namespace {owner}, whose Service is older: give"
-                f" this pod another name with the annotation {known.SERVICE.key}"
-            )
+        outcome = self._unless_taken(name, outcome)
         if pod is not None:
             await self._report(name, pod, outcome.problem)
         else:
@@ -171,26 +219,63 @@ class Registrar:
         written = self._written.setdefault(name, {})
         for key, entry in wanted.items():
             if written.get(key) != entry:
-                await self._consul.write("/v1/catalog/register", entry.body)
-                self.writes += 1
+                self._holders[key] = name
+                if not await self._send(name, pod, entry):
+                    break
                 written[key] = entry
         for key in written.keys() - wanted.keys():
-            await self._deregister(*key)
+            if self._holders.get(key) == name:
+                await self._deregister(*key)
+                del self._holders[key]
             del written[key]
         if not written:
             del self._written[name]
+
+    async def _send(self, name: Name, pod: Any, entry: Entry) -> bool:
+        """Register an entry. Return whether Consul takes it; if it refuses, report that at the pod.
+
+        Raises:
+            ConsulError: it does not answer, or not now.
+        """
+        try:
+            await self._consul.write("/v1/catalog/register", entry.body)
+        except ConsulError as error:
+            if error.status != REFUSED:
+                raise
+            await self._report(name, pod, f"Consul refuses the registration {entry.service_id}: {error}")
+            return False
+        self.writes += 1
+        return True
+
+    def _unless_taken(self, name: Name, outcome: Outcome) -> Outcome:
+        """Return ``outcome``, or the problem that its service's name or an ID is another one's."""
+        owner = self._claims.owner(outcome.name) if outcome.name else ""
+        if outcome.name and owner != name[0]:
+            return Outcome(
+                problem=f"the service {outcome.name!r} is that of namespace {owner}: give this pod another name with"
+                f" the annotation {known.SERVICE.key}"
+            )
+        for entry in outcome.entries:
+            holder = self._holders.get((entry.node, entry.service_id), name)
+            if holder != name and holder in self._pods.objects:
+                return Outcome(
+                    problem=f"the ID {entry.service_id!r} is that of pod {holder[0]}/{holder[1]} on the same node: give"
+                    " one of the pods another name"
+                )
+        return outcome
 
     def _outcome(self, name: Name) -> Outcome:
         """Return the registration of a pod as it is now, and have it claim its service's name."""
         pod = self._pods.objects.get(name)
         outcome = Outcome()
-        if pod is not None and is_managed(pod):
+        if pod is not None and is_managed(pod) and self._serves(name[0]):
             services = (each for (namespace, _), each in self._services.objects.items() if namespace == name[0])
             ready = {
                 service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
             }
-            outcome = register(pod, services, ready, legacy=self.legacy, acls=self._acls)
-        self._changed(self._claims.claim(name, outcome.service, outcome.since))
+            outcome = register(pod, services, ready, legacy=self.legacy, acls=self._acls, cluster=self._cluster)
+            if outcome.name:
+                self._claims.claim(outcome.name, (name[0], outcome.service), outcome.since)
         return outcome
 
     async def _deregister(self, node: str, service_id: str) -> None:
@@ -210,26 +295,33 @@ class Registrar:
         """Write again what Consul lost, and deregister what belongs to no pod."""
         nodes = await self._consul.read("/v1/catalog/nodes", params=[("node-meta", f"{SYNTHETIC_NODE}:true")])
         there: dict[tuple[str, str], Name] = {}
-        empty = set()
         for node in [each["Node"] for each in nodes.data]:
             found = (await self._consul.read(f"/v1/catalog/node-services/{node}")).data or {}
-            services = found.get("Services") or []
-            if not services:
-                empty.add(node)
-            for service in services:
+            for service in found.get("Services") or ():
                 meta = service.get("Meta") or {}
-                if meta.get(MANAGED_BY) == MANAGER:
+                if meta.get(MANAGED_BY) == MANAGER and meta.get(CLUSTER) == self._cluster:
                     there[node, service["ID"]] = meta.get(NAMESPACE, ""), meta.get(POD, "")
         for name, written in self._written.items():
-            for key in [key for key in written if key not in there]:
+            for key in [key for key in written if there.get(key) != name]:
                 del written[key]
                 self._changed([name])
         complete = not any(each.trouble for each in (self._pods, self._services, self._slices))
         for key, name in there.items():
-            if complete and name not in self._dirty and key not in self._written.get(name, {}):
+            idle = name not in self._dirty and key not in self._holders
+            if complete and idle and await self._is_gone(name, key[1]):
                 await self._deregister(*key)
-        for node in empty if complete else ():
-            await self._consul.write("/v1/catalog/deregister", json.dumps({"Node": node}))
+
+    async def _is_gone(self, name: Name, service_id: str) -> bool:
+        """Return whether what Consul has belongs to no pod, by the API server's word at this moment."""
+        if name in self._pods.objects:
+            return not any(service_id == key[1] for key in self._written.get(name, ()))
+        try:
+            await self._client.get(Pod, name[1], namespace=name[0])
+        except ApiError as error:
+            return bool(error.status.code == NOT_FOUND)
+        except httpx2.HTTPError:
+            return False
+        return False
 
     # -- problems -----------------------------------------------------------------------------------------------------
 
@@ -259,10 +351,11 @@ def _endpoints(found: Any) -> dict[Name, bool]:
     ready: dict[Name, bool] = {}
     for endpoint in found.endpoints or ():
         target, conditions = endpoint.targetRef, endpoint.conditions
-        if target is not None and target.kind == "Pod":
+        own = target is not None and target.namespace in (None, found.metadata.namespace)  # not another team's pod
+        if own and target.kind == "Pod":
             is_ready = conditions is None or conditions.ready is not False
             terminating = conditions is not None and bool(conditions.terminating)
-            ready[target.namespace or found.metadata.namespace, target.name] = is_ready and not terminating
+            ready[found.metadata.namespace, target.name] = is_ready and not terminating
     return ready
 
 

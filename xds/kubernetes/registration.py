@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.kubernetes import annotations as known
-from xds.kubernetes.containers import NODE_SUFFIX
+from xds.kubernetes import probes
+from xds.kubernetes.containers import NODE_SUFFIX, SIDECAR_NAME
 from xds.kubernetes.injection import ENABLED, EXPOSED_PATHS, INJECTED, MANAGER
+from xds.kubernetes.probes import ExposedPath
 from xds.kubernetes.settings import PUBLIC_PORT
 from xds.kubernetes.values import parse_port
 from xds.mesh.addresses import is_ip
@@ -22,6 +24,8 @@ from xds.mesh.names import SIDECAR_SUFFIX
 IGNORE_LABEL = known.PREFIX + "service-ignore"
 """Label of a Kubernetes Service whose pods are not registered for it."""
 MANAGED_BY, SYNTHETIC_NODE = "managed-by", "synthetic-node"
+CLUSTER = "gossamer-cluster"
+"""Meta with the mark of the Kubernetes that registers a service."""
 POD, NAMESPACE, UID = "pod-name", "k8s-namespace", "pod-uid"
 CHECK_TYPE, CHECK_NAME = "kubernetes-readiness", "Kubernetes Readiness Check"
 
@@ -42,10 +46,12 @@ class Outcome:
 
     entries: tuple[Entry, ...] = ()
     problem: str = ""
-    service: str = ""
+    name: str = ""
     """Name of the service in Consul."""
+    service: str = ""
+    """Name of the Kubernetes Service."""
     since: str = ""
-    """Time at which the Kubernetes Service was created, ISO 8601."""
+    """Time at which that was created, ISO 8601."""
 
 
 def is_managed(pod: Any) -> bool:
@@ -64,7 +70,13 @@ def selects(service: Any, pod: Any) -> bool:
 
 
 def register(
-    pod: Any, services: Iterable[Any], ready: Mapping[str, bool], *, legacy: bool = False, acls: bool = False
+    pod: Any,
+    services: Iterable[Any],
+    ready: Mapping[str, bool],
+    *,
+    legacy: bool = False,
+    acls: bool = False,
+    cluster: str = "",
 ) -> Outcome:
     """Return the registration of a pod.
 
@@ -73,6 +85,7 @@ def register(
         services: the Kubernetes Services of its namespace.
         ready: whether its address is ready, by each Service whose EndpointSlices have it.
         acls: whether pods log in, and so can be the service of their ServiceAccount's name only.
+        cluster: mark of this Kubernetes, so that several can register in one Consul.
         legacy: whether Consul is older than 1.10, which refuses ``Mode``; the mode is in the opaque configuration then.
     """
     annotations = pod.metadata.annotations or {}
@@ -110,13 +123,13 @@ def register(
     if problem:
         return Outcome(problem=problem)
     try:
-        paths = json.loads(annotations.get(EXPOSED_PATHS) or "[]")
+        paths = probes.parse(annotations.get(EXPOSED_PATHS) or "[]")
     except ValueError:
-        return Outcome(problem=f"annotation {EXPOSED_PATHS}: {annotations[EXPOSED_PATHS]!r} is not JSON: remove it")
+        return Outcome(problem=f"annotation {EXPOSED_PATHS} is not what the webhook writes: create the pod again")
     passing = ready[service.metadata.name]
-    entries = _entries(pod, service, given, port, virtual, paths, passing=passing, legacy=legacy)
+    entries = _entries(pod, service, given, port, virtual, paths, passing=passing, legacy=legacy, cluster=cluster)
     created = service.metadata.creationTimestamp
-    return Outcome(entries, service=name, since=created.isoformat() if created else "")
+    return Outcome(entries, name=name, service=service.metadata.name, since=created.isoformat() if created else "")
 
 
 def _no_service(pod: Any, chosen: str | None) -> str:
@@ -131,9 +144,13 @@ def _no_service(pod: Any, chosen: str | None) -> str:
     )
 
 
+def _own_containers(pod: Any) -> list[Any]:
+    return [each for each in pod.spec.containers or () if each.name != SIDECAR_NAME]
+
+
 def _named_ports(pod: Any) -> dict[str, int]:
     found: dict[str, int] = {}
-    for container in pod.spec.containers or ():
+    for container in _own_containers(pod):
         for port in container.ports or ():
             if port.name:
                 found.setdefault(port.name, port.containerPort)
@@ -145,7 +162,7 @@ def _port(pod: Any, given: Mapping[known.Annotation, Any]) -> int:
     ports = given.get(known.SERVICE_PORT)
     if ports:
         return int(ports[0])
-    for container in pod.spec.containers or ():
+    for container in _own_containers(pod):
         for port in container.ports or ():
             return int(port.containerPort)
     return 0
@@ -180,10 +197,11 @@ def _entries(
     given: Mapping[known.Annotation, Any],
     port: int,
     virtual: dict[str, Any],
-    paths: Any,
+    paths: list[ExposedPath],
     *,
     passing: bool,
     legacy: bool,
+    cluster: str,
 ) -> tuple[Entry, ...]:
     metadata, annotations = pod.metadata, pod.metadata.annotations or {}
     name = given.get(known.SERVICE, service.metadata.name)
@@ -198,6 +216,7 @@ def _entries(
             "k8s-service-name": service.metadata.name,
             MANAGED_BY: MANAGER,
             SYNTHETIC_NODE: "true",
+            CLUSTER: cluster,
         },
         "Tags": [metadata.name if tag == known.POD_NAME else tag for tag in given.get(known.TAGS_OF_SERVICE, ())],
         "TaggedAddresses": virtual,
@@ -216,7 +235,7 @@ def _entries(
         else:
             proxy["Mode"] = "transparent"
     if paths:
-        proxy["Expose"] = {"Paths": paths}
+        proxy["Expose"] = {"Paths": [path.registered() for path in paths]}
     sidecar = {"Kind": "connect-proxy", "Port": PUBLIC_PORT, "Proxy": proxy, **common}
     return (
         _entry(pod, {"ID": service_id, "Service": name, "Port": port, **common}, passing=passing),

@@ -14,6 +14,20 @@ PUBLIC_PORT, OUTBOUND_PORT, DNS_PORT = 20000, 15001, 8600
 
 
 @dataclass(frozen=True, slots=True)
+class Namespaces:
+    """Namespaces whose pods may be in the mesh."""
+
+    allowed: frozenset[str] = frozenset({"*"})
+    denied: frozenset[str] = frozenset()
+
+    def serves(self, namespace: str) -> bool:
+        """Return whether pods of ``namespace`` may be in the mesh: allowed, not denied, and not the system's."""
+        if namespace in SYSTEM_NAMESPACES or namespace in self.denied:
+            return False
+        return "*" in self.allowed or namespace in self.allowed
+
+
+@dataclass(frozen=True, slots=True)
 class Resources:
     """Requests and limits of a container, as quantities; ``None`` leaves one out."""
 
@@ -51,17 +65,10 @@ class InjectionSettings:
     dns: bool = False
     native: bool = True
     """Whether sidecars are native sidecar containers (Kubernetes 1.29 or newer)."""
-    allow_namespaces: frozenset[str] = frozenset({"*"})
-    deny_namespaces: frozenset[str] = frozenset()
+    namespaces: Namespaces = Namespaces()
     concurrency: int = 2
     sidecar: Resources = field(default_factory=Resources)
     init: Resources = field(
         default_factory=lambda: Resources(cpu_request="50m", memory_request="25Mi", memory_limit="150Mi")
     )
     image_pull_policy: str = "IfNotPresent"
-
-    def serves(self, namespace: str) -> bool:
-        """Return whether pods of ``namespace`` may get a sidecar: allowed, not denied, and not the system's."""
-        if namespace in SYSTEM_NAMESPACES or namespace in self.deny_namespaces:
-            return False
-        return "*" in self.allow_namespaces or namespace in self.allow_namespaces

@@ -78,6 +78,8 @@ def parse(text: str, ports: Ports) -> tuple[Upstream, ...]:
         address = upstream.local_bind_address, upstream.port
         if address in found:
             raise UpstreamError(f"{item!r} has the port {upstream.port} of {found[address].name!r}")
+        if any((each.name, each.datacenter) == (upstream.name, upstream.datacenter) for each in found.values()):
+            raise UpstreamError(f"{item!r} names {upstream.name!r} a second time, which Consul does not take")
         found[address] = upstream
     return tuple(found.values())
 

@@ -117,6 +117,7 @@ def test_an_upstream_in_every_form(text: str, upstreams: list[Upstream]) -> None
         (":1", "'' is not the name of a service"),
         ("a b:1", "'a b' is not the name of a service"),
         ("api:1,db:1", "has the port 1 of 'api'"),
+        ("api:1,api:2", "names 'api' a second time"),
         ("api:1?x=y", "'x' is not an option: expected one of"),
         ("api:1?mesh_gateway_mode=near", "'near' is not a mesh gateway mode"),
         ("api.svc.team.ns:1", "namespaces are not supported"),

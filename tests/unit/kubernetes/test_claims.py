@@ -8,33 +8,46 @@ from hypothesis import strategies as st
 from xds.kubernetes.claims import Claims
 
 
-def test_the_namespace_of_the_older_service_has_the_name() -> None:
+def test_a_service_of_the_name_precedes_an_annotation_and_then_the_older_one() -> None:
     claims = Claims()
-    assert list(claims.claim(("evil", "a"), "web", "2026-01-02")) == []
-    assert claims.owner("web") == "evil"
-    assert list(claims.claim(("shop", "a"), "web", "2026-01-01")) == [("evil", "a")]
+    claims.claim("payments", ("evil", "old"), "2020")
+    claims.claim("payments", ("late", "payments"), "2023")
+    claims.claim("Payments", ("shop", "payments"), "2022")
+    assert claims.owner("payments") == "shop"
+    assert claims.owner("PAYMENTS") == "shop"
+
+
+def test_an_owner_keeps_its_name_until_its_service_is_deleted() -> None:
+    claims = Claims()
+    claims.claim("web", ("shop", "web"), "2022")
     assert claims.owner("web") == "shop"
-    assert list(claims.claim(("evil", "b"), "web", "2026-01-03")) == []
-    assert set(claims.claim(("shop", "a"), "", "")) == {("evil", "a"), ("evil", "b")}
+    claims.claim("web", ("evil", "web"), "2020")
+    assert claims.owner("web") == "shop", "it has it already"
+    assert not claims.release(("evil", "other"))
+    assert claims.release(("shop", "web"))
     assert claims.owner("web") == "evil"
+    claims.release(("evil", "web"))
+    assert claims.owner("web") == ""
 
 
-def test_a_pod_that_changes_its_service_gives_the_old_one_up() -> None:
-    claims = Claims()
-    claims.claim(("shop", "a"), "web", "1")
-    claims.claim(("shop", "a"), "api", "1")
-    assert (claims.owner("web"), claims.owner("api")) == ("", "shop")
+KEYS = st.tuples(st.sampled_from("abc"), st.sampled_from(["web", "api"]))
+STEPS = st.lists(st.tuples(st.booleans(), KEYS, st.sampled_from(["web", "WEB", "api"]), st.sampled_from("123")))
 
 
-PODS = st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["1", "2"]))
-
-
-@given(st.lists(st.tuples(PODS, st.sampled_from(["", "web", "api"]), st.sampled_from(["1", "2", "3"]))))
-def test_every_pod_whose_owner_changes_is_named(steps: list[tuple[tuple[str, str], str, str]]) -> None:
-    claims, of_pod = Claims(), dict[tuple[str, str], str]()
-    for pod, service, since in steps:
-        before = {other: claims.owner(name) for other, name in of_pod.items() if other != pod}
-        named = set(claims.claim(pod, service, since))
-        of_pod[pod] = service
-        after = {other: claims.owner(name) for other, name in of_pod.items() if other != pod}
-        assert named == {other for other in before if before[other] != after[other]}
+@given(STEPS)
+def test_an_owner_never_changes_while_its_service_is_there(steps: list[tuple[bool, tuple[str, str], str, str]]) -> None:
+    claims, held = Claims(), dict[str, set[tuple[str, str]]]()
+    owner = ""
+    for released, key, name, since in steps:
+        if released:
+            claims.release(key)
+            for each in held.values():
+                each.discard(key)
+        else:
+            claims.claim(name, key, since)
+            held.setdefault(name.lower(), set()).add(key)
+        namespaces = {namespace for namespace, _ in held.get("web", ())}
+        if owner in namespaces:
+            assert claims.owner("web") == owner
+        owner = claims.owner("web")
+        assert (owner in namespaces) if namespaces else owner == ""

@@ -11,7 +11,7 @@ import pytest
 from xds.kubernetes import annotations as known
 from xds.kubernetes.annotations import PREFIX
 from xds.kubernetes.injection import EXPOSED_PATHS, RefusedPodError, inject, wants_sidecar
-from xds.kubernetes.settings import InjectionSettings, Resources
+from xds.kubernetes.settings import InjectionSettings, Namespaces, Resources
 from xds.mesh.addresses import HostPort
 
 SETTINGS = InjectionSettings("gossamer:1", "http://consul:8500", (HostPort("gossamer.mesh.svc", 18000),))
@@ -39,15 +39,31 @@ def make_pod(
     ],
 )
 def test_the_decision(namespace: str, given: dict[str, str], default: bool, expected: bool) -> None:
-    settings = InjectionSettings(
-        "i",
-        "c",
-        (),
-        inject=default,
-        allow_namespaces=frozenset({"shop", "denied"}),
-        deny_namespaces=frozenset({"denied"}),
-    )
+    namespaces = Namespaces(frozenset({"shop", "denied"}), frozenset({"denied"}))
+    settings = InjectionSettings("i", "c", (), inject=default, namespaces=namespaces)
     assert wants_sidecar(make_pod(given), namespace, settings) is expected
+
+
+def test_a_pod_on_its_nodes_network_is_never_injected() -> None:
+    settings = InjectionSettings("i", "c", (), inject=True)
+    assert not wants_sidecar(make_pod(hostNetwork=True), "shop", settings)
+    with pytest.raises(RefusedPodError, match="remove hostNetwork"):
+        wants_sidecar(make_pod({"connect-inject": "true"}, hostNetwork=True), "shop", settings)
+
+
+def test_the_paths_that_are_exposed_are_the_webhooks_only() -> None:
+    pod = make_pod()
+    pod["metadata"]["annotations"][EXPOSED_PATHS] = "[]"
+    assert EXPOSED_PATHS not in inject(pod, {}, SETTINGS).pod["metadata"]["annotations"]
+
+
+def test_equal_probes_share_a_port_and_a_path_begins_with_a_slash() -> None:
+    checks = {what: {"httpGet": {"path": "live", "port": 8080}} for what in ("livenessProbe", "readinessProbe")}
+    made = inject(make_pod(container=checks), {}, SETTINGS).pod
+    app = made["spec"]["containers"][0]
+    assert app["livenessProbe"]["httpGet"]["port"] == app["readinessProbe"]["httpGet"]["port"] == 20300
+    [path] = json.loads(made["metadata"]["annotations"][EXPOSED_PATHS])
+    assert path["Path"] == "/live"
 
 
 def test_the_decision_needs_a_boolean() -> None:
@@ -112,11 +128,12 @@ def test_with_acls_a_pod_logs_in_and_out(native: str) -> None:
     assert init["command"][init["command"].index("--auth-method") + 1] == "k8s"
     account = [each for each in init["volumeMounts"] if each["name"] == "gossamer-account"]
     assert len(account) == 1
-    assert account[0] not in sidecar["volumeMounts"], "the sidecar has Consul's token only"
-    assert sidecar["command"][sidecar["command"].index("--token-file") + 1] == "/run/gossamer/token"
+    assert account[0] in sidecar["volumeMounts"], "it logs in at each start"
+    assert "gossamer kubernetes login" in sidecar["command"][2]
+    assert sidecar["command"][sidecar["command"].index("--token-file") + 1] == "/run/gossamer/envoy/token"
     stop = sidecar["lifecycle"]["preStop"]["exec"]["command"]
     assert "logout" in stop
-    assert stop[2].startswith("sleep 0;" if native == "true" else "sleep 30;")
+    assert stop[2].startswith("sleep 0;" if native == "true" else "sleep 25;")
 
 
 def test_resources_concurrency_and_arguments_of_envoy() -> None:

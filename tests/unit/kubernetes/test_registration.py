@@ -46,7 +46,7 @@ def test_the_service_and_its_sidecar() -> None:
     }  # fmt: skip
     assert app["Service"]["Meta"] == {
         "team": "blue", "pod-name": "web-1", "k8s-namespace": "shop", "pod-uid": "u1", "k8s-service-name": "web",
-        "managed-by": "gossamer", "synthetic-node": "true",
+        "managed-by": "gossamer", "synthetic-node": "true", "gossamer-cluster": "",
     }  # fmt: skip
     assert app["Check"] == {
         "Node": "node-1-virtual", "CheckID": "shop/web-1-web", "Name": "Kubernetes Readiness Check",
@@ -143,8 +143,8 @@ def test_what_is_not_known_yet_is_no_problem() -> None:
 
 def test_a_damaged_annotation_is_a_problem_of_its_pod() -> None:
     pod = running()
-    pod.metadata.annotations["gossamer.io/exposed-paths"] = "{"
-    assert "is not JSON" in register(pod, [service()], READY).problem
+    pod.metadata.annotations["gossamer.io/exposed-paths"] = "[" * 100_000
+    assert "is not what the webhook writes" in register(pod, [service()], READY).problem
     pod.metadata.annotations[PREFIX + "consul-dns"] = "?"
     assert "consul-dns" in register(pod, [service()], READY).problem
 
@@ -155,6 +155,11 @@ def test_with_acls_a_pod_is_the_service_of_its_account() -> None:
     assert "the ServiceAccount 'default' can't be the service 'web'" in outcome.problem
     pod.spec.serviceAccountName = "web"
     assert len(register(pod, [service()], READY, acls=True).entries) == 2
+
+
+def test_a_regular_sidecars_own_port_is_not_the_applications() -> None:
+    app, sidecar = bodies(register(running({"enable-consul-dataplane-as-sidecar": "false"}), [service()], READY))
+    assert app["Service"]["Port"] == sidecar["Service"]["Proxy"]["LocalServicePort"] == 8080
 
 
 def test_only_pods_of_gossamer_are_registered() -> None:

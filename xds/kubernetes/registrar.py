@@ -97,6 +97,8 @@ class Registrar:
         self._written: dict[Name, dict[tuple[str, str], Entry]] = {}
         """Entries that Consul has, by pod."""
         self._problems: dict[Name, str] = {}
+        self._refused: dict[Name, tuple[str, str]] = {}
+        """What Consul refused of a pod, and the problem that was reported."""
         self._claims = Claims()
         self._dirty: dict[Name, int] = {}
         """Pods that Consul may not know as they are, each with the number of its last change."""
@@ -113,7 +115,7 @@ class Registrar:
 
     async def act(self) -> None:
         """Write to Consul until cancelled; only one replica may do so at a time."""
-        self._written, self._problems, self._claims, self._holders = {}, {}, Claims(), {}
+        self._written, self._problems, self._refused, self._claims, self._holders = {}, {}, {}, Claims(), {}
         self._cluster = await self._mark()
         for each in (self._pods, self._services, self._slices):
             await each.listed.wait()
@@ -210,7 +212,7 @@ class Registrar:
 
     async def _register(self, name: Name) -> None:
         pod, outcome = self._pods.objects.get(name), self._outcome(name)
-        outcome = self._unless_taken(name, outcome)
+        outcome = self._unless_refused(name, self._unless_taken(name, outcome))
         if pod is not None:
             await self._report(name, pod, outcome.problem)
         else:
@@ -242,10 +244,21 @@ class Registrar:
         except ConsulError as error:
             if error.status != REFUSED:
                 raise
-            await self._report(name, pod, f"Consul refuses the registration {entry.service_id}: {error}")
+            problem = f"Consul refuses the registration {entry.service_id}: {error}"
+            self._refused[name] = entry.body, problem
+            await self._report(name, pod, problem)
+            self._changed([name])  # what was written of it goes
             return False
         self.writes += 1
         return True
+
+    def _unless_refused(self, name: Name, outcome: Outcome) -> Outcome:
+        """Return ``outcome``, or the problem that Consul refused the same before: it is not tried again unchanged."""
+        body, problem = self._refused.get(name, ("", ""))
+        if body and any(entry.body == body for entry in outcome.entries):
+            return Outcome(problem=problem)
+        self._refused.pop(name, None)
+        return outcome
 
     def _unless_taken(self, name: Name, outcome: Outcome) -> Outcome:
         """Return ``outcome``, or the problem that its service's name or an ID is another one's."""

@@ -36,6 +36,8 @@ class Catalog:
         self.services: dict[tuple[str, str], dict[str, Any]] = {}
         self.nodes: set[str] = set()
         self.failing = False
+        self.refused = ""
+        """ID of a service that is refused."""
         self.logins = 0
 
     def _check(self) -> None:
@@ -55,6 +57,8 @@ class Catalog:
     async def write(self, path: str, body: str, *, post: bool = False) -> Any:
         self._check()
         given = json.loads(body)
+        if path == "/v1/catalog/register" and given["Service"]["ID"] == self.refused:
+            raise ConsulError("refused with status 400: bad request", 400)
         if path == "/v1/catalog/register":
             self.nodes.add(given["Node"])
             service = given["Service"] | {"Status": given["Check"]["Status"]}
@@ -212,6 +216,65 @@ async def test_a_pod_that_can_not_be_handled_keeps_no_other_waiting(
         put_slice(api, "web", web_1=False, bad_1=False)
         await until(lambda: [each["Status"] for each in catalog.services.values()].count("critical") == 2)
     assert "pod shop/bad-1 can't be registered" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_consul_refuses_is_reported_once_and_tried_again_when_it_changes() -> None:
+    api, catalog = Api(), Catalog()
+    catalog.refused = "web-1-web-sidecar-proxy"
+    put_service(api, "web")
+    for name in ("web-1", "web-2"):
+        put_pod(api, name, "web")
+    put_slice(api, "web", web_1=True, web_2=True)
+    others = {"web-2-web", "web-2-web-sidecar-proxy"}
+    async with registering(api, catalog):
+        await until(lambda: any("/events/" in path for path in api.objects) and catalog.ids == others)
+        asked = len(api.requests)
+        await asyncio.sleep(0.2)
+        assert len(api.requests) == asked, "nothing goes round in a circle"
+        put_slice(api, "web", web_1=False, web_2=False)
+        await until(lambda: len([path for path in api.objects if "/events/" in path]) == 2)
+        catalog.refused = ""
+        put_slice(api, "web", web_1=True, web_2=True)
+        await until(lambda: catalog.ids == others | BOTH)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_two_pods_do_not_share_an_id() -> None:
+    """web-1 of the Service web, and web of a Service 1-web."""
+    api, catalog = Api(), Catalog()
+    put_service(api, "web")
+    put_service(api, "1-web")
+    put_pod(api, "web-1", "web")
+    put_slice(api, "web", web_1=True)
+    async with registering(api, catalog):
+        await until(lambda: catalog.ids == BOTH)
+        put_pod(api, "web", "1-web")
+        put_slice(api, "1-web", web=True)
+        await until(lambda: any("/events/" in path for path in api.objects))
+        [event] = [each for path, each in api.objects.items() if "/events/" in path]
+        assert "the ID 'web-1-web' is that of pod shop/web-1" in event["message"]
+        assert {each["Service"] for each in catalog.services.values()} == {"web", "web-sidecar-proxy"}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_endpoints_of_another_namespace_do_not_count() -> None:
+    api, catalog = Api(), Catalog()
+    put_service(api, "web")
+    put_pod(api, "web-1", "web")
+    put_slice(api, "web", web_1=True)
+    async with registering(api, catalog):
+        await until(lambda: catalog.ids == BOTH)
+        path = "/apis/discovery.k8s.io/v1/namespaces/evil/endpointslices/web-1"
+        target = {"kind": "Pod", "name": "web-1", "namespace": "shop"}
+        endpoints = [{"addresses": ["10.1.0.7"], "conditions": {"ready": False}, "targetRef": target}]
+        labels = {"kubernetes.io/service-name": "web"}
+        api.put(path, metadata={"labels": labels}, addressType="IPv4", endpoints=endpoints)
+        await asyncio.sleep(0.1)
+        assert {each["Status"] for each in catalog.services.values()} == {"passing"}
+        api.remove(path)
+        await asyncio.sleep(0.1)
+        assert catalog.ids == BOTH
 
 
 POD = OwnPod("web-1", "shop", "u1", "node-1")

@@ -119,9 +119,12 @@ class Node:
         await cluster.serving()
 
     async def _is_ready(self) -> bool:
-        return "True" in await self.kubectl(
-            "get", "node", NAME, "--output", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
-        )
+        try:
+            return "True" in await self.kubectl(
+                "get", "node", NAME, "--output", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+            )
+        except CommandError:  # the kubelet has not registered it yet
+            return False
 
     def _kubelet(self) -> dict[str, Any]:
         return KUBELET | {"containerRuntimeEndpoint": f"unix://{self._folder}/containerd.sock"}

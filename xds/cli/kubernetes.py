@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,8 +18,52 @@ from xds.workers.logs import configure
 
 if TYPE_CHECKING:
     from xds.kubernetes.settings import InjectionSettings
+    from xds.sources.consul.client import Consul
 
-log = logging.getLogger("gossamer")
+Result = TypeVar("Result")
+
+
+def _of_process(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that both processes have: their namespace, the namespaces that they serve, and the log's level."""
+    flags = [
+        click.option(
+            "--namespace",
+            metavar="NAME",
+            default="",
+            help="Namespace that Gossamer runs in. [that of its ServiceAccount]",
+        ),
+        click.option(
+            "--allow-namespace",
+            "allowed",
+            multiple=True,
+            default=("*",),
+            show_default=True,
+            help="Namespace to serve.",
+        ),
+        click.option(
+            "--deny-namespace", "denied", multiple=True, help="Namespace not to serve, even if it is allowed."
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(["debug", "info", "warning", "error"]),
+            default="info",
+            show_default=True,
+        ),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+async def _with_consul(settings: ConsulSettings, work: Callable[[Consul], Awaitable[Result]]) -> Result:
+    """Return what ``work`` returns, with a client of Consul that is closed afterwards."""
+    from xds.sources.consul.client import Consul
+
+    client = Consul(settings)
+    try:
+        return await work(client)
+    finally:
+        await client.close()
 
 
 @click.group("kubernetes")
@@ -41,9 +86,6 @@ def kubernetes_group() -> None:
 @click.option("--plaintext", is_flag=True, help="Whether that port is plain text.")
 @click.option(
     "--listen", type=HostPortFlag(), default="0.0.0.0:8443", show_default=True, help="Address of the webhook."
-)
-@click.option(
-    "--namespace", metavar="NAME", default="", help="Namespace that Gossamer runs in. [that of its ServiceAccount]"
 )
 @click.option("--service", default="gossamer-webhook", show_default=True, help="Service that the API server calls.")
 @click.option(
@@ -72,10 +114,6 @@ def kubernetes_group() -> None:
     show_default=True,
     help="Make sidecars native sidecar containers (Kubernetes 1.29 or newer) or regular containers.",
 )
-@click.option(
-    "--allow-namespace", "allowed", multiple=True, default=("*",), show_default=True, help="Namespace to serve."
-)
-@click.option("--deny-namespace", "denied", multiple=True, help="Namespace not to serve, even if it is allowed.")
 @click.option("--concurrency", type=click.IntRange(0), default=2, show_default=True, help="Worker threads of Envoys.")
 @click.option(
     "--sidecar-resource",
@@ -84,9 +122,7 @@ def kubernetes_group() -> None:
     metavar="NAME=QUANTITY",
     help="Default of a sidecar's resources: cpu-limit, cpu-request, memory-limit or memory-request. Repeatable.",
 )
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@_of_process
 def inject(**flags: Any) -> None:
     """Serve the mutating webhook that gives pods their sidecar.
 
@@ -160,19 +196,10 @@ def _settings(flags: dict[str, Any]) -> InjectionSettings:
 
 @kubernetes_group.command("register")
 @consul_flags
-@click.option(
-    "--namespace", metavar="NAME", default="", help="Namespace that Gossamer runs in. [that of its ServiceAccount]"
-)
 @click.option("--lease", default="gossamer-register", show_default=True, help="Lease that elects the one that acts.")
-@click.option(
-    "--allow-namespace", "allowed", multiple=True, default=("*",), show_default=True, help="Namespace to serve."
-)
-@click.option("--deny-namespace", "denied", multiple=True, help="Namespace not to serve, even if it is allowed.")
 @click.option("--acls", is_flag=True, help="Pods log in, each as the service of its ServiceAccount's name.")
 @click.option("--identity", envvar="POD_NAME", default="", help="Name of this replica. [POD_NAME, or the host's]")
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@_of_process
 def register(
     consul: ConsulSettings,
     namespace: str,
@@ -228,31 +255,26 @@ def init(
 
     It is the first of the pod's containers, so that nothing of the pod is ever dialed past its sidecar.
     """
-    from xds.kubernetes.waiting import OwnPod, login, registered
-    from xds.sources.consul.client import Consul
+    from xds.kubernetes.waiting import OwnPod, logged_out, login, registered
+    from xds.sources.consul.client import ConsulError
 
     configure("INFO")
     if bool(auth_method) != (account_file is not None):
         raise click.UsageError("--auth-method and --account-file go together")
     pod = OwnPod(pod_name, pod_namespace, pod_uid, node)
 
-    async def wait() -> str:
-        client = Consul(consul)
+    async def wait(client: Consul) -> str:
+        if account_file is None:
+            return await registered(client, pod, problem_file)
+        client.token = await login(client, pod, auth_method, account_file)
         try:
-            if account_file is None:
-                return await registered(client, pod, problem_file)
-            client.token = await login(client, pod, auth_method, account_file)
-            try:
-                return await registered(client, pod, problem_file)
-            finally:
-                await client.write("/v1/acl/logout", "", post=True)
+            return await registered(client, pod, problem_file)
         finally:
-            await client.close()
+            with contextlib.suppress(ConsulError):  # what this container waited for is there
+                await logged_out(client)
 
-    found = asyncio.run(wait())
-    id_file.unlink(missing_ok=True)  # a container that is run again has no right to write to a file of mode 0444
-    id_file.write_text(f"{found}\n")
-    id_file.chmod(0o444)
+    found = asyncio.run(_with_consul(consul, wait))
+    _replace(id_file, found, mode=0o444)
     click.echo(f"registered as {found}")
     if redirection:  # from here on, this process could not reach Consul
         redirect_traffic.main([*redirection], prog_name="gossamer redirect-traffic", standalone_mode=False)
@@ -272,37 +294,36 @@ def log_in(
 ) -> None:
     """Log a pod in to Consul with the token of its ServiceAccount; wait until that works."""
     from xds.kubernetes.waiting import OwnPod, login
-    from xds.sources.consul.client import Consul
 
     configure("INFO")
+    pod = OwnPod(pod_name, pod_namespace, "", "")
+    token = asyncio.run(_with_consul(consul, lambda client: login(client, pod, auth_method, account_file)))
+    _replace(login_file, token, mode=0o600)
 
-    async def begin() -> str:
-        client = Consul(consul)
-        try:
-            return await login(client, OwnPod(pod_name, pod_namespace, "", ""), auth_method, account_file)
-        finally:
-            await client.close()
 
-    token = asyncio.run(begin())
-    login_file.unlink(missing_ok=True)
-    login_file.touch(mode=0o600)
-    login_file.write_text(f"{token}\n")
+def _replace(file: Path, line: str, *, mode: int) -> None:
+    """Write a file of one line that only this mode's users may read; one that is there may be closed to this user.
+
+    Raises:
+        Failure: it can't be written.
+    """
+    try:
+        file.unlink(missing_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(f"{line}\n")
+        file.chmod(mode)
+    except OSError as error:
+        raise Failure(f"can't write {file}: {error.strerror}") from error
 
 
 @kubernetes_group.command("logout")
 @consul_flags
 def logout(consul: ConsulSettings) -> None:
     """Give back the token that a pod's login gave, before its sidecar is stopped."""
-    from xds.sources.consul.client import Consul, ConsulError
-
-    async def end() -> None:
-        client = Consul(consul)
-        try:
-            await client.write("/v1/acl/logout", "", post=True)
-        finally:
-            await client.close()
+    from xds.kubernetes.waiting import logged_out
+    from xds.sources.consul.client import ConsulError
 
     try:
-        asyncio.run(end())
+        asyncio.run(_with_consul(consul, logged_out))
     except ConsulError as error:
         raise Failure(str(error)) from error

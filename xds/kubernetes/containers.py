@@ -33,6 +33,17 @@ TOKEN_FILE = f"{ENVOY_FOLDER}/token"
 _LOGIN_FILES = f"--account-file {ACCOUNT_FILE} --login-file {TOKEN_FILE}"
 MOUNT = {"name": "gossamer", "mountPath": FOLDER}
 PROBLEM_MOUNT = {"name": "gossamer-pod", "mountPath": PROBLEM_FOLDER, "readOnly": True}
+UNPRIVILEGED: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "privileged": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+    "runAsUser": ENVOY_UID,
+    "runAsGroup": ENVOY_UID,
+    "runAsNonRoot": True,
+}
+"""Security context of a container of the sidecar's user, as Pod Security's level "restricted" asks for it."""
 NODE_SUFFIX = "-virtual"
 """Suffix of the Consul node of a Kubernetes node, as in Consul on Kubernetes."""
 _FROM_POD = {
@@ -57,7 +68,7 @@ def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class PodInputs:
-    """What the containers of one pod depend on."""
+    """Inputs of the containers of one pod."""
 
     given: Mapping[Annotation, Any]
     """Values of its annotations."""
@@ -78,17 +89,11 @@ def init_container(inputs: PodInputs, settings: InjectionSettings) -> dict[str, 
         command += ["--auth-method", settings.auth_method, "--account-file", ACCOUNT_FILE]
     if inputs.transparent:
         command += ["--", *_redirection(inputs)]
-    capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": ["NET_ADMIN"]} if inputs.transparent else {})
-    context: dict[str, Any] = {
-        "allowPrivilegeEscalation": False,
-        "privileged": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": capabilities,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    # The kernel gives NET_ADMIN to root only.
-    user = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if inputs.transparent else _unprivileged()
-    made = _container(INIT_NAME, command, {**context, **user}, settings, settings.init)
+    context = UNPRIVILEGED
+    if inputs.transparent:  # the kernel gives NET_ADMIN to root only
+        root = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False}
+        context = {**context, **root, "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}
+    made = _container(INIT_NAME, command, context, settings, settings.init)
     made["volumeMounts"] = [MOUNT, PROBLEM_MOUNT, *([ACCOUNT_MOUNT] if settings.auth_method else [])]
     return made
 
@@ -129,27 +134,19 @@ def sidecar_container(inputs: PodInputs, settings: InjectionSettings, *, native:
         flags += ["--dns-port", str(inputs.dns_port)]
     concurrency = str(given.get(known.CONCURRENCY, settings.concurrency))
     envoy = ["--concurrency", concurrency, *given.get(known.EXTRA_ARGUMENTS, ())]
-    # The shell hands its arguments on as they are: no annotation becomes a part of the script.
     login = ""
     if settings.auth_method:  # at each start, since the last one may have logged out
         login = f' && gossamer kubernetes login --consul "$CONSUL" --auth-method "$METHOD" {_LOGIN_FILES}'
+    # The shell hands its arguments on as they are: no annotation becomes a part of the script.
     script = f'mkdir -p -m 700 {ENVOY_FOLDER} && read -r id < {ID_FILE}{login} && exec gossamer sidecar "$id" "$@"'
     command = ["sh", "-c", script, "sh", *flags, "--", *envoy]
-    context = {
-        "allowPrivilegeEscalation": False,
-        "privileged": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-        **_unprivileged(),
-    }
     resources = Resources(
         cpu_limit=given.get(known.CPU_LIMIT, settings.sidecar.cpu_limit),
         cpu_request=given.get(known.CPU_REQUEST, settings.sidecar.cpu_request),
         memory_limit=given.get(known.MEMORY_LIMIT, settings.sidecar.memory_limit),
         memory_request=given.get(known.MEMORY_REQUEST, settings.sidecar.memory_request),
     )
-    made = _container(SIDECAR_NAME, command, context, settings, resources)
+    made = _container(SIDECAR_NAME, command, UNPRIVILEGED, settings, resources)
     made["env"].append({"name": "RUNTIME_DIRECTORY", "value": ENVOY_FOLDER})
     if settings.auth_method:
         made["env"] += [{"name": "CONSUL", "value": settings.consul}, {"name": "METHOD", "value": settings.auth_method}]
@@ -174,10 +171,6 @@ def _stop_command(inputs: PodInputs, settings: InjectionSettings, *, native: boo
         return ["sleep", str(grace)] if grace else []
     logout = ["gossamer", "kubernetes", "logout", "--consul", settings.consul, "--token-file", TOKEN_FILE]
     return ["sh", "-c", f'sleep {grace}; exec "$@"', "sh", *logout]
-
-
-def _unprivileged() -> dict[str, Any]:
-    return {"runAsUser": ENVOY_UID, "runAsGroup": ENVOY_UID, "runAsNonRoot": True}
 
 
 def _container(

@@ -17,7 +17,8 @@ from xds.kubernetes import probes
 from xds.kubernetes.annotations import Annotation, AnnotationError
 from xds.kubernetes.containers import INIT_NAME, SIDECAR_NAME, PodInputs, init_container, sidecar_container, volumes
 from xds.kubernetes.probes import ExposedPath, ProbeError
-from xds.kubernetes.settings import DNS_PORT, ENVOY_UID, INIT_UID, OUTBOUND_PORT, PUBLIC_PORT, InjectionSettings
+from xds.kubernetes.settings import DNS_PORT, ENVOY_UID, INIT_UID, PUBLIC_PORT, InjectionSettings
+from xds.outbound_port import OUTBOUND_LISTENER_PORT
 
 MANAGER = "gossamer"
 """Value of the label that says who registers a pod. Consul on Kubernetes ignores pods with any value but its own."""
@@ -43,7 +44,7 @@ def wants_sidecar(pod: Mapping[str, Any], namespace: str, settings: InjectionSet
     """Return whether a pod gets a sidecar.
 
     Raises:
-        RefusedPodError: its annotation is not a boolean.
+        RefusedPodError: its annotation is not a boolean, or asks for a sidecar on the node's network.
     """
     annotations = _annotations(pod)
     if not settings.namespaces.serves(namespace) or annotations.get(known.INJECT_STATUS):
@@ -144,7 +145,7 @@ def _user_problems(spec: Mapping[str, Any], containers: list[dict[str, Any]]) ->
 
 
 def _port_problems(spec: Mapping[str, Any]) -> list[str]:
-    reserved = {PUBLIC_PORT: "for connections from the mesh", OUTBOUND_PORT: "for redirected connections"}
+    reserved = {PUBLIC_PORT: "for connections from the mesh", OUTBOUND_LISTENER_PORT: "for redirected connections"}
     return [
         f"container {container.get('name', '')!r} has port {port['containerPort']}, which the sidecar listens on"
         f" {reserved[port['containerPort']]}: choose another one"

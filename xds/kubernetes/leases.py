@@ -11,6 +11,7 @@ import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -28,7 +29,6 @@ RENEW_WITHIN_S = 8.0
 """Seconds without a renewal after which the leader stops acting. With a last try and its pause that is less than the
 duration: no two act at once."""
 RETRY_S = 2.0
-NOT_FOUND = 404
 
 
 class Election:
@@ -95,7 +95,7 @@ class Election:
         try:
             found = await self._client.get(Lease, self._name, namespace=self._namespace)
         except ApiError as error:
-            if error.status.code != NOT_FOUND:
+            if error.status.code != HTTPStatus.NOT_FOUND:
                 raise
             spec = LeaseSpec(
                 holderIdentity=self._identity, leaseDurationSeconds=DURATION_S, acquireTime=now, renewTime=now,

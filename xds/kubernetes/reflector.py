@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
 import httpx2
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 Object = TypeVar("Object")
 Name = tuple[str, str]
 """Namespace and name of an object; an empty namespace for one of the whole cluster."""
-GONE = 410
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Seconds before a failed list or watch is tried again; doubled with each failure, with jitter."""
 WATCH_S = 50
@@ -72,7 +72,7 @@ class Reflector(Generic[Object]):
                 await self._watch()
                 pause = FIRST_PAUSE_S
             except httpx2.HTTPError as error:
-                if isinstance(error, ApiError) and error.status.code == GONE:
+                if isinstance(error, ApiError) and error.status.code == HTTPStatus.GONE:
                     self._version = None
                     continue
                 if not self.trouble:

@@ -14,6 +14,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -53,9 +54,6 @@ SERVICE_NAME = "kubernetes.io/service-name"
 EVERYWHERE = "*"
 CLUSTER_NAMESPACE = "kube-system"
 """Namespace whose UID is the mark of a cluster, by convention."""
-REFUSED = 400
-"""Status with which Consul refuses the content of a registration."""
-NOT_FOUND = 404
 
 
 class Registrar:
@@ -94,11 +92,13 @@ class Registrar:
         self._ready: dict[Name, dict[str, dict[str, bool]]] = defaultdict(dict)
         """Whether each pod's address is ready: by pod, Service and slice."""
         self._in_slice: dict[Name, set[Name]] = {}
+        self._by_namespace: dict[str, dict[Name, Any]] = defaultdict(dict)
+        """Services of each namespace."""
         self._written: dict[Name, dict[tuple[str, str], Entry]] = {}
         """Entries that Consul has, by pod."""
         self._problems: dict[Name, str] = {}
         self._refused: dict[Name, tuple[str, str]] = {}
-        """What Consul refused of a pod, and the problem that was reported."""
+        """Body that Consul refused of each pod, and the problem that was reported."""
         self._claims = Claims()
         self._dirty: dict[Name, int] = {}
         """Pods that Consul may not know as they are, each with the number of its last change."""
@@ -152,6 +152,12 @@ class Registrar:
     def _services_changed(self, names: Iterable[Name]) -> None:
         names = list(names)
         namespaces = {namespace for namespace, _ in names}
+        for name in names:
+            found = self._services.objects.get(name)
+            if found is None:
+                self._by_namespace[name[0]].pop(name, None)
+            else:
+                self._by_namespace[name[0]][name] = found
         freed = [self._claims.release(name) for name in names if name not in self._services.objects]
         if any(freed):
             self._changed(self._pods.objects)
@@ -242,7 +248,7 @@ class Registrar:
         try:
             await self._consul.write("/v1/catalog/register", entry.body)
         except ConsulError as error:
-            if error.status != REFUSED:
+            if error.status != HTTPStatus.BAD_REQUEST:
                 raise
             problem = f"Consul refuses the registration {entry.service_id}: {error}"
             self._refused[name] = entry.body, problem
@@ -282,7 +288,7 @@ class Registrar:
         pod = self._pods.objects.get(name)
         outcome = Outcome()
         if pod is not None and is_managed(pod) and self._serves(name[0]):
-            services = (each for (namespace, _), each in self._services.objects.items() if namespace == name[0])
+            services = self._by_namespace[name[0]].values()
             ready = {
                 service: any(of_slice.values()) for service, of_slice in self._ready.get(name, {}).items() if of_slice
             }
@@ -331,7 +337,7 @@ class Registrar:
         try:
             await self._client.get(Pod, name[1], namespace=name[0])
         except ApiError as error:
-            return bool(error.status.code == NOT_FOUND)
+            return bool(error.status.code == HTTPStatus.NOT_FOUND)
         except httpx2.HTTPError:
             return False
         return False

@@ -19,7 +19,7 @@ from xds.kubernetes.probes import ExposedPath
 from xds.kubernetes.settings import PUBLIC_PORT
 from xds.kubernetes.values import parse_port
 from xds.mesh.addresses import is_ip
-from xds.mesh.names import SIDECAR_SUFFIX
+from xds.mesh.names import CONNECT_PROXY, SIDECAR_SUFFIX
 
 IGNORE_LABEL = known.PREFIX + "service-ignore"
 """Label of a Kubernetes Service whose pods are not registered for it."""
@@ -236,7 +236,7 @@ def _entries(
             proxy["Mode"] = "transparent"
     if paths:
         proxy["Expose"] = {"Paths": [path.registered() for path in paths]}
-    sidecar = {"Kind": "connect-proxy", "Port": PUBLIC_PORT, "Proxy": proxy, **common}
+    sidecar = {"Kind": CONNECT_PROXY, "Port": PUBLIC_PORT, "Proxy": proxy, **common}
     return (
         _entry(pod, {"ID": service_id, "Service": name, "Port": port, **common}, passing=passing),
         _entry(

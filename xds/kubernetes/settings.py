@@ -9,8 +9,8 @@ from xds.mesh.addresses import HostPort
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public"})
 """Namespaces whose pods never get a sidecar, as in Consul on Kubernetes."""
 ENVOY_UID, INIT_UID = 5995, 5996
-"""Users of the sidecar and of the init container, as in Consul on Kubernetes."""
-PUBLIC_PORT, OUTBOUND_PORT, DNS_PORT = 20000, 15001, 8600
+"""Users of the sidecar and, with a CNI plugin, of the init container, as in Consul on Kubernetes."""
+PUBLIC_PORT, DNS_PORT = 20000, 8600
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class InjectionSettings:
-    """What the operator chose for all pods."""
+    """Settings that the operator gives for all pods."""
 
     image: str
     consul: str

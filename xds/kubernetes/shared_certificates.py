@@ -12,6 +12,7 @@ import datetime as dt
 import logging
 import ssl
 import tempfile
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx2
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 60.0
 """Seconds between two looks at the Secret and the registration, which somebody may have replaced."""
 RETRY_S = 2.0
-NOT_FOUND, CONFLICT = 404, 409
 
 
 class SharedCertificates:
@@ -80,7 +80,7 @@ class SharedCertificates:
             try:
                 await self._write(found, wanted)
             except ApiError as error:
-                if error.status.code != CONFLICT:
+                if error.status.code != HTTPStatus.CONFLICT:
                     raise
                 await self._look()  # another replica was first
                 return
@@ -93,7 +93,7 @@ class SharedCertificates:
         try:
             found = await self._client.get(Secret, self._secret, namespace=self._namespace)
         except ApiError as error:
-            if error.status.code == NOT_FOUND:
+            if error.status.code == HTTPStatus.NOT_FOUND:
                 return None, None
             raise
         data = {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
@@ -119,7 +119,7 @@ class SharedCertificates:
             try:
                 await self._client.replace(found)
             except ApiError as error:
-                if error.status.code != CONFLICT:
+                if error.status.code != HTTPStatus.CONFLICT:
                     raise
             else:
                 log.info("the webhook configuration %s has the authority in use", self._registration)

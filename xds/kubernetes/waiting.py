@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xds.kubernetes.containers import NODE_SUFFIX
 from xds.kubernetes.registration import NAMESPACE, POD, UID
+from xds.mesh.names import CONNECT_PROXY
 from xds.sources.consul.client import Consul, ConsulError
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,6 @@ log = logging.getLogger(__name__)
 BLOCK_S = 10.0
 """Seconds that a query for the node's services blocks."""
 RETRY_S = 1.0
-SIDECAR_KIND = "connect-proxy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ async def login(consul: Consul, pod: OwnPod, method: str, account_file: Path) ->
         await asyncio.sleep(RETRY_S)
 
 
+async def logged_out(consul: Consul) -> None:
+    """Give back the token of ``consul``, which a login gave.
+
+    Raises:
+        ConsulError: Consul does not answer, or does not know the token.
+    """
+    await consul.write("/v1/acl/logout", "", post=True)
+
+
 async def registered(consul: Consul, pod: OwnPod, problem_file: Path | None) -> str:
     """Wait until the pod's sidecar is registered. Return its ID.
 
@@ -87,7 +96,7 @@ def _sidecar(data: object, pod: OwnPod) -> str:
     services = data.get("Services") if isinstance(data, dict) else None
     own = {POD: pod.name, NAMESPACE: pod.namespace, UID: pod.uid}
     for service in services or ():
-        if service.get("Kind") == SIDECAR_KIND and own.items() <= (service.get("Meta") or {}).items():
+        if service.get("Kind") == CONNECT_PROXY and own.items() <= (service.get("Meta") or {}).items():
             return str(service["ID"])
     return ""
 

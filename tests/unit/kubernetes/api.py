@@ -22,7 +22,7 @@ CONFIG = {
 
 
 KINDS = frozenset({"pods", "services", "endpointslices", "namespaces"})
-"""What is listed."""
+"""Kinds that are listed."""
 
 
 class _Events(httpx2.AsyncByteStream):

@@ -5,6 +5,7 @@ Pods are not run. A test plays the kubelet and writes their status.
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from tests.integration.helpers import free_port
 from tests.integration.kubernetes import Kubernetes, make_pod
 from tests.integration.machine import ROOT
 from xds.kubernetes import annotations as known
+from xds.lab import binaries
 from xds.lab.commands import gossamer
+from xds.lab.network import temporary_folder
 from xds.lab.processes import Process, eventually
 
 OWN, SHOP, SECRET, LEASE = "gossamer", "shop", "gossamer-webhook", "gossamer-register"
@@ -44,7 +47,7 @@ class Cluster:
         self.webhooks: list[Process] = []
         self.port = free_port()
         self._addresses = 0
-        self._folder = folder
+        self.folder = folder
         self._stack = stack
 
     async def prepare(self) -> None:
@@ -64,10 +67,10 @@ class Cluster:
         """Start ``gossamer kubernetes`` with the token of its ServiceAccount."""
         account = INJECT_ACCOUNT if arguments[0] == "inject" else REGISTER_ACCOUNT
         token = await self.kubernetes.service_account_token(account, OWN)
-        config = self._folder / f"{name}.kubeconfig"
+        config = self.folder / f"{name}.kubeconfig"
         config.write_text(yaml.safe_dump(self.kubernetes.config(token)))
         process = await Process.start(
-            name, gossamer("kubernetes", *arguments), self._folder / f"{name}.log", {"KUBECONFIG": str(config)}
+            name, gossamer("kubernetes", *arguments), self.folder / f"{name}.log", {"KUBECONFIG": str(config)}
         )
         self._stack.push_async_callback(process.stop)
         return process
@@ -110,6 +113,15 @@ class Cluster:
         with pytest.raises(ApiError) as caught:
             await self.create(pod)
         return str(caught.value)
+
+    async def start_consul(self, url: str, *arguments: str) -> Process:
+        """Start an empty Consul at ``url``, a free port of loopback."""
+        ports = ("-dns-port", "-server-port", "-serf-lan-port", "-serf-wan-port", "-grpc-port")
+        given = [f"-http-port={url.rpartition(':')[2]}", *(f"{flag}={free_port()}" for flag in ports)]
+        command = [binaries.consul(), "agent", "-dev", "-bind=127.0.0.1", *given, *arguments]
+        process = await Process.start("consul", command, self.folder / "consul.log")
+        self._stack.push_async_callback(process.stop)
+        return process
 
     # -- the kubelet's part -------------------------------------------------------------------------------------------
 
@@ -154,3 +166,15 @@ class Cluster:
     async def delete(self, name: str, namespace: str = SHOP) -> None:
         """Delete a pod."""
         await self.client.delete(Pod, name, namespace=namespace, grace_period=0)
+
+
+async def open_cluster(stack: AsyncExitStack) -> Cluster:
+    """Start an API server with what the manifests install and the webhook, until ``stack`` is closed."""
+    folder = temporary_folder()
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    kubernetes = await stack.enter_async_context(Kubernetes(folder))
+    made = Cluster(kubernetes, folder, stack)
+    stack.push_async_callback(made.client.close)
+    await made.prepare()
+    await made.start_webhook()
+    return made

@@ -6,7 +6,6 @@ There are no nodes: pods are created and stay pending. What the API server store
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,13 +28,13 @@ from tests.integration.cluster import (
     SECRET,
     SHOP,
     Cluster,
+    open_cluster,
 )
-from tests.integration.kubernetes import HELM, MISSING, Kubernetes, make_pod, program
+from tests.integration.kubernetes import HELM, MISSING, make_pod, program
 from tests.integration.machine import ROOT
 from xds.kubernetes import annotations as known
 from xds.kubernetes.certificates import BUNDLE, CERTIFICATE
 from xds.kubernetes.injection import EXPOSED_PATHS
-from xds.lab.network import temporary_folder
 from xds.lab.processes import CommandError, eventually, run_to_end
 
 pytestmark = [pytest.mark.skipif(program() is None, reason=MISSING), pytest.mark.timeout(300)]
@@ -45,14 +44,8 @@ FORBIDDEN = 403
 
 @pytest.fixture(scope="module")
 async def cluster() -> AsyncIterator[Cluster]:
-    folder = temporary_folder()
     async with AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        kubernetes = await stack.enter_async_context(Kubernetes(folder))
-        made = Cluster(kubernetes, folder, stack)
-        stack.push_async_callback(made.client.close)
-        await made.prepare()
-        await made.start_webhook()
+        made = await open_cluster(stack)
         await made.serving()
         yield made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,13 +16,11 @@ from lightkube.models.rbac_v1 import PolicyRule, RoleRef, Subject
 from lightkube.resources.core_v1 import Pod, ServiceAccount
 from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding
 
-from tests.integration.cluster import LEASE, NODE, OWN, SHOP, Cluster
+from tests.integration.cluster import LEASE, NODE, OWN, SHOP, Cluster, open_cluster
 from tests.integration.helpers import free_port
-from tests.integration.kubernetes import MISSING, Kubernetes, program
+from tests.integration.kubernetes import MISSING, program
 from xds.kubernetes.containers import PROBLEM
-from xds.lab import binaries
 from xds.lab.commands import gossamer
-from xds.lab.network import temporary_folder
 from xds.lab.processes import CommandError, Process, eventually, run_to_end
 
 pytestmark = [pytest.mark.skipif(program() is None, reason=MISSING), pytest.mark.timeout(200)]
@@ -41,10 +38,10 @@ WITHIN_S = 60.0
 class Secured:
     """A cluster and a Consul with ACLs, in which pods log in."""
 
-    def __init__(self, cluster: Cluster, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, cluster: Cluster, stack: AsyncExitStack) -> None:
         self.cluster = cluster
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.folder = folder
+        self.folder = cluster.folder
         self._stack = stack
 
     async def call(self, method: str, path: str, body: Any = None, token: str = MASTER) -> Any:
@@ -63,13 +60,7 @@ class Secured:
     async def start_consul(self) -> None:
         """Start Consul, and teach it to ask the API server about ServiceAccounts."""
         (self.folder / "acl.hcl").write_text(CONFIGURATION)
-        ports = ("-dns-port", "-server-port", "-serf-lan-port", "-serf-wan-port", "-grpc-port")
-        command = [
-            binaries.consul(), "agent", "-dev", "-bind=127.0.0.1", f"-config-file={self.folder / 'acl.hcl'}",
-            f"-http-port={self.url.rpartition(':')[2]}", *(f"{flag}={free_port()}" for flag in ports),
-        ]  # fmt: skip
-        process = await Process.start("consul", command, self.folder / "consul.log")
-        self._stack.push_async_callback(process.stop)
+        process = await self.cluster.start_consul(self.url, f"-config-file={self.folder / 'acl.hcl'}")
         client = self.cluster.client
         reviewer = [Subject(kind="ServiceAccount", name=REVIEWER, namespace=OWN)]
         await client.create(ServiceAccount(metadata=ObjectMeta(name=REVIEWER, namespace=OWN)))
@@ -130,15 +121,9 @@ class Secured:
 
 @pytest.fixture(scope="module")
 async def secured() -> AsyncIterator[Secured]:
-    folder = temporary_folder()
     async with AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        kubernetes = await stack.enter_async_context(Kubernetes(folder))
-        cluster = Cluster(kubernetes, folder, stack)
-        stack.push_async_callback(cluster.client.close)
-        await cluster.prepare()
-        await cluster.start_webhook()
-        made = Secured(cluster, folder, stack)
+        cluster = await open_cluster(stack)
+        made, folder = Secured(cluster, stack), cluster.folder
         await made.start_consul()
         (folder / "token").write_text(MASTER)
         await cluster.start(

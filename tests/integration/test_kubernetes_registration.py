@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,16 +18,14 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event, Namespace, Pod, Service
 
-from tests.integration.cluster import HOST, LEASE, NODE, OWN, SHOP, Cluster
+from tests.integration.cluster import HOST, LEASE, NODE, OWN, SHOP, Cluster, open_cluster
 from tests.integration.helpers import free_port
-from tests.integration.kubernetes import MISSING, Kubernetes, program
+from tests.integration.kubernetes import MISSING, program
 from xds.kubernetes.containers import PROBLEM
 from xds.kubernetes.reflector import Reflector
 from xds.kubernetes.registrar import Registrar
-from xds.lab import binaries
 from xds.lab.commands import gossamer
 from xds.lab.consul import version
-from xds.lab.network import temporary_folder
 from xds.lab.processes import Process, eventually
 from xds.sources.consul.client import Consul
 from xds.sources.consul.settings import ConsulSettings
@@ -40,21 +37,14 @@ WITHIN_S = 60.0
 class Registered:
     """A cluster, a Consul and two replicas that register."""
 
-    def __init__(self, cluster: Cluster, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.url = f"http://127.0.0.1:{free_port()}"
         self.replicas: dict[str, Process] = {}
-        self._folder = folder
-        self._stack = stack
 
     async def start_consul(self) -> None:
         """Start an empty Consul."""
-        port = self.url.rpartition(":")[2]
-        ports = ("-dns-port", "-server-port", "-serf-lan-port", "-serf-wan-port", "-grpc-port")
-        given = [f"{flag}={free_port()}" for flag in ports]
-        command = [binaries.consul(), "agent", "-dev", "-bind=127.0.0.1", f"-http-port={port}", *given]
-        self.consul = await Process.start("consul", command, self._folder / "consul.log")
-        self._stack.push_async_callback(self.consul.stop)
+        self.consul = await self.cluster.start_consul(self.url)
 
         async def usable() -> bool:
             self.consul.alive()
@@ -102,15 +92,9 @@ class Registered:
 
 @pytest.fixture(scope="module")
 async def registered() -> AsyncIterator[Registered]:
-    folder = temporary_folder()
     async with AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        kubernetes = await stack.enter_async_context(Kubernetes(folder))
-        cluster = Cluster(kubernetes, folder, stack)
-        stack.push_async_callback(cluster.client.close)
-        await cluster.prepare()
-        await cluster.start_webhook()
-        made = Registered(cluster, folder, stack)
+        cluster = await open_cluster(stack)
+        made = Registered(cluster)
         await made.start_consul()
         await made.start_replica("one")
         await made.start_replica("two")
